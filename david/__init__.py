@@ -1,0 +1,56 @@
+"""David: rearrange the layers of a loaded language model by reference, score the result, search for better ones.
+
+The names below load on first use, so that importing david costs nothing and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from david.corpus import Corpus
+    from david.engine import score_recipes
+    from david.errors import DavidError
+    from david.models import load_model
+    from david.recipe import Recipe
+    from david.score import Score, perplexity
+    from david.sling import David
+    from david.study import search
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Corpus",
+    "David",
+    "DavidError",
+    "Recipe",
+    "Score",
+    "load_model",
+    "perplexity",
+    "score_recipes",
+    "search",
+]
+
+_HOME = {
+    "Corpus": "corpus",
+    "David": "sling",
+    "DavidError": "errors",
+    "Recipe": "recipe",
+    "Score": "score",
+    "load_model": "models",
+    "perplexity": "score",
+    "score_recipes": "engine",
+    "search": "study",
+}
+_MODULES = {"notation", "plot", "report", "space", "table"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"david.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"david.{name}")
+    raise AttributeError(f"module 'david' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__) | _MODULES)

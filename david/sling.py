@@ -1,0 +1,170 @@
+"""Make a loaded model run a recipe by reference: in place, for the length of a `with`, or beside it."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+from david import layers
+from david.errors import RecipeError
+from david.layers import Stack
+from david.recipe import Recipe
+
+Model = TypeVar("Model", bound=nn.Module)
+AnyRecipe = Recipe | str | os.PathLike[str] | Sequence[int]
+Ratios = Sequence[tuple[float, float]]
+
+_STATE = "_david_base"  # kept on the module that holds the layers: whoever holds the model finds it, copies carry it
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What a slung model keeps of its base: the ModuleList its layers live in, and each configuration's own values."""
+
+    home: nn.ModuleList
+    values: tuple[dict[str, Any], ...]
+
+
+def sling(
+    model: Model,
+    recipe: AnyRecipe | None = None,
+    *,
+    ratio_repeat: Ratios | None = None,
+    repeat_map_raw: Sequence[int] | None = None,
+    scales: Sequence[float] | None = None,
+) -> Model:
+    """Make a model run a recipe, in place and without copying a byte of weights; returns the model.
+
+    Give one of: a recipe (a `Recipe`, the path of its JSON, or its notation such as `"0:12, 8:30"`), `ratio_repeat`
+    (see `Recipe.from_ratios`), or `repeat_map_raw` with `scales` if wanted. A map always speaks of the base's layers,
+    also when the model is slung already.
+
+    Raises `RecipeError` for a recipe that does not fit the model and `SlingError` for a model that is refused; the
+    model is then what it was before.
+
+    Example:
+        >>> David.sling(model, repeat_map_raw=[0, 1, 2, 1, 2, 3])  # doctest: +SKIP
+    """
+    stack = layers.find(model)
+    base = _base(stack)
+    wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
+    # transformers installs these on the layers of the moment: done now, the base's layers have them after a reset too.
+    maybe_install_capturing_hooks(model)
+    visits = nn.ModuleList(
+        layers.layer_view(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(wanted)
+    )
+    before = _now(stack)
+    try:
+        _put(stack, visits, [layers.mapped(values, wanted.repeat_map) for values in base.values], base)
+    except BaseException:
+        _put(stack, *before)
+        raise
+    return model
+
+
+def reset(model: Model) -> Model:
+    """Make a slung model its base again, exactly; one that is not slung is left alone. Returns the model."""
+    stack = layers.find(model)
+    base = _base(stack)
+    if base.home is not stack.layers:
+        _put(stack, base.home, base.values, None)
+    return model
+
+
+@contextmanager
+def slung(
+    model: Model,
+    recipe: AnyRecipe | None = None,
+    *,
+    ratio_repeat: Ratios | None = None,
+    repeat_map_raw: Sequence[int] | None = None,
+    scales: Sequence[float] | None = None,
+) -> Iterator[Model]:
+    """`sling` for the length of a `with`; afterwards the model is what it was on entry, whatever happened. Nests.
+
+    Example:
+        >>> with David.slung(model, recipe):  # doctest: +SKIP
+        ...     perplexity(model, corpus)
+    """
+    stack = layers.find(model)
+    before = _now(stack)
+    try:
+        yield sling(model, recipe, ratio_repeat=ratio_repeat, repeat_map_raw=repeat_map_raw, scales=scales)
+    finally:
+        _put(stack, *before)
+
+
+def view(
+    model: Model,
+    recipe: AnyRecipe | None = None,
+    *,
+    ratio_repeat: Ratios | None = None,
+    repeat_map_raw: Sequence[int] | None = None,
+    scales: Sequence[float] | None = None,
+) -> Model:
+    """A second model that runs a recipe on the same weights, the first one untouched. Arguments as for `sling`.
+
+    The view has its own module objects and its own configuration; it can be slung again and starts from the base too.
+    """
+    stack = layers.find(model)
+    base = _base(stack)
+    wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
+    maybe_install_capturing_hooks(model)
+    replace = layers.config_copies(model)
+    for config, values in zip(stack.configs, base.values, strict=True):
+        layers.set_per_layer(replace[id(config)], values)
+    replace[id(stack.layers)] = layers.module_view(base.home, replace)
+    second = layers.module_view(model, replace)
+    replace[id(stack.owner)].__dict__.pop(_STATE, None)
+    return sling(second, wanted)  # type: ignore[return-value]
+
+
+class David:
+    """The functions of this module under one name, as the seed's users import them."""
+
+    sling = staticmethod(sling)
+    reset = staticmethod(reset)
+    slung = staticmethod(slung)
+    view = staticmethod(view)
+
+
+def _base(stack: Stack) -> _Base:
+    kept: _Base | None = stack.owner.__dict__.get(_STATE)
+    return kept or _Base(stack.layers, tuple(map(layers.per_layer, stack.configs)))
+
+
+def _now(stack: Stack) -> tuple[nn.ModuleList, list[dict[str, Any]], _Base | None]:
+    return stack.layers, [layers.per_layer(config) for config in stack.configs], stack.owner.__dict__.get(_STATE)
+
+
+def _put(stack: Stack, modules: nn.ModuleList, values: Sequence[Mapping[str, Any]], base: _Base | None) -> None:
+    """Set the model's layers, per-layer configuration and memory of its base (None for the base itself)."""
+    setattr(stack.owner, stack.name, modules)
+    for config, its_values in zip(stack.configs, values, strict=True):
+        layers.set_per_layer(config, its_values)
+    stack.owner.__dict__.pop(_STATE, None)
+    if base is not None:
+        stack.owner.__dict__[_STATE] = base
+
+
+def _wanted(
+    n_layers: int,
+    recipe: AnyRecipe | None,
+    ratio_repeat: Ratios | None,
+    repeat_map_raw: Sequence[int] | None,
+    scales: Sequence[float] | None,
+) -> Recipe:
+    given = [x for x in (recipe, ratio_repeat, repeat_map_raw) if x is not None]
+    if len(given) != 1:
+        raise RecipeError(f"give exactly one of recipe, ratio_repeat and repeat_map_raw; got {len(given)}")
+    if scales is not None and repeat_map_raw is None:
+        raise RecipeError("scales go with repeat_map_raw, one for each visit; a recipe carries its own")
+    if ratio_repeat is not None:
+        return Recipe.from_ratios(n_layers, ratio_repeat)
+    wanted = Recipe.of(recipe) if recipe is not None else Recipe(repeat_map_raw, scales)  # type: ignore[arg-type]
+    wanted.check(n_layers)
+    return wanted
