@@ -6,7 +6,7 @@ This is the one place that knows models. What it does not know to be right, it r
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ KNOWN_TYPES = frozenset(
     | {"granite", "llama", "mistral", "mixtral", "olmo", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3"}
     | {"qwen3_moe", "smollm3", "stablelm", "starcoder2"}
 )
+Module = TypeVar("Module", bound=nn.Module)
 _DEPTH = "num_hidden_layers"
 
 
@@ -82,6 +83,15 @@ def find(model: nn.Module) -> Stack:
     return Stack(owner, name, tuple(configs))
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether `find` finds its layers."""
+    try:
+        find(model)
+    except SlingError:
+        return False
+    return True
+
+
 def per_layer(config: PreTrainedConfig) -> dict[str, Any]:
     """What a configuration says layer by layer: their number, and each list that has an entry for every layer.
 
@@ -103,12 +113,6 @@ def mapped(values: Mapping[str, Any], repeat_map: Sequence[int]) -> dict[str, An
     return {_DEPTH: len(repeat_map)} | lists
 
 
-def set_per_layer(config: PreTrainedConfig, values: Mapping[str, Any]) -> None:
-    """Write `per_layer` values back."""
-    for name, value in values.items():
-        setattr(config, name, value)
-
-
 def layer_view(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
     """Base layer `index` as visit `slot`: its own module objects on the base layer's very parameters and buffers."""
     view = module_view(layer, {})
@@ -124,6 +128,19 @@ def layer_view(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Modu
     return view
 
 
+def now(stack: Stack) -> tuple[nn.ModuleList, list[dict[str, Any]]]:
+    """The layers and the per-layer values of each configuration, as `put` takes them."""
+    return stack.layers, [per_layer(config) for config in stack.configs]
+
+
+def put(stack: Stack, modules: nn.ModuleList, values: Sequence[Mapping[str, Any]]) -> None:
+    """Set a model's layers, and the per-layer values that go with them."""
+    setattr(stack.owner, stack.name, modules)
+    for config, its_values in zip(stack.configs, values, strict=True):
+        for name, value in its_values.items():
+            setattr(config, name, value)
+
+
 def config_copies(model: nn.Module) -> dict[int, Any]:
     """The id of each configuration of a model → a copy of its own, as a second model needs them."""
     copies: dict[int, Any] = {}
@@ -134,7 +151,7 @@ def config_copies(model: nn.Module) -> dict[int, Any]:
     return {key: value for key, value in copies.items() if isinstance(value, PreTrainedConfig | GenerationConfig)}
 
 
-def module_view(module: nn.Module, replace: dict[int, Any]) -> nn.Module:
+def module_view(module: Module, replace: dict[int, Any]) -> Module:
     """A second module tree on the same parameters and buffers.
 
     `replace` maps the id of an object (a module, a configuration) to what stands in its place; each view made is
@@ -145,7 +162,7 @@ def module_view(module: nn.Module, replace: dict[int, Any]) -> nn.Module:
     if _is_rotary(module):
         return module
     _refuse_bound(module)
-    view: nn.Module = object.__new__(type(module))
+    view = object.__new__(type(module))
     replace[id(module)] = view
     state = dict(module.__dict__)
     for name, value in state.items():

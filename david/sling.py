@@ -26,7 +26,7 @@ class _Base:
     """What a slung model keeps of its base: the ModuleList its layers live in, and each configuration's own values."""
 
     home: nn.ModuleList
-    values: tuple[dict[str, Any], ...]
+    values: list[dict[str, Any]]
 
 
 def sling(
@@ -115,12 +115,16 @@ def view(
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
     maybe_install_capturing_hooks(model)
     replace = layers.config_copies(model)
-    for config, values in zip(stack.configs, base.values, strict=True):
-        layers.set_per_layer(replace[id(config)], values)
-    replace[id(stack.layers)] = layers.module_view(base.home, replace)
+    configs = tuple(replace[id(config)] for config in stack.configs)
+    replace[id(stack.layers)] = home = layers.module_view(base.home, replace)
     second = layers.module_view(model, replace)
-    replace[id(stack.owner)].__dict__.pop(_STATE, None)
-    return sling(second, wanted)  # type: ignore[return-value]
+    _put(Stack(replace[id(stack.owner)], stack.name, configs), home, base.values, None)
+    return sling(second, wanted)
+
+
+def base_depth(model: nn.Module) -> int:
+    """How many layers the base of a model has, slung or not."""
+    return len(_base(layers.find(model)).home)
 
 
 class David:
@@ -134,18 +138,16 @@ class David:
 
 def _base(stack: Stack) -> _Base:
     kept: _Base | None = stack.owner.__dict__.get(_STATE)
-    return kept or _Base(stack.layers, tuple(map(layers.per_layer, stack.configs)))
+    return kept or _Base(*layers.now(stack))
 
 
 def _now(stack: Stack) -> tuple[nn.ModuleList, list[dict[str, Any]], _Base | None]:
-    return stack.layers, [layers.per_layer(config) for config in stack.configs], stack.owner.__dict__.get(_STATE)
+    return *layers.now(stack), stack.owner.__dict__.get(_STATE)
 
 
 def _put(stack: Stack, modules: nn.ModuleList, values: Sequence[Mapping[str, Any]], base: _Base | None) -> None:
-    """Set the model's layers, per-layer configuration and memory of its base (None for the base itself)."""
-    setattr(stack.owner, stack.name, modules)
-    for config, its_values in zip(stack.configs, values, strict=True):
-        layers.set_per_layer(config, its_values)
+    """Set the layers, their configuration, and the memory of the base (None where these are the base's own)."""
+    layers.put(stack, modules, values)
     stack.owner.__dict__.pop(_STATE, None)
     if base is not None:
         stack.owner.__dict__[_STATE] = base

