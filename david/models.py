@@ -96,7 +96,7 @@ def fingerprint(model: PreTrainedModel) -> str:
             digest.update(f"{name} {tuple(weight.shape)}\n".encode())
             if weight.device.type == "meta" or weight.numel() == 0:
                 continue
-            at = torch.linspace(0, weight.numel() - 1, _SAMPLES, device=weight.device).long()
+            at = torch.arange(_SAMPLES, device=weight.device) * (weight.numel() - 1) // (_SAMPLES - 1)
             values = weight.detach().flatten()[at].to("cpu", torch.bfloat16)
             digest.update(values.view(torch.int16).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
