@@ -1,0 +1,34 @@
+"""What several tests need: the demo model, loaded once, and tiny random models."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on the Hub
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def demo() -> tuple[Any, Any]:
+    """The demo model and its tokenizer. Shared by the session: a test that slings it must reset it."""
+    from david.models import load_model
+
+    return load_model("demo", device="cpu")
+
+
+@pytest.fixture
+def tiny() -> Any:
+    """A random Llama of 6 layers and 32 dimensions whose layers matter, in eval mode."""
+    from tests.tiny import tiny_model
+
+    return tiny_model("llama")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
