@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """Windows of tokens that are scored one by one.
 
@@ -50,7 +50,7 @@ class Corpus:
     sha256: str
     bos: bool
     first: int = 0
-    path: str | None = field(default=None, repr=False)
+    path: str | None = None
 
     @classmethod
     def load(
@@ -117,6 +117,10 @@ class Corpus:
 
     def __len__(self) -> int:
         return self.windows.shape[0]
+
+    def __repr__(self) -> str:
+        where = self.source if self.slice is None else f"{self.source} {self.slice}"
+        return f"Corpus({where}: windows {self.span[0]}–{self.span[1] - 1} of {self.window} tokens)"
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.windows)

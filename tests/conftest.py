@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on the Hub
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +28,5 @@ def tiny() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers() -> Iterator[None]:
+def _same_random_numbers() -> None:
     torch.manual_seed(0)
-    yield
