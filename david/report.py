@@ -1,0 +1,157 @@
+"""What a study leaves behind: tables, plots, and the best recipe as a file."""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from david import plot, table
+from david.errors import SearchError
+from david.recipe import Base, Convention, Data, Measurement, Origin, Recipe, Versions
+from david.verdict import BETTER
+
+
+def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
+    """Write a study's tables (`trials.csv`, `leaderboard.csv`), plots and best recipe (`best.json`) into a folder.
+
+    The plots are `path.png`, `blocks.png` (where single blocks were scored), `history.png` and `depth.png`. Each file
+    is written beside and then renamed. Returns the files. Raises `SearchError` where the folder cannot be written.
+    """
+    ready_folder(folder)
+    target = Path(folder)
+    trials, board, grid = table.trials(study), table.leaderboard(study, top), table.blocks(study)
+    files: dict[str, Callable[[Path], None]] = {
+        "trials.csv": lambda path: trials.to_csv(path, index=False),
+        "leaderboard.csv": lambda path: board.to_csv(path, index=False),
+    }
+    best = best_recipe(study, top=top)
+    if best is not None:
+        files["best.json"] = best.save
+    if not board.empty:
+        files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board), ax), (8, 4.5))
+        files["history.png"] = _drawing(lambda ax: plot.history(trials, ax), (8, 4.5))
+        files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax), (8, 4.5))
+    if not grid.empty:
+        files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
+    written = []
+    for name, put in files.items():
+        beside = target / f".{os.getpid()}.{name}"
+        try:
+            put(beside)
+            written.append(beside.replace(target / name))
+        except OSError as error:
+            raise SearchError(f"cannot write {target / name}: {error.strerror or error}") from None
+    return written
+
+
+def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:
+    """The first of the leaderboard that is not the base, with its scores and origin; None where there is none."""
+    found = table.finalists(study, top)
+    base = table.base_trial(study)
+    if not found or base is None:
+        return None
+    best = found[0]
+    about = table.about(study)
+    recipe = Recipe.parse(best.user_attrs["recipe"])
+    return Recipe(
+        recipe.repeat_map,
+        recipe.scales,
+        base=Base(**about["base"]),
+        scores=tuple(_measurements(study, best, base)),
+        search=Origin(
+            study=study.study_name,
+            trial=best.number,
+            space=about["space"],
+            sampler=about["sampler"],
+            trials=len(table.complete(study)),
+            seed=about["seed"],
+        ),
+        made_with=Versions(**about["made_with"], created=datetime.now(UTC).isoformat(timespec="seconds")),
+    )
+
+
+def verdict(board: pd.DataFrame) -> str:
+    """The leaderboard in a sentence."""
+    recipes = board[board["recipe"] != table.BASE] if not board.empty else board
+    if recipes.empty:
+        return "nothing but the base is scored yet"
+    if (recipes["verdict"] == "not judged").all():
+        return "not judged yet: no recipe is measured on held-out windows"
+    better = recipes[recipes["verdict"] == BETTER]
+    if better.empty:
+        apart = (recipes["verdict"] == "not told apart").sum()
+        told = f"; {apart} of {len(recipes)} cannot be told apart from it" if apart else ""
+        return f"the base wins: no recipe is better on held-out windows{told}"
+    first = better.iloc[0]
+    return (
+        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a token "
+        f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, corrected for {len(recipes)} finalists)"
+    )
+
+
+def ready_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder where there is none, and make sure that files can be written there; `SearchError` if not."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SearchError(f"the output folder {os.fspath(folder)} cannot be written: {error.strerror}") from None
+
+
+def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[Measurement]:
+    about = table.about(study)
+    convention = Convention(name=trial.user_attrs["convention"], window=about["window"], bos=about["bos"])
+    mine, its = table.value_of(trial), table.value_of(base)
+    measured = [
+        Measurement(
+            metric="perplexity",
+            value=math.exp(mine),
+            base=math.exp(its),
+            nll_difference=mine - its,
+            tokens=sum(trial.user_attrs["window_tokens"]),
+            held_out=False,
+            convention=convention,
+            data=_data(about["search_data"]),
+        )
+    ]
+    ours, theirs = table.held_out(study, trial), table.held_out(study, base)
+    difference = table.difference_to_base(study, trial)
+    if ours is not None and theirs is not None and difference is not None and math.isfinite(ours.nll):
+        bounded = math.isfinite(difference.low) and math.isfinite(difference.high)
+        measured.append(
+            Measurement(
+                metric="perplexity",
+                value=math.exp(ours.nll),
+                base=math.exp(theirs.nll),
+                nll_difference=difference.mean,
+                interval95=(difference.low, difference.high) if bounded else None,
+                tokens=sum(ours.window_tokens),
+                held_out=True,
+                convention=convention,
+                data=_data(about["held_out_data"]),
+            )
+        )
+    return measured
+
+
+def _data(kept: dict[str, Any]) -> Data:
+    return Data(**(kept | {"windows": tuple(kept["windows"])}))
+
+
+def _drawing(draw: Callable[[Axes], Axes], size: tuple[float, float]) -> Callable[[Path], None]:
+    def put(path: Path) -> None:
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        figure.savefig(path, dpi=120, format="png")
+
+    return put

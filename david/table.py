@@ -1,0 +1,213 @@
+"""A study as pandas tables.
+
+What a search writes, and these tables read, besides Optuna's own: on the study, `david` (see `study.search`); on a
+trial, `recipe` (its notation), `window_nll`, `window_tokens` and `convention` of its score on the search windows, and
+`duplicate_of` where another trial had the recipe before. A finalist's score on the held-out windows is kept on the
+study (Optuna closes a finished trial), as `held_out:<trial>`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from david.errors import SearchError
+from david.recipe import Recipe
+from david.space import blocks_of
+from david.verdict import Difference, paired_difference
+
+BASE = "base"
+
+
+def trials(study: Study) -> pd.DataFrame:
+    """A row for each trial, in order: recipe, depth, NLL (nats a token), perplexity and the difference to the base."""
+    n_layers = depth_of(study)
+    base = base_trial(study)
+    base_nll = math.nan if base is None else value_of(base)
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        notation = trial.user_attrs.get("recipe")
+        recipe = None if notation is None else Recipe.parse(notation)
+        nll = value_of(trial)
+        rows.append(
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                "recipe": notation,
+                "visits": None if recipe is None else len(recipe),
+                "extra_depth": None if recipe is None else len(recipe) / n_layers - 1,
+                "nll": nll,
+                "perplexity": _exp(nll),
+                "nll_difference": nll - base_nll,
+                "duplicate_of": trial.user_attrs.get("duplicate_of"),
+                "seconds": trial.duration.total_seconds() if trial.duration is not None else math.nan,
+                **{f"param_{name}": value for name, value in trial.params.items()},
+            }
+        )
+    columns = ["trial", "state", "recipe", "visits", "extra_depth", "nll", "perplexity", "nll_difference"]
+    table = pd.DataFrame(rows, columns=None if rows else [*columns, "duplicate_of", "seconds"])
+    return table.astype({"visits": "Int64", "duplicate_of": "Int64", "extra_depth": "float64"})
+
+
+def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
+    """The base and the best recipes, best first, as judged on held-out windows where they have been.
+
+    Differences are recipe minus base in nats a token; the interval is the paired 95% one on held-out windows,
+    corrected for the number of finalists; `verdict` is better, worse, not told apart, or not judged.
+    """
+    base = base_trial(study)
+    ranked = finalists(study, top)
+    n_layers = depth_of(study)
+    rows: list[dict[str, Any]] = []
+    for trial in [*([base] if base is not None else []), *ranked]:
+        recipe = Recipe.parse(trial.user_attrs["recipe"])
+        judged = held_out(study, trial)
+        difference = difference_to_base(study, trial)
+        rows.append(
+            {
+                "rank": 0,
+                "trial": trial.number,
+                "recipe": BASE if trial is base else str(recipe),
+                "visits": len(recipe),
+                "extra_depth": len(recipe) / n_layers - 1,
+                "search_nll": value_of(trial),
+                "search_perplexity": _exp(value_of(trial)),
+                "held_out_nll": math.nan if judged is None else judged.nll,
+                "held_out_perplexity": math.nan if judged is None else _exp(judged.nll),
+                "nll_difference": math.nan if difference is None else difference.mean,
+                "low95": math.nan if difference is None else difference.low,
+                "high95": math.nan if difference is None else difference.high,
+                "verdict": "" if trial is base else "not judged" if difference is None else difference.word,
+            }
+        )
+    rows.sort(key=lambda row: (math.isnan(row["held_out_nll"]), row["held_out_nll"], row["search_nll"]))
+    for rank, row in enumerate(rows, start=1):
+        row["rank"] = rank
+    return pd.DataFrame(rows)
+
+
+def blocks(study: Study) -> pd.DataFrame:
+    """NLL minus the base's (nats a token) of every single block (i, j) run twice: rows i, columns j, NaN where unknown.
+
+    Empty where the study has no such trial.
+    """
+    base = base_trial(study)
+    n_layers = depth_of(study)
+    cells: dict[tuple[int, int], float] = {}
+    for trial in complete(study):
+        parts = blocks_of(Recipe.parse(trial.user_attrs["recipe"]), n_layers)
+        if base is not None and parts and len(parts) == 1 and parts[0][2:] == (2, 1.0):
+            cells[parts[0][:2]] = value_of(trial) - value_of(base)
+    if not cells:
+        return pd.DataFrame()
+    table = pd.Series(cells).unstack()  # noqa: PD010  # one value a cell: nothing to aggregate
+    table.index.name, table.columns.name = "i", "j"
+    return table.reindex(index=range(n_layers), columns=range(1, n_layers + 1)).astype("float64")
+
+
+def paths(board: pd.DataFrame) -> pd.DataFrame:
+    """A row for each visit of each recipe of a leaderboard: its recipe, the number of the visit, layer and scale."""
+    n_layers = round(board["visits"].iloc[0] / (1 + board["extra_depth"].iloc[0]))
+    rows = []
+    for name in board["recipe"]:
+        recipe = Recipe.identity(n_layers) if name == BASE else Recipe.parse(name)
+        rows += [{"recipe": name, "visit": i, "layer": layer, "scale": s} for i, (layer, s) in enumerate(recipe)]
+    return pd.DataFrame(rows)
+
+
+def finalists(study: Study, top: int = 5) -> list[FrozenTrial]:
+    """The recipes judged on held-out windows, best there first; where none are yet, the `top` best of the search.
+
+    Never the base.
+    """
+    base = str(Recipe.identity(depth_of(study)))
+    judged = [
+        (kept.nll, trial.number, trial)
+        for trial in complete(study)
+        if trial.user_attrs["recipe"] != base and (kept := held_out(study, trial)) is not None
+    ]
+    return [trial for _, _, trial in sorted(judged)] or best_of_search(study, top)
+
+
+def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
+    """The `top` recipes with the lowest NLL on the search windows, the base left out, lowest first."""
+    base = str(Recipe.identity(depth_of(study)))
+    others = [
+        trial for trial in complete(study) if trial.user_attrs["recipe"] != base and math.isfinite(value_of(trial))
+    ]
+    return sorted(others, key=lambda trial: (value_of(trial), trial.number))[:top]
+
+
+def complete(study: Study) -> list[FrozenTrial]:
+    """The finished trials that have a recipe of their own: no duplicates."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if "recipe" in trial.user_attrs and "duplicate_of" not in trial.user_attrs
+    ]
+
+
+def base_trial(study: Study) -> FrozenTrial | None:
+    """The finished trial of the base itself."""
+    base = str(Recipe.identity(depth_of(study)))
+    return next((trial for trial in complete(study) if trial.user_attrs["recipe"] == base), None)
+
+
+def depth_of(study: Study) -> int:
+    """Layers of the base that a study was made on."""
+    return int(about(study)["base"]["num_layers"])
+
+
+def about(study: Study) -> Mapping[str, Any]:
+    """What a search wrote of itself into the study: base, space, data, versions."""
+    found: Mapping[str, Any] | None = study.user_attrs.get("david")
+    if found is None:
+        raise SearchError(f"the study {study.study_name!r} is not one of David's: no search has run on it")
+    return found
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A finalist's score on the held-out windows: sums of NLL in nats, and scored tokens, of each."""
+
+    window_nll: tuple[float, ...]
+    window_tokens: tuple[int, ...]
+
+    @property
+    def nll(self) -> float:
+        """Mean NLL in nats a token."""
+        return sum(self.window_nll) / sum(self.window_tokens)
+
+
+def held_out(study: Study, trial: FrozenTrial) -> HeldOut | None:
+    """The held-out score of a trial, where it has one."""
+    kept = study.user_attrs.get(f"held_out:{trial.number}")
+    return None if kept is None else HeldOut(tuple(kept["window_nll"]), tuple(kept["window_tokens"]))
+
+
+def keep_held_out(study: Study, trial: FrozenTrial, window_nll: Sequence[float], window_tokens: Sequence[int]) -> None:
+    """Keep a trial's held-out score in the study."""
+    kept = {"window_nll": list(window_nll), "window_tokens": list(window_tokens)}
+    study.set_user_attr(f"held_out:{trial.number}", kept)
+
+
+def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
+    """A finalist minus the base on the held-out windows, corrected for the number of finalists."""
+    base = base_trial(study)
+    mine, its = held_out(study, trial), None if base is None else held_out(study, base)
+    if mine is None or its is None or base is None or trial.number == base.number:
+        return None
+    return paired_difference(mine.window_nll, its.window_nll, its.window_tokens, finalists=len(finalists(study)))
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """The mean NLL of a trial on the search windows, nats a token; NaN where it has none."""
+    return trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan
+
+
+def _exp(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else nll
