@@ -46,13 +46,13 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         aspect="auto",
         interpolation="nearest",
     )
-    bar = ax.figure.colorbar(image, ax=ax, extend="max" if known.max() > high else "neither")
+    bar = ax.figure.colorbar(image, ax=ax, extend="max" if known.max() > high else "neither", spacing="proportional")
     bar.set_label("NLL minus the base's (nats a token; blue is better)")
-    row, column = np.unravel_index(np.nanargmin(values), values.shape)
-    ax.plot(columns[column], table.index[row], marker="s", ms=9, mfc="none", mec="black", ls="none")
+    best = divmod(int(np.nanargmin(values)), values.shape[1])
+    i, j = int(table.index[best[0]]), int(columns[best[1]])
+    ax.plot(j, i, marker="s", ms=9, mfc="none", mec="black", ls="none")
     ax.set(
-        title=f"Repeating one block (i, j) once, best marked: ({table.index[row]}, {columns[column]}) "
-        f"{values[row, column]:+.4f}",
+        title=f"Repeating one block (i, j) once; best marked: ({i}, {j}), {values[best]:+.4f}",
         xlabel="block end j (the layer after its last)",
         ylabel="block start i (its first layer)",
     )
@@ -88,7 +88,8 @@ def depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 def _scored(table: pd.DataFrame) -> pd.DataFrame:
     finite = np.isfinite(table["nll"].to_numpy(dtype=float))
-    return table[finite & table["duplicate_of"].isna().to_numpy()]
+    scored: pd.DataFrame = table.loc[finite & table["duplicate_of"].isna().to_numpy()]
+    return scored
 
 
 def _scatter(ax: Axes, x: "pd.Series[Any]", nll: "pd.Series[float]") -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -98,6 +99,51 @@ def verdict(board: pd.DataFrame) -> str:
     )
 
 
+def board_text(board: pd.DataFrame) -> str:
+    """The leaderboard for a terminal."""
+    if board.empty:
+        return "(nothing is scored yet)"
+    shown = pd.DataFrame(
+        {
+            "rank": board["rank"],
+            "trial": board["trial"],
+            "visits": board["visits"],
+            "depth": board["extra_depth"].map("{:+.0%}".format),
+            "search ppl": board["search_perplexity"].map(_figure),
+            "held-out ppl": board["held_out_perplexity"].map(_figure),
+            "Δ nats": board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
+            "95% interval": [
+                "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
+                for low, high in zip(board["low95"], board["high95"], strict=True)
+            ],
+            "verdict": board["verdict"],
+            "recipe": board["recipe"],
+        }
+    )
+    return str(shown.to_string(index=False, justify="left"))
+
+
+def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, name: str | None = None) -> Study:
+    """The study of a run's folder, or of a storage URL; `SearchError` where there is none, or several and no name."""
+    if (folder is None) == (storage is None):
+        raise SearchError("give a run's folder or a storage URL, one of the two")
+    if folder is not None:
+        file = Path(folder) / "study.db"
+        if not file.is_file():
+            raise SearchError(f"{os.fspath(folder)} holds no run: expected a study.db in it")
+        storage = f"sqlite:///{file}"
+    assert storage is not None
+    try:
+        names = optuna.get_all_study_names(storage)
+    except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SearchError(f"the storage {folder or storage} cannot be read: {lines[0]}") from error
+    wanted = name or (names[0] if len(names) == 1 else None)
+    if wanted is None or wanted not in names:
+        raise SearchError(f"name one of the studies in {folder or storage}: {', '.join(names) or 'it has none'}")
+    return optuna.load_study(study_name=wanted, storage=storage)
+
+
 def ready_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder where there is none, and make sure that files can be written there; `SearchError` if not."""
     try:
@@ -142,6 +188,10 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
             )
         )
     return measured
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}" if value < 1e5 else f"{value:.2e}"
 
 
 def _data(kept: dict[str, Any]) -> Data:

@@ -23,7 +23,9 @@ _SCALE_STEP = 0.05
 
 @dataclass(frozen=True)
 class Block:
-    """One block of up to `max_length` layers (left out, any) that runs 2 … `max_times` times; length 0 is the base.
+    """One block of up to `max_length` layers that runs 2 … `max_times` times; length 0 is the base.
+
+    `max_length` left out is a quarter of the base's layers: longer repeats of a trained model only ruin it.
 
     `scales` is the range (low, high) of the strength of the repeats, in steps of 0.05; left out, they are plain.
     """
@@ -59,6 +61,8 @@ class Block:
 @dataclass(frozen=True)
 class Blocks:
     """`count` blocks of up to `max_length` layers that run 1 … `max_times` times each; 1 is off. They may overlap.
+
+    `max_length` left out is a quarter of the base's layers.
 
     `scales` is the range (low, high) of the strength of a block's repeats, in steps of 0.05; left out, they are plain.
     """
@@ -129,7 +133,7 @@ def all_blocks(n_layers: int, max_length: int | None = None) -> list[Recipe]:
         >>> [str(recipe) for recipe in all_blocks(3, max_length=1)]
         ['0, 0:3', '0:2, 1:3', '0:3, 2']
     """
-    longest = _longest(max_length, n_layers)
+    longest = max_length or n_layers
     return [
         Recipe.from_blocks(n_layers, [(start, stop, 2)])
         for start in range(n_layers)
@@ -174,7 +178,7 @@ class _Lowest:
 
 
 def _longest(max_length: int | None, n_layers: int) -> int:
-    return min(max_length or n_layers, n_layers)
+    return min(max_length or max(1, n_layers // 4), n_layers)
 
 
 def _suggest_scale(trial: BaseTrial, name: str, scales: tuple[float, float] | None) -> float:

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from david.score import Objective, Score, perplexity
 from david.sling import base_depth
 from david.space import Space, named, params_of
 
-_SAMPLERS = {
+_SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
@@ -254,7 +254,7 @@ def _sign(
 ) -> None:
     """Write into the study what it is made on; `SearchError` where it was made on something else."""
     about: dict[str, Any] = {
-        "base": describe(model).model_dump(),  # type: ignore[arg-type]
+        "base": describe(model).model_dump(),
         "space": _name(space),
         "objective": _name(objective),
         "window": corpus.window,

@@ -1,0 +1,389 @@
+"""The command `david`: parses, calls, prints; no logic of its own.
+
+Heavy modules are imported in the commands that need them, so that help and results open in a blink.
+"""
+
+import json
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from david.errors import DavidError, RecipeError, SearchError
+
+if TYPE_CHECKING:
+    from david.corpus import Corpus
+    from david.recipe import Recipe
+
+
+class Convention(StrEnum):
+    """The conventions of `score.perplexity`."""
+
+    window = "window"
+    llamacpp = "llamacpp"
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Rearrange the layers of a language model by reference, score it, search for better ones.",
+)
+
+Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or demo.")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="A recipe JSON, or its notation: '0:12, 8:30', '0:12, 8:12*0.5, 12:30'.")
+]
+Ratios = Annotated[str | None, typer.Option(help="Slices of the depth instead of a recipe: '0:0.3, 0.2:1'.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="A text, JSON lines, parquet or CSV file, a Hub dataset, or python-topics.")
+]
+Slice = Annotated[str | None, typer.Option(help="Rows of the data: 'test[:200]', '[10%:20%]'.")]
+Column = Annotated[str, typer.Option(help="The data's column that holds the text.")]
+Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
+Windows = Annotated[int, typer.Option(min=1, help="How many windows to score.")]
+HeldOut = Annotated[int, typer.Option(min=2, help="How many further windows judge the best recipes, once.")]
+ConventionOption = Annotated[Convention, typer.Option(help="Which tokens are scored.")]
+Bos = Annotated[bool | None, typer.Option(help="BOS as each window's first token; left out, the tokenizer's habit.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; left out, as stored.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; left out, the accelerator if there is one.")]
+Out = Annotated[Path, typer.Option(help="The run's folder: study, tables, plots, best.json.")]
+Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the folder's study.db.")]
+StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
+Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
+Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+DEFAULT_DATA = "python-topics"
+
+
+@app.command()
+def search(
+    model: Model = "demo",
+    data: DataOption = DEFAULT_DATA,
+    slice: Slice = None,  # noqa: A002  # the option's name
+    column: Column = "text",
+    window: Window = 128,
+    windows: Windows = 16,
+    held_out: HeldOut = 32,
+    convention: ConventionOption = Convention.window,
+    bos: Bos = None,
+    space: Annotated[str, typer.Option(help="block or blocks.")] = "blocks",
+    scales: Annotated[
+        str | None, typer.Option(help="Range of the repeats' strength: '0.1:1'; left out, plain.")
+    ] = None,
+    max_length: MaxLength = None,
+    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or qmc.")] = "tpe",
+    trials: Annotated[int, typer.Option(min=1, help="Distinct recipes to score in all, the base included.")] = 40,
+    seed: Seed = 0,
+    top: Top = 5,
+    storage: Storage = None,
+    study: StudyName = "david",
+    out: Out = Path("run"),
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Search for a better arrangement of a model's layers; the same command again goes on where it stopped.
+
+    Example: david search demo --trials 40 --scales 0.1:1 --out run
+    """
+    from david import report
+    from david.space import named
+
+    report.ready_folder(out)
+    wanted = named(space, scales=_range(scales), max_length=max_length)
+
+    from david.study import open_study
+    from david.study import search as run_search
+
+    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler=sampler, seed=seed)
+    loaded, tokenizer = _load(model, dtype, device)
+    seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    run_search(
+        loaded,
+        seen,
+        space=wanted,
+        held_out=unseen,
+        objective=_objective(convention),
+        study=opened,
+        n_trials=trials,
+        out=out,
+        seed=seed,
+        top=top,
+    )
+    _print_run(opened, out, top)
+
+
+@app.command()
+def scan(
+    model: Model = "demo",
+    data: DataOption = DEFAULT_DATA,
+    slice: Slice = None,  # noqa: A002
+    column: Column = "text",
+    window: Window = 128,
+    windows: Windows = 8,
+    held_out: HeldOut = 32,
+    convention: ConventionOption = Convention.window,
+    bos: Bos = None,
+    max_length: MaxLength = None,
+    top: Top = 5,
+    storage: Storage = None,
+    study: StudyName = "scan",
+    out: Out = Path("scan"),
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Score every block of layers up to a length, each repeated once, as a heatmap.
+
+    Example: david scan demo --max-length 2 --windows 4 --out scan
+    """
+    from david import report
+    from david.space import Block, all_blocks
+
+    report.ready_folder(out)
+
+    from david.sling import base_depth
+    from david.study import open_study
+    from david.study import search as run_search
+
+    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler="random")
+    loaded, tokenizer = _load(model, dtype, device)
+    seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    n_layers = base_depth(loaded)
+    longest = max_length or max(1, n_layers // 4)
+    every = all_blocks(n_layers, longest)
+    run_search(
+        loaded,
+        seen,
+        space=Block(max_length=longest),
+        held_out=unseen,
+        objective=_objective(convention),
+        study=opened,
+        n_trials=1 + len(every),
+        out=out,
+        queue=every,
+        top=top,
+    )
+    _print_run(opened, out, top)
+
+
+@app.command()
+def score(
+    model: Model = "demo",
+    recipe: RecipeOption = None,
+    ratios: Ratios = None,
+    data: DataOption = DEFAULT_DATA,
+    slice: Slice = None,  # noqa: A002
+    column: Column = "text",
+    window: Window = 512,
+    windows: Windows = 8,
+    convention: ConventionOption = Convention.window,
+    bos: Bos = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Perplexity of a model, and of a recipe on it beside its base.
+
+    Example: david score demo --recipe "0:12, 8:30" --windows 4
+    """
+    loaded, tokenizer = _load(model, dtype, device)
+    corpus = _corpus(tokenizer, data, slice, column, window, bos).take(windows)
+    from david.engine import score_recipes
+    from david.recipe import Recipe
+    from david.sling import base_depth
+    from david.verdict import paired_difference
+
+    n_layers = base_depth(loaded)
+    wanted = [] if recipe is None and ratios is None else [_recipe(recipe, ratios, n_layers)]
+    base, *others = score_recipes(
+        loaded, [Recipe.identity(n_layers), *wanted], corpus, objective=_objective(convention)
+    )
+    found: dict[str, Any] = {
+        "model": model,
+        "data": {"source": corpus.source, "slice": corpus.slice, "sha256": corpus.sha256, "windows": corpus.span},
+        "convention": {"name": base.convention, "window": corpus.window, "bos": corpus.bos},
+        "tokens": base.tokens,
+        "base": {"nll": base.nll, "perplexity": base.perplexity},
+    }
+    lines = [f"{corpus}, {base.tokens} tokens scored by convention {base.convention}"]
+    lines.append(f"base    perplexity {base.perplexity:.4f}  NLL {base.nll:.6f} nats a token")
+    for given, its in zip(wanted, others, strict=True):
+        difference = paired_difference(its.window_nll, base.window_nll, base.window_tokens)
+        interval = [difference.low, difference.high]
+        found["recipe"] = {"map": str(given), "nll": its.nll, "perplexity": its.perplexity}
+        found["recipe"] |= {"nll_difference": difference.mean, "interval95": interval, "verdict": difference.word}
+        lines.append(f"recipe  perplexity {its.perplexity:.4f}  NLL {its.nll:.6f} nats a token  {given}")
+        lines.append(
+            f"        {difference.mean:+.6f} nats a token, paired 95% interval "
+            f"{difference.low:+.6f} to {difference.high:+.6f}: {difference.word}"
+        )
+    _print(found, "\n".join(lines), as_json)
+
+
+@app.command()
+def explain(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe JSON, or its notation: '0:12, 8:30'.")] = None,
+    ratios: Ratios = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base, for costs in bytes and weights; none are loaded.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a recipe does and what it costs, without loading weights.
+
+    Example: david explain "0:12, 8:30" --model demo
+    """
+    from david.explain import explain as tell
+
+    costs = None
+    if model is not None or ratios is not None:
+        from david.models import read_costs
+
+        costs = read_costs(model or "demo")
+    n_layers = None if costs is None else len(costs.layer_parameters)
+    explanation = tell(_recipe(recipe, ratios, n_layers), costs)
+    _print(explanation.to_dict(), str(explanation), as_json)
+
+
+@app.command()
+def generate(
+    model: Model = "demo",
+    prompt: Annotated[str, typer.Option(help="What the model is to go on from.")] = "The capital of France is",
+    recipe: RecipeOption = None,
+    ratios: Ratios = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Let a model write on from a prompt, as its base or slung to a recipe.
+
+    Example: david generate demo --recipe "0:12, 8:30" --prompt "Once upon a time"
+    """
+    loaded, tokenizer = _load(model, dtype, device)
+    import torch
+    from transformers import TextStreamer
+
+    from david.sling import base_depth, sling
+
+    if recipe is not None or ratios is not None:
+        sling(loaded, _recipe(recipe, ratios, base_depth(loaded)))
+    if chat:
+        if not tokenizer.chat_template:
+            raise DavidError(f"{model} has no chat template: leave --chat out")
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).to(loaded.device)
+    if inputs["input_ids"].shape[1] == 0:
+        raise DavidError("the prompt is empty: give --prompt some text")
+    torch.manual_seed(seed)
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
+    loaded.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path | None, typer.Argument(help="A run's folder.")] = None,
+    storage: Storage = None,
+    study: Annotated[str | None, typer.Option("--study", help="The study's name, where there are several.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; left out, the run's folder.")] = None,
+    top: Top = 5,
+    as_json: Json = False,
+) -> None:
+    """Write a study's tables and plots again, and print its leaderboard.
+
+    Example: david report run
+    """
+    from david import report as reports
+
+    opened = reports.open_existing(folder, storage, study)
+    target = out or folder
+    if target is None:
+        raise SearchError("say where to write: --out FOLDER")
+    reports.write(opened, target, top=top)
+    _print_run(opened, target, top, as_json)
+
+
+def main() -> None:
+    """Run the command; what David raises on purpose is one line and exit code 1."""
+    try:
+        app()
+    except DavidError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+
+
+def _load(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
+    import optuna
+    import transformers
+
+    from david.models import load_model
+
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return load_model(model, dtype=dtype, device=device)
+
+
+def _corpus(tokenizer: Any, data: str, rows: str | None, column: str, window: int, bos: bool | None) -> "Corpus":
+    from david.corpus import Corpus
+
+    return Corpus.load(data, tokenizer, slice=rows, window=window, column=column, bos=bos)
+
+
+def _objective(convention: Convention) -> Any:
+    from functools import partial
+
+    from david.score import perplexity
+
+    return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)
+
+
+def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None) -> "Recipe":
+    from david.recipe import Recipe
+
+    if (recipe is None) == (ratios is None):
+        raise RecipeError("give a recipe or --ratios, one of the two")
+    if ratios is not None:
+        slices = [tuple(part.split(":")) for part in ratios.split(",")]
+        return Recipe.from_ratios(n_layers or 0, slices)  # type: ignore[arg-type]
+    wanted = Recipe.of(recipe or "")
+    if n_layers is not None:
+        wanted.check(n_layers)
+    return wanted
+
+
+def _range(scales: str | None) -> tuple[float, float] | None:
+    if scales is None:
+        return None
+    try:
+        low, high = map(float, scales.split(":"))
+    except ValueError:
+        raise SearchError(f"cannot read --scales {scales!r}: expected low:high, such as 0.1:1") from None
+    return low, high
+
+
+def _print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
+    from david import report as reports
+    from david import table
+
+    board = table.leaderboard(study, top)
+    sentence = reports.verdict(board)
+    found = {"folder": str(out), "verdict": sentence, "leaderboard": json.loads(board.to_json(orient="records"))}
+    text = f"{reports.board_text(board)}\n\n{sentence}\n\n{out}: " + ", ".join(
+        sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    )
+    _print(found, text, as_json)
+
+
+def _print(found: Any, text: str, as_json: bool) -> None:
+    sys.stdout.write((json.dumps(found, indent=2) if as_json else text) + "\n")
