@@ -1,0 +1,424 @@
+"""A corpus is exactly the text it was made from, cut in rows; what cannot be read is told in a line."""
+
+import csv
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from david.corpus import BUILT_IN, Corpus
+from david.errors import CorpusError
+
+BOS = 0
+ROWS = ['one, "two"', "three\nfour  ", "späte Äpfel", "{five}"]
+
+
+@pytest.fixture(autouse=True)
+def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+
+
+def byte_tokenizer(*, leads_with_bos: bool = False, has_bos: bool = True) -> PreTrainedTokenizerFast:
+    """A token for each byte, so that a position in the tokens is a position in an ASCII text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={"<s>": BOS} | {c: i + 1 for i, c in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    if leads_with_bos:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>" if has_bos else None)
+
+
+class SlowTokenizer:
+    """The same tokens from a tokenizer that has no offsets, as the slow ones of transformers."""
+
+    is_fast = False
+    bos_token_id = BOS
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        if options.get("return_offsets_mapping"):
+            raise NotImplementedError("slow tokenizers have no offsets")
+        return byte_tokenizer()(text, **options)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
+
+
+def sha256(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def write_rows(path: Path, rows: list[Any], column: str = "text") -> Path:
+    match path.suffix:
+        case ".jsonl":
+            write(path, "".join(json.dumps({column: row}) + "\n" for row in rows))
+        case ".json":
+            write(path, json.dumps([{column: row} for row in rows]))
+        case ".csv":
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([[column], *([row] for row in rows)])
+        case ".parquet":
+            datasets.Dataset.from_dict({column: rows}).to_parquet(path)
+    return path
+
+
+def whole(source: Any, tokenizer: Any, text: str, **options: Any) -> Corpus:
+    """The corpus of a source that should hold this text, as one window."""
+    return Corpus.load(source, tokenizer, window=len(text.encode()), **options)
+
+
+def refusal(*args: Any, **options: Any) -> str:
+    """The one line that `Corpus.load` refuses with."""
+    with pytest.raises(CorpusError) as caught:
+        Corpus.load(*args, **options)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def test_windows_are_the_tokenised_text_cut_in_rows(demo: Any, tmp_path: Path) -> None:
+    text = "".join(f"Line {i} of a small text,\tindented  \n\n" for i in range(40))
+    path = write(tmp_path / "text.txt", text)
+    corpus = Corpus.load(path, demo[1], window=16)
+    expected = demo[1](path.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+    assert len(expected) % 16 != 0  # so that something is left out at the end
+    assert corpus.windows.tolist() == [expected[i : i + 16] for i in range(0, len(expected) - 15, 16)]
+    assert corpus.windows.dtype == torch.int64
+    assert (corpus.window, len(corpus), corpus.span) == (16, len(expected) // 16, (0, len(expected) // 16))
+    assert [row.tolist() for row in corpus] == corpus.windows.tolist()
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", " lead and trail \n\n\n", "\n\n\n", "tab\tform\fline\u2028end\u0085", "ünï\ncödé\n", "\ufeffmark"]
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "A.TXT"])
+def test_a_text_file_survives_to_the_byte(text: str, name: str, tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / name, text)
+    corpus = whole(path, tokenizer, text)
+    assert tokenizer.decode(corpus.windows[0], clean_up_tokenization_spaces=False) == text
+    assert corpus.sha256 == sha256(path.read_bytes())
+    assert (corpus.source, corpus.path, corpus.slice) == (name, str(path), None)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_a_table_is_its_rows_with_an_empty_line_between(suffix: str, tmp_path: Path, tokenizer: Any) -> None:
+    path = write_rows(tmp_path / f"rows{suffix}", ROWS)
+    text = "\n\n".join(ROWS)
+    corpus = whole(path, tokenizer, text)
+    assert tokenizer.decode(corpus.windows[0], clean_up_tokenization_spaces=False) == text
+    assert corpus.sha256 == sha256(text)
+
+
+@pytest.mark.parametrize("tokenizer", [byte_tokenizer(), SlowTokenizer()], ids=["fast", "slow"])
+def test_a_window_belongs_to_the_document_it_begins_in(tokenizer: Any, tmp_path: Path) -> None:
+    rows = ["aaaa", "bb", "cccccc", "d"]  # with two line ends between them, they begin at 0, 6, 10 and 18
+    corpus = Corpus.load(write_rows(tmp_path / "rows.jsonl", rows), tokenizer, window=2)
+    assert corpus.documents == (0, 0, 0, 1, 1, 2, 2, 2, 2)
+    assert corpus.windows.flatten().tolist() == byte_tokenizer()("\n\n".join(rows))["input_ids"][:18]
+
+
+def test_another_column_can_be_read(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS, column="question")
+    assert whole(path, tokenizer, "\n\n".join(ROWS), column="question").sha256 == sha256("\n\n".join(ROWS))
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "mine.txt", "some text")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert Corpus.load("~/mine.txt", tokenizer, window=2).sha256 == sha256("some text")
+
+
+def test_an_edited_file_is_read_anew(tmp_path: Path, tokenizer: Any) -> None:
+    for text in ("first text", "other text", "first text"):
+        path = write(tmp_path / "text.txt", text)
+        assert Corpus.load(path, tokenizer, window=2).sha256 == sha256(text)
+
+
+def test_the_built_in_text_is_the_help_of_this_python(tokenizer: Any) -> None:
+    corpus = Corpus.load(tokenizer=tokenizer)
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    assert corpus.sha256 == sha256(text)
+    assert (corpus.source, corpus.path, corpus.window) == (BUILT_IN, None, 512)
+    assert len(corpus) == len(text.encode()) // 512
+    assert set(corpus.documents) <= set(range(len(topics)))
+
+
+# ---- slices
+
+
+@pytest.mark.parametrize(
+    ("rows", "start", "stop"),
+    [
+        ("[:3]", 0, 3),
+        ("[2:5]", 2, 5),
+        ("[5:]", 5, 10),
+        ("[:]", 0, 10),
+        ("[9:10]", 9, 10),
+        ("[10%:50%]", 1, 5),
+        ("[50%:]", 5, 10),
+        ("[1:50%]", 1, 5),
+        (" train[ 2 : 4 ] ", 2, 4),
+    ],
+)
+def test_a_slice_picks_rows(rows: str, start: int, stop: int, tmp_path: Path, tokenizer: Any) -> None:
+    letters = list("abcdefghij")
+    path = write_rows(tmp_path / "rows.jsonl", [letter * 4 for letter in letters])
+    corpus = Corpus.load(path, tokenizer, slice=rows, window=2)
+    assert corpus.sha256 == sha256("\n\n".join(letter * 4 for letter in letters[start:stop]))
+    assert corpus.slice == rows
+    assert corpus.documents[-1] == stop - start - 1
+
+
+def test_slices_in_per_cent_that_touch_share_no_row_and_leave_none_out(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [letter * 4 for letter in "abcdefg"]  # seven, so that no bound falls on a row
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    bounds = ["0%", "33%", "50%", "100%"]
+    parts = [
+        Corpus.load(path, tokenizer, slice=f"[{low}:{high}]", window=2) for low, high in itertools.pairwise(bounds)
+    ]
+    assert [part.sha256 for part in parts] == [sha256("\n\n".join(r)) for r in (rows[:2], rows[2:3], rows[3:])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("[3:3]", "empty"),
+        ("[:0]", "empty"),
+        ("[5:2]", "empty"),
+        ("[50%:10%]", "empty"),
+        ("[10:]", "empty"),
+        ("[:11]", "reaches row 11, but"),
+        ("[:200%]", "reaches row 20, but"),
+        ("", "cannot read the slice"),
+        ("[-1:]", "cannot read the slice"),
+        ("[3]", "cannot read the slice"),
+        ("[:3", "cannot read the slice"),
+        ("[::2]", "cannot read the slice"),
+        ("two words", "cannot read the slice"),
+        ("[:3][:2]", "cannot read the slice"),
+    ],
+)
+def test_a_slice_that_is_not_there_is_an_error(rows: str, says: str, tmp_path: Path, tokenizer: Any) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", list("abcdefghij"))
+    message = refusal(path, tokenizer, slice=rows, window=2)
+    assert says in message
+    assert rows in message
+
+
+# ---- the Hub, with what it would hand back
+
+HUB = datasets.DatasetDict(
+    train=datasets.Dataset.from_dict({"text": ["train one", "train two"]}),
+    test=datasets.Dataset.from_dict({"text": ["test one", "test two", "test three"]}),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str | None]]:
+    """A Hub that holds HUB under every name, and what was asked of it."""
+    questions = []
+
+    def load_dataset(name: str, configuration: str | None = None, *, split: str | None = None) -> Any:
+        questions.append((name, configuration, split))
+        if split is not None and split not in HUB:
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(HUB)}.\nSee the documentation.')
+        if name == "owner/single":
+            return datasets.DatasetDict(train=HUB["train"])
+        return HUB if split is None else HUB[split]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return questions
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "question", "texts"),
+    [
+        ("owner/name", "test", ("owner/name", None, "test"), ["test one", "test two", "test three"]),
+        ("owner/name", "test[:2]", ("owner/name", None, "test"), ["test one", "test two"]),
+        ("owner/name", "train[50%:]", ("owner/name", None, "train"), ["train two"]),
+        ("owner/name:raw-v1", "test[1:2]", ("owner/name", "raw-v1", "test"), ["test two"]),
+        ("plain", "train", ("plain", None, "train"), ["train one", "train two"]),
+        ("owner/single", None, ("owner/single", None, None), ["train one", "train two"]),
+        ("owner/single", "[1:]", ("owner/single", None, None), ["train two"]),
+    ],
+)
+def test_a_hub_dataset_is_read_by_split_and_rows(
+    source: str, rows: str | None, question: Any, texts: list[str], asked: list[Any], tokenizer: Any
+) -> None:
+    corpus = Corpus.load(source, tokenizer, slice=rows, window=2)
+    assert corpus.sha256 == sha256("\n\n".join(texts))
+    assert asked == [question]
+    assert (corpus.source, corpus.slice, corpus.path) == (source, rows, None)
+
+
+def test_a_hub_dataset_of_several_splits_asks_which(asked: list[Any], tokenizer: Any) -> None:
+    assert "has the splits train, test" in refusal("owner/name", tokenizer, window=2)
+    assert "has the splits train, test" in refusal("owner/name", tokenizer, slice="[:1]", window=2)
+
+
+def test_a_split_that_is_missing_is_one_line(asked: list[Any], tokenizer: Any) -> None:
+    message = refusal("owner/name", tokenizer, slice="dev[:2]", window=2)
+    assert "'owner/name'" in message
+    assert 'Unknown split "dev"' in message
+
+
+def test_an_unreadable_slice_is_told_before_the_hub_is_asked(asked: list[Any], tokenizer: Any) -> None:
+    assert "cannot read the slice" in refusal("owner/name", tokenizer, slice="test[oops]", window=2)
+    assert asked == []
+
+
+def test_a_hub_dataset_that_cannot_be_reached_is_one_line(tokenizer: Any) -> None:
+    message = refusal("nobody-here/nothing-here", tokenizer, slice="test[:2]", window=2)
+    assert "no file and no Hub dataset could be read as 'nobody-here/nothing-here': " in message
+
+
+# ---- what cannot be read
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("missing.txt", "no such file: missing.txt"),
+        ("missing.jsonl", "no such file"),
+        ("./owner/name", "no such file"),
+        ("a/b/c", "no such file"),
+        ("not a name", "no such file"),
+        ("", "no such file"),
+    ],
+)
+def test_what_is_neither_file_nor_hub_name_is_not_asked_of_the_hub(
+    source: str, says: str, asked: list[Any], tokenizer: Any
+) -> None:
+    assert says in refusal(source, tokenizer, window=2)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("data.xyz", b"some text", "ends in .txt, .md, .json, .jsonl, .parquet, .csv; got .xyz"),
+        ("data", b"some text", "got none"),
+        ("latin.txt", "Äpfel".encode("latin-1"), "cannot be read as text: 'utf-8' codec can't decode byte 0xc4"),
+        ("latin.csv", "text\nÄpfel\n".encode("latin-1"), "cannot be read as csv"),
+        ("half.jsonl", b'{"text": "one"}\n{"text": "tw', "cannot be read as json"),
+        ("no.parquet", b"no parquet", "cannot be read as parquet"),
+        ("empty.txt", b"", "0 tokens, too few for one window of 4"),
+        ("short.txt", b"abc", "3 tokens, too few for one window of 4"),
+        ("other.jsonl", b'{"question": "one", "answer": "two"}', "no column 'text': it has question, answer"),
+        ("numbers.jsonl", b'{"text": 1}\n{"text": 2}', "must hold text; got int"),
+        ("lists.jsonl", b'{"text": ["one", "two"]}', "must hold text; got list"),
+    ],
+)
+def test_a_file_that_is_no_text_says_why(name: str, content: bytes, says: str, tmp_path: Path, tokenizer: Any) -> None:
+    message = refusal(write(tmp_path / name, content), tokenizer, window=4)
+    assert says in message
+    assert name in message
+
+
+def test_a_slice_too_short_for_a_window_names_the_slice(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ["abc", "defghi"])
+    assert "rows.jsonl [:1] has 3 tokens, too few for one window of 4" in refusal(
+        path, tokenizer, slice="[:1]", window=4
+    )
+
+
+@pytest.mark.parametrize("window", [1, 0, -8])
+def test_a_window_needs_a_token_to_read_and_one_to_score(window: int, tokenizer: Any) -> None:
+    assert f"at least 2 tokens, one to read and one to score; got {window}" in refusal(
+        BUILT_IN, tokenizer, window=window
+    )
+
+
+def test_a_corpus_needs_a_tokenizer() -> None:
+    assert "needs the tokenizer of its model" in refusal(BUILT_IN)
+
+
+# ---- BOS
+
+
+@pytest.mark.parametrize(
+    ("habit", "wish", "leads"),
+    [(True, None, True), (False, None, False), (True, False, False), (False, True, True)],
+    ids=["its habit", "not its habit", "forced off", "forced on"],
+)
+def test_bos_stands_in_the_place_of_a_windows_first_token(
+    habit: bool, wish: bool | None, leads: bool, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "text.txt", "abcdefghijkl")
+    plain = Corpus.load(path, byte_tokenizer(), window=4, bos=False).windows
+    corpus = Corpus.load(path, byte_tokenizer(leads_with_bos=habit), window=4, bos=wish)
+    assert corpus.bos is leads
+    assert corpus.windows[:, 0].tolist() == ([BOS] * 3 if leads else plain[:, 0].tolist())
+    assert corpus.windows[:, 1:].tolist() == plain[:, 1:].tolist()
+
+
+def test_bos_cannot_lead_where_there_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "text.txt", "abcdefgh")
+    none = byte_tokenizer(has_bos=False)
+    assert "needs a tokenizer with a BOS token" in refusal(path, none, window=4, bos=True)
+    assert Corpus.load(path, none, window=4).bos is False
+
+
+# ---- parts
+
+
+@pytest.fixture
+def ten(tmp_path: Path, tokenizer: Any) -> Corpus:
+    """Ten windows of four tokens, every one different."""
+    return Corpus.load(write_rows(tmp_path / "rows.jsonl", list("abcdefghijklmno")), tokenizer, window=4)
+
+
+def test_parts_are_disjoint_neighbours_of_one_text(ten: Corpus) -> None:
+    first, second, third = ten.split(4, 1, 3)
+    assert [part.span for part in (first, second, third)] == [(0, 4), (4, 5), (5, 8)]
+    for part in (first, second, third):
+        start, stop = part.span
+        assert part.windows.tolist() == ten.windows[start:stop].tolist()
+        assert part.documents == ten.documents[start:stop]
+        assert (part.sha256, part.source, part.bos) == (ten.sha256, ten.source, ten.bos)
+
+
+def test_a_part_of_a_part_keeps_its_place_in_the_text(ten: Corpus) -> None:
+    part = ten.split(4, 6)[1].split(2, 3)[1].take(2)
+    assert part.span == (6, 8)
+    assert part.windows.tolist() == ten.windows[6:8].tolist()
+
+
+def test_take_is_the_first_windows(ten: Corpus) -> None:
+    assert ten.take(3).span == (0, 3)
+    assert ten.take(3).windows.tolist() == ten.windows[:3].tolist()
+    assert ten.take(len(ten)).windows.tolist() == ten.windows.tolist()
+
+
+@pytest.mark.parametrize("n", [0, -1, 11])
+def test_take_reaches_no_further_than_there_are_windows(n: int, ten: Corpus) -> None:
+    assert len(ten) == 10
+    with pytest.raises(CorpusError, match=rf"take\({n}\) of a corpus of 10 windows: ask for 1 … 10"):
+        ten.take(n)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (11,), (5, 6), (5, 0), (12, -2)])
+def test_split_reaches_no_further_than_there_are_windows(sizes: tuple[int, ...], ten: Corpus) -> None:
+    with pytest.raises(CorpusError, match="cannot split 10 windows of 4 tokens"):
+        ten.split(*sizes)
+
+
+def test_a_corpus_shows_itself_in_a_line(ten: Corpus) -> None:
+    assert repr(ten.split(4, 6)[1]) == "Corpus(rows.jsonl: windows 4–9 of 4 tokens)"

@@ -1,0 +1,307 @@
+"""Perplexity against plain torch, against published figures, and without a trace on the model."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch import nn
+
+from david.corpus import Corpus
+from david.errors import ScoreError
+from david.layers import KNOWN_TYPES, find
+from david.recipe import Recipe
+from david.score import Score, perplexity
+from david.sling import slung, view
+from tests.tiny import VOCABULARY, tiny_model
+
+WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext2-test.txt"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "gemma2": {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0},  # low enough to bend the logits
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 2.0},
+    "cohere": {"logit_scale": 0.25},
+}
+DAMPED = Recipe((0, 1, 2, 1, 2, 3, 4, 5, 5), (1, 1, 1, 1, 0.5, 1, 1, 1, 0.5))
+
+
+def build(kind: str) -> Any:
+    return tiny_model(kind, **SETTINGS.get(kind, {}))
+
+
+def random_corpus(n_windows: int = 4, window: int = 24, highest: int = VOCABULARY) -> Corpus:
+    numbers = torch.Generator().manual_seed(1)
+    windows = torch.randint(3, highest, (n_windows, window), generator=numbers)
+    return Corpus(windows, tuple(range(n_windows)), source="random", slice=None, sha256="", bos=False)
+
+
+def small_chunks(monkeypatch: pytest.MonkeyPatch, positions: int = 5) -> None:
+    """Logits of no more than so many positions at once."""
+    monkeypatch.setattr("david.score._LOGITS_BYTES", 4 * VOCABULARY * positions)
+
+
+def trace(model: Any) -> Callable[[], None]:
+    """A check that a model's weights, configuration, modules and hooks are what they are now."""
+
+    def now() -> tuple[Any, ...]:
+        modules = [
+            (name, id(module), list(module._forward_hooks), list(module._forward_pre_hooks))
+            for name, module in model.named_modules()
+        ]
+        return model.config.to_dict(), modules
+
+    before, weights = now(), {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def unchanged() -> None:
+        assert now() == before
+        assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+    return unchanged
+
+
+@torch.no_grad()
+def by_hand(model: Any, corpus: Corpus, first: int) -> list[float]:
+    """The NLL of each window from position `first` on, a token at a time and in float64."""
+    sums = []
+    for window in corpus.windows:
+        log_probabilities = model(input_ids=window[None], use_cache=False).logits[0].double().log_softmax(dim=-1)
+        sums.append(-sum(float(log_probabilities[t - 1, window[t]]) for t in range(first, len(window))))
+    return sums
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("convention", "first"), [("window", 1), ("llamacpp", 13)])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "opt", "granite", "cohere", "mixtral", "mamba"])
+def test_perplexity_is_that_of_a_plain_loop(kind: str, convention: Any, first: int, batch: int) -> None:
+    model, corpus = build(kind), random_corpus()
+    score = perplexity(model, corpus, convention=convention, batch=batch)
+    expected = by_hand(model, corpus, first)
+    assert score.window_nll == pytest.approx(expected, rel=1e-6)
+    assert score.window_tokens == (24 - first,) * 4
+    assert score.tokens == 4 * (24 - first)
+    assert score.nll == pytest.approx(sum(expected) / score.tokens, rel=1e-6)
+    assert score.perplexity == pytest.approx(math.exp(sum(expected) / score.tokens), rel=1e-6)
+    assert (score.documents, score.convention) == ((0, 1, 2, 3), convention)
+
+
+@pytest.mark.parametrize(("window", "scored"), [(4, 1), (5, 2), (8, 3), (9, 4), (128, 63)])
+def test_llamacpp_scores_the_second_half(window: int, scored: int, tiny: Any) -> None:
+    corpus = random_corpus(1, window)
+    score = perplexity(tiny, corpus, convention="llamacpp")
+    assert score.window_tokens == (scored,)
+    assert score.window_nll == pytest.approx(by_hand(tiny, corpus, window - scored), rel=1e-6)
+
+
+def test_a_window_of_two_scores_its_second_token(tiny: Any) -> None:
+    corpus = random_corpus(3, 2)
+    score = perplexity(tiny, corpus)
+    assert score.window_tokens == (1, 1, 1)
+    assert score.window_nll == pytest.approx(by_hand(tiny, corpus, 1), rel=1e-6)
+
+
+def test_a_sling_and_a_view_are_scored_as_they_stand(tiny: Any) -> None:
+    corpus = random_corpus()
+    base = perplexity(tiny, corpus).window_nll
+    seen = perplexity(view(tiny, DAMPED), corpus).window_nll
+    with slung(tiny, DAMPED):
+        assert perplexity(tiny, corpus).window_nll == pytest.approx(by_hand(tiny, corpus, 1), rel=1e-6)
+        assert perplexity(tiny, corpus).window_nll == seen
+    assert seen != pytest.approx(base, rel=1e-3)
+    assert perplexity(tiny, corpus).window_nll == base
+
+
+def test_a_score_sums_over_tokens_not_over_windows() -> None:
+    score = Score(window_nll=(2.0, 6.0), window_tokens=(1, 3), documents=(0, 0), convention="window")
+    assert (score.tokens, score.nll, score.perplexity) == (4, 2.0, math.exp(2.0))
+
+
+# ---- logits in chunks
+
+
+@pytest.mark.parametrize("recipe", [None, DAMPED], ids=["base", "slung"])
+@pytest.mark.parametrize("kind", sorted(KNOWN_TYPES))
+def test_logits_in_chunks_give_the_same_score(
+    kind: str, recipe: Recipe | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, corpus = build(kind), random_corpus(3)
+    with slung(model, recipe) if recipe else nullcontext():
+        whole = perplexity(model, corpus)
+        unchanged = trace(model)
+        small_chunks(monkeypatch)
+        assert perplexity(model, corpus).window_nll == pytest.approx(whole.window_nll, rel=1e-6)
+        assert perplexity(model, corpus, batch=2).window_nll == pytest.approx(whole.window_nll, rel=1e-6)
+        halves = perplexity(model, corpus, convention="llamacpp").window_nll
+        unchanged()
+    assert halves == pytest.approx(by_hand(view(model, recipe) if recipe else model, corpus, 13), rel=1e-6)
+    monkeypatch.undo()
+    if recipe is None:
+        assert perplexity(model, corpus).window_nll == whole.window_nll
+
+
+def test_no_more_logits_are_made_at_once_than_memory_is_given(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    tiny.lm_head.register_forward_hook(lambda _module, _args, logits: made.append(logits[..., 0].numel()))
+    small_chunks(monkeypatch, positions=10)
+    for batch in (1, 2):
+        made.clear()
+        perplexity(tiny, random_corpus(2), batch=batch)
+        assert max(made) == 10
+
+
+def test_a_type_david_does_not_know_is_scored_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_chunks(monkeypatch)
+    model, corpus = build("mamba"), random_corpus(2)
+    assert perplexity(model, corpus).window_nll == pytest.approx(by_hand(model, corpus, 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("recipe", [None, DAMPED], ids=["base", "slung"])
+@pytest.mark.parametrize(("where", "call"), [("layer", 1), ("lm_head", 1), ("lm_head", 3)])
+def test_a_forward_that_raises_leaves_the_model_as_it_was(
+    where: str, call: int, recipe: Recipe | None, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = random_corpus(2)
+    small_chunks(monkeypatch)
+    with slung(tiny, recipe) if recipe else nullcontext():
+        expected = perplexity(tiny, corpus)
+        unchanged = trace(tiny)
+        calls = []
+
+        def fail(*_args: Any) -> None:
+            calls.append(1)
+            if len(calls) == call:
+                raise RuntimeError("out of memory")
+
+        module = tiny.lm_head if where == "lm_head" else find(tiny).layers[3]
+        handle = module.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            perplexity(tiny, corpus)
+        handle.remove()
+        unchanged()
+        assert perplexity(tiny, corpus) == expected
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_no_forward_uses_the_cache(chunked: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if chunked:
+        small_chunks(monkeypatch)
+    asked, given = [], []
+    tiny.register_forward_pre_hook(lambda _m, _args, kwargs: asked.append(kwargs.get("use_cache")), with_kwargs=True)
+    tiny.model.layers[0].register_forward_pre_hook(
+        lambda _m, _args, kwargs: given.append(kwargs.get("past_key_values")), with_kwargs=True
+    )
+    perplexity(tiny, random_corpus(2))
+    assert set(asked) == {False}
+    assert set(given) == {None}
+
+
+# ---- what is a score and what is not
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_nan_is_an_error_that_names_the_window(
+    batch: int, chunked: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chunked:
+        small_chunks(monkeypatch)
+    corpus = random_corpus(4, highest=90)
+    corpus.windows[2, 5] = 95
+    tiny.get_input_embeddings().weight.data[95] = math.nan
+    with pytest.raises(ScoreError, match=r"^the NLL of window 2 is not a number"):
+        perplexity(tiny, corpus, batch=batch)
+    assert math.isfinite(perplexity(tiny, corpus.take(2)).nll)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_infinite_nll_is_a_score(chunked: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if chunked:
+        small_chunks(monkeypatch)
+    corpus = random_corpus(2, highest=90)
+    corpus.windows[1, 7] = 95
+
+    def never_95(_module: nn.Module, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([95]), -math.inf)
+
+    tiny.lm_head.register_forward_hook(never_95)
+    score = perplexity(tiny, corpus)
+    assert math.isfinite(score.window_nll[0])
+    assert score.window_nll[1] == math.inf
+    assert (score.nll, score.perplexity) == (math.inf, math.inf)
+
+
+def test_a_perplexity_beyond_float_is_infinite() -> None:
+    assert Score((1e6,), (10,), (0,), "window").perplexity == math.inf
+
+
+def test_dropout_is_refused(tiny: Any) -> None:
+    tiny.train()
+    with pytest.raises(ScoreError, match=r"training mode.*model\.eval\(\)"):
+        perplexity(tiny, random_corpus())
+    assert tiny.training
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_a_window_is_no_longer_than_the_model_takes(kind: str) -> None:
+    model = build(kind)
+    assert perplexity(model, random_corpus(1, 128)).tokens == 127
+    with pytest.raises(ScoreError, match=r"windows of 129 tokens are longer than the model takes \(128 positions\)"):
+        perplexity(model, random_corpus(1, 129))
+
+
+def test_a_token_of_another_vocabulary_is_refused(tiny: Any) -> None:
+    corpus = random_corpus()
+    corpus.windows[3, 20] = VOCABULARY - 1
+    assert math.isfinite(perplexity(tiny, corpus).nll)
+    corpus.windows[3, 20] = VOCABULARY
+    with pytest.raises(ScoreError, match=f"token {VOCABULARY} is not in the model's vocabulary of {VOCABULARY}"):
+        perplexity(tiny, corpus)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"convention": "strided"}, "unknown convention 'strided': expected 'window' or 'llamacpp'"),
+        ({"batch": 0}, "batch must be at least 1; got 0"),
+        ({"batch": -2}, "batch must be at least 1; got -2"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(options: dict[str, Any], says: str, tiny: Any) -> None:
+    with pytest.raises(ScoreError, match=says):
+        perplexity(tiny, random_corpus(), **options)
+
+
+def test_llamacpp_needs_a_second_half(tiny: Any) -> None:
+    with pytest.raises(ScoreError, match="convention 'llamacpp' needs windows of at least"):
+        perplexity(tiny, random_corpus(window=2), convention="llamacpp")
+
+
+# ---- figures from outside
+
+
+@pytest.fixture
+def wikitext(demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    if not WIKITEXT.is_file():
+        pytest.skip("needs wikitext2-test.txt in shared/data beside the repository")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    corpus = Corpus.load(WIKITEXT, demo[1], window=512, bos=False)
+    assert corpus.sha256.startswith("173c87a53759e020")
+    return corpus
+
+
+def test_the_llamacpp_convention_agrees_with_llamacpp(demo: Any, wikitext: Corpus) -> None:
+    score = perplexity(demo[0], wikitext.take(2), convention="llamacpp")
+    assert score.window_tokens == (255, 255)
+    running = [math.exp(sum(score.window_nll[:k]) / sum(score.window_tokens[:k])) for k in (1, 2)]
+    assert running == pytest.approx([12.9544, 21.3722], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_window_convention_gives_the_published_figure(demo: Any, wikitext: Corpus) -> None:
+    score = perplexity(demo[0], wikitext.take(20), batch=2)
+    assert score.tokens == 20 * 511
+    assert score.perplexity == pytest.approx(35.2, abs=0.05)
