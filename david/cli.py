@@ -95,7 +95,7 @@ def search(
     from david.space import named
 
     report.ready_folder(out)
-    wanted = named(space, scales=_range(scales), max_length=max_length)
+    wanted = named(space, scales=None if scales is None else _range(scales, "--scales"), max_length=max_length)
 
     from david.study import open_study
     from david.study import search as run_search
@@ -345,7 +345,7 @@ def _objective(convention: Convention) -> Any:
 
     from david.score import perplexity
 
-    return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)
+    return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)  # type: ignore[arg-type]
 
 
 def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None) -> "Recipe":
@@ -354,21 +354,19 @@ def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None) -> "Re
     if (recipe is None) == (ratios is None):
         raise RecipeError("give a recipe or --ratios, one of the two")
     if ratios is not None:
-        slices = [tuple(part.split(":")) for part in ratios.split(",")]
-        return Recipe.from_ratios(n_layers or 0, slices)  # type: ignore[arg-type]
+        slices = [_range(part, "--ratios") for part in ratios.split(",")]
+        return Recipe.from_ratios(n_layers or 0, slices)
     wanted = Recipe.of(recipe or "")
     if n_layers is not None:
         wanted.check(n_layers)
     return wanted
 
 
-def _range(scales: str | None) -> tuple[float, float] | None:
-    if scales is None:
-        return None
+def _range(text: str, option: str) -> tuple[float, float]:
     try:
-        low, high = map(float, scales.split(":"))
+        low, high = map(float, text.split(":"))
     except ValueError:
-        raise SearchError(f"cannot read --scales {scales!r}: expected low:high, such as 0.1:1") from None
+        raise RecipeError(f"cannot read {option} {text!r}: expected low:high, such as 0.1:1") from None
     return low, high
 
 

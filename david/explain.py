@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from david.picture import text_picture
 from david.recipe import Recipe
 
 
@@ -77,7 +78,7 @@ def explain(recipe: Recipe, costs: Costs | None = None) -> Explanation:
     base_kv = sum(costs.layer_kv_bytes)
     return Explanation(
         recipe=str(recipe),
-        picture=recipe.picture,
+        picture=text_picture(recipe.repeat_map, n_layers),
         visits=len(recipe),
         base_layers=n_layers,
         path=_path(recipe),
@@ -92,17 +93,18 @@ def explain(recipe: Recipe, costs: Costs | None = None) -> Explanation:
 
 def _path(recipe: Recipe) -> tuple[str, ...]:
     lines = []
-    reached = None
+    reached = 0  # the layer that would come next on the base
+    seen: set[int] = set()
     for start, stop, scale in recipe.segments:
         layers = f"layer {start}" if stop == start + 1 else f"layers {start}–{stop - 1}"
         strength = "" if scale == 1 else f" at scale {scale:g}"
-        if reached is None or start == reached:
-            lead = ""
-        elif start < reached:
-            lead = f"back to layer {start} ({reached - start} again): "
-        else:
+        lead = ""
+        if start < reached:
+            lead = f"back to layer {start} ({len(seen & set(range(start, stop)))} again): "
+        elif start > reached:
             over = f"{reached}" if start == reached + 1 else f"{reached}–{start - 1}"
             lead = f"over {over}: "
         lines.append(f"{lead}{layers}{strength}")
         reached = stop
+        seen.update(range(start, stop))
     return tuple(lines)

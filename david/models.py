@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from david import layers
 from david.errors import ModelError
 from david.explain import Costs
-from david.recipe import Base, Recipe
+from david.origin import Base
+from david.recipe import Recipe
 from david.sling import base_depth, slung
 
 DEMO = "demo"

@@ -1,95 +1,33 @@
 """A recipe: which layers of a base run, in which order, how strongly. A value, never changed in place."""
 
 import json
+import math
 import operator
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from david.errors import RecipeError
+from david.origin import Base, Measurement, Origin, Part, Versions
 from david.picture import svg_picture, text_picture
 
 _MAX_FILE_BYTES = 1_000_000
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Base(_Part):
-    """The model a recipe was made on. Only the number of layers decides; the rest tells a receiver what to look for."""
-
-    model: str | None = None
-    revision: str | None = None
-    architecture: str | None = None
-    num_layers: int = Field(gt=0)
-    fingerprint: str | None = None
-
-
-class Data(_Part):
-    """The text of a score: `sha256` is of its UTF-8 bytes, `windows` the half-open range of windows that was scored."""
-
-    source: str
-    slice: str | None = None
-    sha256: str
-    windows: tuple[int, int] | None = None
-
-
-class Convention(_Part):
-    """How a text was cut and which tokens were scored."""
-
-    name: str
-    window: int = Field(gt=0)
-    bos: bool
-
-
-class Measurement(_Part):
-    """One score of a recipe beside its base's; `nll_difference` and its interval: nats a token, recipe minus base."""
-
-    metric: str
-    value: float
-    base: float
-    nll_difference: float
-    interval95: tuple[float, float] | None = None
-    tokens: int
-    held_out: bool
-    convention: Convention
-    data: Data
-
-
-class Origin(_Part):
-    """The trial that a recipe came from."""
-
-    study: str
-    trial: int
-    space: str
-    sampler: str
-    trials: int
-    seed: int | None = None
-
-
-class Versions(_Part):
-    """What made the file, and when (ISO 8601, UTC)."""
-
-    david: str
-    torch: str | None = None
-    transformers: str | None = None
-    created: str
-
-
-class _File(_Part):
+class _File(Part):
     format: Literal["david.recipe"]
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]
     base: Base | None = None
     repeat_map: list[int]
     scales: list[float] | None = None
     written_as: str | None = None
-    scores: list[Measurement] = []
+    scores: tuple[Measurement, ...] = ()
     search: Origin | None = None
     made_with: Versions | None = None
 
@@ -135,13 +73,14 @@ class Recipe:
             raise RecipeError(f"scales must be as many as visits: {len(repeat_map)} visits, {len(scales)} scales")
         object.__setattr__(self, "repeat_map", repeat_map)
         object.__setattr__(self, "scales", scales)
+        object.__setattr__(self, "scores", tuple(self.scores))
         if self.base is not None:
             self.check(self.base.num_layers)
 
     @classmethod
     def identity(cls, n_layers: int) -> "Recipe":
         """The base itself: layers 0 … n_layers − 1, each once."""
-        return cls(tuple(range(n_layers)), base=Base(num_layers=n_layers))
+        return cls(tuple(range(_as_depth(n_layers))), base=Base(num_layers=n_layers))
 
     @classmethod
     def from_ratios(cls, n_layers: int, ratios: Iterable[tuple[float, float]]) -> "Recipe":
@@ -156,6 +95,7 @@ class Recipe:
             >>> Recipe.from_ratios(10, [(0, 0.3), (0.2, 0.4), (0.4, 0.5), (0.4, 1)]).repeat_map
             (0, 1, 2, 3, 2, 3, 4, 4, 5, 4, 5, 6, 7, 8, 9)
         """
+        n_layers = _as_depth(n_layers)
         visits: list[int] = []
         reached = 0
         slices = [_as_ratio(ratio) for ratio in _as_sequence(ratios, "ratios")]
@@ -179,6 +119,7 @@ class Recipe:
         A fourth number is the scale of the repeats (the first run stays plain). The path walks up the base; whenever
         it has come to the end j of a block (in the order of the ends) it goes back to i. Blocks may overlap.
         """
+        n_layers = _as_depth(n_layers)
         visits: list[int] = []
         scales: list[float] = []
         reached = 0
@@ -191,7 +132,7 @@ class Recipe:
             reached = stop
         visits += range(reached, n_layers)
         scales += [1.0] * (n_layers - reached)
-        written = "blocks " + ", ".join(_block_text(*part) for part in parts)
+        written = "blocks " + ", ".join(_block_text(*part) for part in parts) if parts else None
         return cls(tuple(visits), tuple(scales), base=Base(num_layers=n_layers), written_as=written)
 
     @classmethod
@@ -204,22 +145,19 @@ class Recipe:
         """
         visits: list[int] = []
         scales: list[float] = []
-        for part in text.strip().strip("[]").split(","):
-            layers, _, scale = part.strip().partition("*")
-            start, colon, stop = layers.partition(":")
-            try:
-                first = int(start)
-                run = range(first, int(stop) if colon else first + 1)
-                strength = float(scale) if scale else 1.0
-            except ValueError:
+        for part in text.strip().removeprefix("[").removesuffix("]").split(","):
+            match = re.fullmatch(r"\s*(\d{1,9})(?::(\d{1,9}))?\s*(?:\*\s*(\S+))?\s*", part, re.ASCII)
+            if match is None or text.strip().startswith("[") != text.strip().endswith("]"):
                 raise RecipeError(
-                    f"cannot read {part.strip()!r} in {_short(text)!r}: expected ranges of layers such as "
-                    "'0:12, 8:30', single layers, and '*0.5' behind one for a scale"
-                ) from None
-            if not run or len(run) > _MAX_FILE_BYTES:
-                raise RecipeError(f"the range {layers.strip()!r} must go upwards (half-open, as in Python) and be sane")
-            visits += run
-            scales += [strength] * len(run)
+                    f"cannot read {_short(part.strip())} in {_short(text)}: expected the path of a recipe JSON, or "
+                    "ranges of layers such as '0:12, 8:30' (half-open, as in Python), single layers, and '*0.5' behind "
+                    "one for a scale"
+                )
+            start, stop = int(match[1]), int(match[2] or int(match[1]) + 1)
+            if not 0 < stop - start <= _MAX_FILE_BYTES:
+                raise RecipeError(f"the range {start}:{stop} must go upwards: its end is not in it, as in Python")
+            visits += range(start, stop)
+            scales += [_as_scale(match[3] or 1.0, text=True)] * (stop - start)
         return cls(tuple(visits), tuple(scales))
 
     @classmethod
@@ -227,7 +165,7 @@ class Recipe:
         """A recipe from whatever stands for one: itself, the path of its JSON, its notation, or a plain repeat map."""
         if isinstance(value, Recipe):
             return value
-        if isinstance(value, str) and re.fullmatch(r"[\d\s:,*.+\-e\[\]]+", value) and not Path(value).exists():
+        if isinstance(value, str) and not value.endswith(".json") and not os.path.exists(value):
             return cls.parse(value)
         if isinstance(value, str | os.PathLike):
             return cls.load(value)
@@ -239,8 +177,8 @@ class Recipe:
         try:
             with open(path, "rb") as file:
                 text = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise RecipeError(f"cannot read recipe {os.fspath(path)}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"cannot read recipe {os.fspath(path)}: {_reason(error)}") from None
         if len(text) > _MAX_FILE_BYTES:
             raise RecipeError(f"recipe {os.fspath(path)} is over {_MAX_FILE_BYTES} bytes: not a recipe")
         try:
@@ -262,7 +200,7 @@ class Recipe:
             None if file.scales is None else tuple(file.scales),  # type: ignore[arg-type]
             base=file.base,
             written_as=file.written_as,
-            scores=tuple(file.scores),
+            scores=file.scores,
             search=file.search,
             made_with=file.made_with,
         )
@@ -289,12 +227,17 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe file, beside first and then renamed, so that no reader sees half of one."""
         target = Path(path)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            beside.write_text(self.to_json(), encoding="utf-8")
-            beside.replace(target)
-        except OSError as error:
-            raise RecipeError(f"cannot write recipe {target}: {error.strerror}") from None
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
+                file.write(self.to_json())
+            try:
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, target)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"cannot write recipe {target}: {_reason(error)}") from None
 
     def check(self, n_layers: int) -> None:
         """`RecipeError` unless every layer of the map exists in a base of `n_layers` layers."""
@@ -348,7 +291,7 @@ class Recipe:
         return f"Recipe({self}: {len(self)} visits of {self.n_layers} layers)"
 
     def _repr_html_(self) -> str:
-        return svg_picture(self.repeat_map, self.scales, self.n_layers, repr(self))
+        return svg_picture(self.repeat_map, self.scales, self.n_layers, _short(str(self)).strip("'"))
 
 
 def _segment_text(segment: Segment) -> str:
@@ -361,7 +304,7 @@ def _block_text(start: int, stop: int, times: int, scale: float) -> str:
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -384,24 +327,35 @@ def _as_layer(value: Any) -> int:
     return layer
 
 
-def _as_scale(value: Any) -> float:
+def _as_depth(n_layers: Any) -> int:
+    depth = _as_layer(n_layers)
+    if depth < 1:
+        raise RecipeError(f"a base needs at least one layer; got {depth}")
+    return depth
+
+
+def _as_scale(value: Any, *, text: bool = False) -> float:
     try:
         scale = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RecipeError(f"a scale must be a number; got {_short(value)}") from None
-    if isinstance(value, (bool, str)) or scale - scale != 0:
+    if isinstance(value, bool) or (isinstance(value, str) and not text) or not math.isfinite(scale):
         raise RecipeError(f"a scale must be a finite number; got {_short(value)}")
     return scale
 
 
 def _as_ratio(value: Any) -> tuple[float, float]:
     try:
-        start, end = map(float, value)
-    except (TypeError, ValueError):
+        start, end = (math.nan if isinstance(bound, bool | str) else float(bound) for bound in value)
+    except (TypeError, ValueError, OverflowError):
         raise RecipeError(f"a ratio slice must be two numbers (start, end); got {_short(value)}") from None
     if not 0 <= start <= end <= 1:
-        raise RecipeError(f"a ratio slice needs 0 ≤ start ≤ end ≤ 1; got ({start:g}, {end:g})")
+        raise RecipeError(f"a ratio slice needs numbers 0 ≤ start ≤ end ≤ 1; got {_short(tuple(value))}")
     return start, end
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _as_block(value: Any, n_layers: int) -> tuple[int, int, int, float]:

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial
 
 from david import plot, table
 from david.errors import SearchError
-from david.recipe import Base, Convention, Data, Measurement, Origin, Recipe, Versions
+from david.origin import Base, Convention, Data, Measurement, Origin, Versions
+from david.recipe import Recipe
 from david.verdict import BETTER
 
 

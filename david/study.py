@@ -27,7 +27,8 @@ from david.corpus import Corpus
 from david.engine import score_recipes
 from david.errors import DavidError, SearchError
 from david.models import describe
-from david.recipe import Data, Recipe
+from david.origin import Data
+from david.recipe import Recipe
 from david.score import Objective, Score, perplexity
 from david.sling import base_depth
 from david.space import Space, named, params_of

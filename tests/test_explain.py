@@ -118,3 +118,12 @@ def test_the_text_holds_the_figures() -> None:
     ]:
         assert figure in text
     assert "not visited none" in str(explain(Recipe.identity(4)))
+
+
+def test_the_picture_of_an_explanation_has_the_base_s_height() -> None:
+    assert explain(Recipe([0, 1]), Costs((1,) * 8, (1,) * 8, 0)).picture == "▁▂"
+
+
+@pytest.mark.parametrize(("notation", "again"), [("0:5, 2, 5:8", 1), ("0:3, 5:8, 1:8", 5)])
+def test_again_counts_the_layers_that_run_again(notation: str, again: int) -> None:
+    assert f"({again} again)" in "".join(explain(Recipe.parse(notation)).path)

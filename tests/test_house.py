@@ -14,7 +14,20 @@ import pytest
 import david
 
 HOUSE = Path(david.__file__).parent
-LIGHT = ["errors", "picture", "recipe", "explain", "notation", "plan", "space", "verdict", "table", "plot", "report"]
+LIGHT = [
+    "errors",
+    "origin",
+    "picture",
+    "recipe",
+    "explain",
+    "notation",
+    "plan",
+    "space",
+    "verdict",
+    "table",
+    "plot",
+    "report",
+]
 HEAVY = ["layers", "sling", "stack", "check", "corpus", "models", "score", "tasks", "engine", "strategy", "study"]
 ORDER = [*LIGHT, *HEAVY, "chat", "cli"]
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")

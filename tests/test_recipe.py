@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from david.errors import RecipeError
-from david.recipe import Base, Convention, Data, Measurement, Origin, Recipe, Versions
+from david.origin import Base, Convention, Data, Measurement, Origin, Versions
+from david.recipe import Recipe
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no defect
 
@@ -541,3 +542,60 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -
     with pytest.raises(RecipeError, match="cannot write recipe"):
         Recipe.identity(3).save(tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_of_reads_a_long_notation() -> None:
+    text = ", ".join(f"{layer}*0.12345" for layer in range(40))
+    assert Recipe.of(text) == Recipe.parse(text)
+
+
+@pytest.mark.parametrize("n_layers", [0, -3])
+@pytest.mark.parametrize(
+    "make", [Recipe.identity, lambda n: Recipe.from_ratios(n, [(0, 1)]), lambda n: Recipe.from_blocks(n, [])]
+)
+def test_a_base_without_layers_is_refused(make: Any, n_layers: int) -> None:
+    with pytest.raises(RecipeError):
+        make(n_layers)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Recipe([0], [10**400]),
+        lambda: Recipe.from_ratios(9, [(0, 10**400)]),
+        lambda: Recipe.parse("0:" + "9" * 30),
+    ],
+)
+def test_numbers_too_large_are_refused(make: Any) -> None:
+    with pytest.raises(RecipeError):
+        make()
+
+
+def test_a_failed_save_leaves_nothing_beside(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RecipeError):
+        Recipe.identity(3).save(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("place", ["", ".", "a\0b"])
+def test_a_place_without_a_name_is_refused(place: str) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.identity(3).save(place)
+
+
+@pytest.mark.parametrize("ratio", [("0", "0.5"), "01"])
+def test_texts_are_no_ratios(ratio: Any) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.from_ratios(10, [ratio])
+
+
+@pytest.mark.parametrize("text", ["0:3*", "]0:3[", "0:1_0"])
+def test_sloppy_notation_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.parse(text)
+
+
+def test_an_error_shows_a_text_as_a_text() -> None:
+    with pytest.raises(RecipeError, match="got '0'"):
+        Recipe(["0"])

@@ -1,0 +1,70 @@
+"""What a recipe file tells beside the recipe itself: its base, its scores, the trial it came from, what made it."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Part(BaseModel):
+    """A part of a recipe file: read strictly, never changed; no NaN or infinity, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Base(Part):
+    """The model a recipe was made on. Only the number of layers decides; the rest tells a receiver what to look for."""
+
+    model: str | None = None
+    revision: str | None = None
+    architecture: str | None = None
+    num_layers: int = Field(gt=0)
+    fingerprint: str | None = None
+
+
+class Data(Part):
+    """The text of a score: `sha256` is of its UTF-8 bytes, `windows` the half-open range of windows that was scored."""
+
+    source: str
+    slice: str | None = None
+    sha256: str
+    windows: tuple[int, int] | None = None
+
+
+class Convention(Part):
+    """How a text was cut and which tokens were scored."""
+
+    name: str
+    window: int = Field(gt=0)
+    bos: bool
+
+
+class Measurement(Part):
+    """One score of a recipe beside its base's; `nll_difference` and its interval: nats a token, recipe minus base."""
+
+    metric: str
+    value: float
+    base: float
+    nll_difference: float
+    interval95: tuple[float, float] | None = None
+    tokens: int
+    held_out: bool
+    convention: Convention
+    data: Data
+
+
+class Origin(Part):
+    """The trial that a recipe came from."""
+
+    study: str
+    trial: int
+    space: str
+    sampler: str
+    trials: int
+    seed: int | None = None
+
+
+class Versions(Part):
+    """What made the file, and when (ISO 8601, UTC)."""
+
+    david: str
+    torch: str | None = None
+    transformers: str | None = None
+    created: str
