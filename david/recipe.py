@@ -350,7 +350,7 @@ def _as_ratio(value: Any) -> tuple[float, float]:
     except (TypeError, ValueError, OverflowError):
         raise RecipeError(f"a ratio slice must be two numbers (start, end); got {_short(value)}") from None
     if not 0 <= start <= end <= 1:
-        raise RecipeError(f"a ratio slice needs numbers 0 ≤ start ≤ end ≤ 1; got {_short(tuple(value))}")
+        raise RecipeError(f"a ratio slice needs two numbers 0 ≤ start ≤ end ≤ 1; got {_short(tuple(value))}")
     return start, end
 
 
