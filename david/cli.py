@@ -94,15 +94,16 @@ def search(
     from david import report
     from david.space import named
 
-    report.ready_folder(out)
+    report.check_folder(out)
     wanted = named(space, scales=None if scales is None else _range(scales, "--scales"), max_length=max_length)
 
     from david.study import open_study
     from david.study import search as run_search
 
-    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler=sampler, seed=seed)
     loaded, tokenizer = _load(model, dtype, device)
     seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    report.ready_folder(out)
+    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler=sampler, seed=seed)
     run_search(
         loaded,
         seen,
@@ -144,15 +145,16 @@ def scan(
     from david import report
     from david.space import Block, all_blocks
 
-    report.ready_folder(out)
+    report.check_folder(out)
 
     from david.sling import base_depth
     from david.study import open_study
     from david.study import search as run_search
 
-    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler="random")
     loaded, tokenizer = _load(model, dtype, device)
     seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    report.ready_folder(out)
+    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler="random")
     n_layers = base_depth(loaded)
     longest = max_length or max(1, n_layers // 4)
     every = all_blocks(n_layers, longest)

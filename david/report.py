@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from david import plot, table
 from david.errors import SearchError
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
-from david.verdict import BETTER
+from david.verdict import BETTER, Difference
 
 
 def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
@@ -145,58 +145,64 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
     return optuna.load_study(study_name=wanted, storage=storage)
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """`SearchError` unless files can be written into a folder, or one can be made there. Makes nothing."""
+    wanted = Path(folder)
+    existing = next((place for place in (wanted, *wanted.absolute().parents) if place.exists()), wanted)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise SearchError(f"the output folder {wanted} cannot be written: {error.strerror}") from None
+
+
 def ready_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder where there is none, and make sure that files can be written there; `SearchError` if not."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
     except OSError as error:
-        raise SearchError(f"the output folder {os.fspath(folder)} cannot be written: {error.strerror}") from None
+        raise SearchError(f"the output folder {os.fspath(folder)} cannot be made: {error.strerror}") from None
+    check_folder(folder)
 
 
 def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[Measurement]:
     about = table.about(study)
     convention = Convention(name=trial.user_attrs["convention"], window=about["window"], bos=about["bos"])
-    mine, its = table.value_of(trial), table.value_of(base)
-    measured = [
-        Measurement(
-            metric="perplexity",
-            value=math.exp(mine),
-            base=math.exp(its),
-            nll_difference=mine - its,
-            tokens=sum(trial.user_attrs["window_tokens"]),
-            held_out=False,
-            convention=convention,
-            data=_data(about["search_data"]),
-        )
-    ]
+    measured = []
+
+    def measure(mine: float, its: float, tokens: int, kept: Mapping[str, Any], difference: Difference | None) -> None:
+        if max(mine, its) < 700:  # exp of more is no number for a file
+            measured.append(
+                Measurement(
+                    metric="perplexity",
+                    value=math.exp(mine),
+                    base=math.exp(its),
+                    nll_difference=mine - its,
+                    interval95=_interval(difference),
+                    tokens=tokens,
+                    held_out=difference is not None,
+                    convention=convention,
+                    data=Data(**(dict(kept) | {"windows": tuple(kept["windows"])})),
+                )
+            )
+
+    searched = sum(trial.user_attrs["window_tokens"])
+    measure(table.value_of(trial), table.value_of(base), searched, about["search_data"], None)
     ours, theirs = table.held_out(study, trial), table.held_out(study, base)
     difference = table.difference_to_base(study, trial)
-    if ours is not None and theirs is not None and difference is not None and math.isfinite(ours.nll):
-        bounded = math.isfinite(difference.low) and math.isfinite(difference.high)
-        measured.append(
-            Measurement(
-                metric="perplexity",
-                value=math.exp(ours.nll),
-                base=math.exp(theirs.nll),
-                nll_difference=difference.mean,
-                interval95=(difference.low, difference.high) if bounded else None,
-                tokens=sum(ours.window_tokens),
-                held_out=True,
-                convention=convention,
-                data=_data(about["held_out_data"]),
-            )
-        )
+    if ours is not None and theirs is not None and difference is not None:
+        measure(ours.nll, theirs.nll, sum(ours.window_tokens), about["held_out_data"], difference)
     return measured
+
+
+def _interval(difference: Difference | None) -> tuple[float, float] | None:
+    if difference is None or not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+        return None
+    return difference.low, difference.high
 
 
 def _figure(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}" if value < 1e5 else f"{value:.2e}"
-
-
-def _data(kept: dict[str, Any]) -> Data:
-    return Data(**(kept | {"windows": tuple(kept["windows"])}))
 
 
 def _drawing(draw: Callable[[Axes], Axes], size: tuple[float, float]) -> Callable[[Path], None]:

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,8 @@ def _trial(study: Study, run: _Run, *, at_random: bool) -> str:
     own = study.sampler
     if at_random:
         study.sampler = _sampler("random", run.seed, len(study.get_trials(deepcopy=False)))
+    trial = study.ask()
     try:
-        trial = study.ask()
         trial.set_user_attr("worker", _worker())
         recipe = run.space(trial, run.n_layers)
         known = _known(study, str(recipe))
@@ -234,11 +235,18 @@ def _begin(study: Study, run: _Run, queue: Sequence[Recipe]) -> None:
 
 
 def _reclaim(study: Study) -> None:
-    """Give up the trials whose worker on this machine has died, and queue their parameters again."""
+    """Give up the trials whose worker on this machine has died, and queue their parameters again.
+
+    A worker that died before it could sign its trial had a moment for that: a minute without a name is death too.
+    """
     host = socket.gethostname()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner, _, pid = trial.user_attrs.get("worker", "").rpartition(":")
-        if owner == host and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+        if owner:
+            dead = owner == host and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
+        else:
+            dead = trial.datetime_start is None or datetime.now() - trial.datetime_start > timedelta(minutes=1)
+        if dead:
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params:
                 study.enqueue_trial(trial.params)
