@@ -7,6 +7,8 @@ import io
 import itertools
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,17 +178,25 @@ def _adds_bos(tokenizer: Tokenizer) -> bool:
 
 
 def _documents(source: str, rows: str | None, column: str) -> list[str]:
+    """The texts of a source's rows."""
+    path = Path(source).expanduser()
     if source == BUILT_IN:
-        table: Any = {"text": list(_topics().values())}
-        return _column(table, rows, "text", source)
-    if _is_file(source):
-        return _column(_read_file(source), rows, column, source)
-    looks_local = Path(source).suffix in _READERS or source.startswith((".", "/", "~", "\\"))
+        return _rows(list(_topics().values()), rows, source)
+    if path.is_file():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise CorpusError(
+                f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'no ending'}"
+            )
+        if rows is not None and _slice_parts(rows)[0] not in (None, "train"):
+            raise CorpusError(f"{source} is a file and has no split {_slice_parts(rows)[0]!r}: slice it as [:200]")
+        return _rows(_read_text(path) if reader == "text" else _read_table(path, reader, column), rows, source)
+    looks_local = path.suffix in _READERS or source.startswith((".", "/", "~", "\\"))
     if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
         raise CorpusError(
             f"no such file: {source} (give a text, JSON lines, parquet or CSV file, or a Hub dataset as owner/name)"
         )
-    return _column(_read_hub(source, rows), rows, column, source)
+    return _rows(_read_hub(source, rows, column), rows, source)
 
 
 def _topics() -> dict[str, str]:
@@ -198,51 +208,60 @@ def _is_file(source: str) -> bool:
     return Path(source).expanduser().is_file()
 
 
-def _read_file(source: str) -> Any:
+def _read_text(path: Path) -> list[str]:
+    """A text file as one document, to the byte: line ends stay what they are."""
+    try:
+        return [path.read_bytes().decode("utf-8")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} cannot be read as text: {error}") from None
+
+
+def _read_table(path: Path, reader: str, column: str) -> list[Any]:
     import datasets
 
-    path = Path(source).expanduser()
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise CorpusError(f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'none'}")
-    options = {"sample_by": "document"} if reader == "text" else {}
-    with _quiet_datasets():
+    # A cache of its own: the shared one takes a replaced file of the same age for the old one.
+    with tempfile.TemporaryDirectory() as cache, _quiet_datasets():
         try:
-            loaded = datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+            table = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=cache)
+            return _column(table, column, str(path))
+        except CorpusError:
+            raise
         except Exception as error:  # every builder has its own kinds
-            raise CorpusError(f"{source} cannot be read as {reader}: {_last_line(error)}") from None
-    return loaded
+            raise CorpusError(f"{path} cannot be read as {reader}: {_reason(error)}") from None
 
 
-def _read_hub(source: str, rows: str | None) -> Any:
+def _read_hub(source: str, rows: str | None, column: str) -> list[Any]:
     import datasets
 
     name, _, configuration = source.partition(":")
-    split = _slice_parts(rows)[0] if rows is not None else None
+    split = None if rows is None else _slice_parts(rows)[0]
+    sys.stderr.write(f"no file here is called {source}: asking the Hub for a dataset\n")
     try:
         loaded = datasets.load_dataset(name, configuration or None, split=split)
     except Exception as error:
-        raise CorpusError(f"no file and no Hub dataset could be read as {source!r}: {_last_line(error)}") from None
+        raise CorpusError(f"no file and no Hub dataset could be read as {source!r}: {_reason(error)}") from None
     if isinstance(loaded, datasets.DatasetDict):
-        splits = list(loaded)
-        if len(splits) > 1:
+        if len(loaded) > 1:
+            splits = list(loaded)
             raise CorpusError(f"{source} has the splits {', '.join(splits)}: give a slice such as {splits[0]}[:200]")
-        return loaded[splits[0]]
-    return loaded
+        loaded = next(iter(loaded.values()))
+    return _column(loaded, column, source)
 
 
-def _column(table: Any, rows: str | None, column: str, source: str) -> list[str]:
-    columns = list(getattr(table, "column_names", table))
-    if column not in columns:
-        raise CorpusError(f"{source} has no column {column!r}: it has {', '.join(columns)}; name one of them")
-    values: list[Any] = list(table[column])
-    if rows is not None:
-        start, stop = _slice_bounds(rows, len(values), source)
-        values = values[start:stop]
-    wrong = next((value for value in values if not isinstance(value, str)), None)
-    if wrong is not None:
-        raise CorpusError(f"column {column!r} of {source} must hold text; got {type(wrong).__name__}")
-    return values
+def _column(table: Any, column: str, source: str) -> list[Any]:
+    if column not in table.column_names:
+        raise CorpusError(
+            f"{source} has no column {column!r}: it has {', '.join(table.column_names)}; name one of them"
+        )
+    return list(table[column])
+
+
+def _rows(values: list[Any], rows: str | None, source: str) -> list[str]:
+    start, stop = (0, len(values)) if rows is None else _slice_bounds(rows, len(values), source)
+    for number in range(start, stop):
+        if not isinstance(values[number], str):
+            raise CorpusError(f"row {number} of {source} must hold text; got {type(values[number]).__name__}")
+    return values[start:stop]
 
 
 def _slice_parts(rows: str) -> tuple[str | None, str | None, str | None]:
@@ -282,6 +301,8 @@ def _quiet_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _last_line(error: Exception) -> str:
-    lines = str(error.__cause__ or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    if isinstance(error, StopIteration):
+        return "it has no rows"
+    text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"

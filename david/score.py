@@ -64,7 +64,7 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
         raise ScoreError(f"batch must be at least 1; got {batch}")
     first = 1 if convention == "window" else corpus.window // 2 + 1
     if first >= corpus.window:
-        raise ScoreError(f"convention {convention!r} needs windows of at least 4 tokens; got {corpus.window}")
+        raise ScoreError(f"convention {convention!r} needs windows of at least 3 tokens; got {corpus.window}")
     _check(model, corpus)
     sums: list[float] = []
     with torch.inference_mode():
@@ -115,16 +115,28 @@ def _last_output(model: nn.Module, windows: Tensor) -> Any:
     return caught[0]
 
 
+class _Given(nn.Module):
+    """Stands in the place of all layers and hands on a finished output; in all else it is like the last of them."""
+
+    def __init__(self, like: nn.Module, output: Any) -> None:
+        super().__init__()
+        self.__dict__ |= {"like": like, "output": output}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["like"], name)
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        return self.output
+
+
 @contextmanager
 def _layers_give(model: nn.Module, output: Any) -> Iterator[None]:
     """A finished hidden state in the place of all layers: the model's own forward then is its end (norm, head, …)."""
     stack = layers.find(model)
     modules, values = layers.now(stack)
-    end = layers.module_view(modules[-1], {})
-    end._forward_hooks.clear()
-    end.forward = lambda *_args, **_kwargs: output
+    end = nn.ModuleList([_Given(modules[-1], output)])
     try:
-        layers.put(stack, nn.ModuleList([end]), [layers.mapped(value, [len(modules) - 1]) for value in values])
+        layers.put(stack, end, [layers.mapped(value, [len(modules) - 1]) for value in values])
         yield
     finally:
         layers.put(stack, modules, values)

@@ -122,9 +122,14 @@ def view(
     return sling(second, wanted)
 
 
+def base_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model's base, slung or not."""
+    return _base(layers.find(model)).home
+
+
 def base_depth(model: nn.Module) -> int:
     """How many layers the base of a model has, slung or not."""
-    return len(_base(layers.find(model)).home)
+    return len(base_layers(model))
 
 
 class David:

