@@ -171,7 +171,7 @@ def module_view(module: Module, replace: dict[int, Any]) -> Module:
         elif id(value) in replace:
             state[name] = replace[id(value)]
         elif "hooks" in name and isinstance(value, dict | set):
-            state[name] = copy.copy(value)
+            state[name] = value.copy()
     state["_modules"] = {
         name: None if child is None else module_view(child, replace) for name, child in module._modules.items()
     }

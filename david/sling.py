@@ -53,7 +53,7 @@ def sling(
     base = _base(stack)
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
     # transformers installs these on the layers of the moment: done now, the base's layers have them after a reset too.
-    maybe_install_capturing_hooks(model)
+    maybe_install_capturing_hooks(stack.owner)
     visits = nn.ModuleList(
         layers.layer_view(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(wanted)
     )
@@ -113,7 +113,7 @@ def view(
     stack = layers.find(model)
     base = _base(stack)
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
-    maybe_install_capturing_hooks(model)
+    maybe_install_capturing_hooks(stack.owner)
     replace = layers.config_copies(model)
     configs = tuple(replace[id(config)] for config in stack.configs)
     replace[id(stack.layers)] = home = layers.module_view(base.home, replace)

@@ -341,7 +341,6 @@ def test_hidden_states_are_those_of_the_stacked_copy(tiny: Any) -> None:
     assert torch.equal(slung[-1], tiny.model.norm(visits[-1]))
 
 
-@pytest.mark.xfail(strict=True, reason="sling installs transformers' capturing hooks a second time: see the report")
 def test_hidden_states_asked_of_the_base_first_still_come_once(tiny: Any) -> None:
     with torch.no_grad():
         assert len(tiny(TOKENS, output_hidden_states=True).hidden_states) == 7

@@ -14,26 +14,16 @@ from tests.tiny import VARIANTS, deep_copied, tiny_named
 RECIPE = Recipe.parse("0:4, 2:4*0.5, 1*-0.3, 4:6")
 TOKENS = torch.arange(14).unsqueeze(0) * 5 + 3  # [1, T]
 
-DEPENDS_ON_PLACE = {  # what a layer built anew is depends on its number in a way that `stacked` does not carry over
-    "gpt2-layer-scaling",
-    "qwen2_moe",
-    "qwen2_moe-dense-first",
-    "qwen3_moe",
-    "smollm3",
-}
-
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(TOKENS).logits
 
 
-def named(name: str) -> Any:
-    marks = pytest.mark.xfail(strict=True, reason="stacked builds these layers by their new number: see the report")
-    return pytest.param(name, marks=marks) if name in DEPENDS_ON_PLACE else name
+STACKABLE = [name for name in [*sorted(KNOWN_TYPES), *VARIANTS, "gemma3"] if name != "gpt2-layer-scaling"]
 
 
-@pytest.mark.parametrize("name", [named(name) for name in [*sorted(KNOWN_TYPES), *VARIANTS, "gemma3"]])
+@pytest.mark.parametrize("name", STACKABLE)
 def test_stacked_is_the_deep_copy_and_the_sling(name: str) -> None:
     model = tiny_named(name)
     base = logits(model)
@@ -107,3 +97,8 @@ def test_a_model_without_one_list_of_layers_is_refused(tiny: Any) -> None:
     tiny.model.config.num_hidden_layers = 5
     with pytest.raises(SlingError, match="one list of 5 layers"):
         stacked(tiny, Recipe((0,)))
+
+
+def test_attention_scaled_by_the_layer_s_number_is_refused() -> None:
+    with pytest.raises(SlingError, match="layer's number"):
+        stacked(tiny_named("gpt2-layer-scaling"), Recipe.identity(6))
