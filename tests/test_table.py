@@ -233,7 +233,7 @@ def test_there_is_no_difference_of_the_base_to_itself_nor_of_what_is_not_judged(
 
 
 def test_the_block_grid_has_the_difference_to_the_base_at_row_i_and_column_j(study: Study) -> None:
-    add(study, "0:3, 1:6", 2.5)
+    add(study, "0:2, 1:6", 2.5)
     add(study, "0:3, 1:3, 1:6", 0.1)  # three times: no cell
     add(study, "0:3, 1:5, 3:6", 0.1)  # two blocks: no cell
     add(study, "0:3, 4:6", 0.1)  # a skip: no cell
@@ -242,7 +242,7 @@ def test_the_block_grid_has_the_difference_to_the_base_at_row_i_and_column_j(stu
     assert list(grid.columns) == [1, 2, 3, 4, 5, 6]
     assert (grid.index.name, grid.columns.name) == ("i", "j")
     known = {(i, j): grid.loc[i, j] for i in grid.index for j in grid.columns if not math.isnan(grid.loc[i, j])}
-    assert known == {(2, 4): -0.5, (5, 6): math.inf, (1, 3): 0.5}  # not the weaker (1, 3) of trial 7
+    assert known == {(2, 4): -0.5, (5, 6): math.inf, (1, 2): 0.5}  # not the weaker (1, 3) of trial 7
     assert set(grid.dtypes) == {np.dtype("float64")}
 
 
