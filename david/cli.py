@@ -91,32 +91,31 @@ def search(
 
     Example: david search demo --trials 40 --scales 0.1:1 --out run
     """
-    from david import report
+    from david.report import check_folder
     from david.space import named
 
-    report.check_folder(out)
+    check_folder(out)
     wanted = named(space, scales=None if scales is None else _range(scales, "--scales"), max_length=max_length)
 
-    from david.study import open_study
     from david.study import search as run_search
 
     loaded, tokenizer = _load(model, dtype, device)
     seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
-    report.ready_folder(out)
-    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler=sampler, seed=seed)
-    run_search(
+    made = run_search(
         loaded,
         seen,
         space=wanted,
         held_out=unseen,
         objective=_objective(convention),
-        study=opened,
         n_trials=trials,
         out=out,
+        storage=storage,
+        study_name=study,
+        sampler=sampler,
         seed=seed,
         top=top,
     )
-    _print_run(opened, out, top)
+    _print_run(made, out, top)
 
 
 @app.command()
@@ -142,35 +141,34 @@ def scan(
 
     Example: david scan demo --max-length 2 --windows 4 --out scan
     """
-    from david import report
+    from david.report import check_folder
     from david.space import Block, all_blocks
 
-    report.check_folder(out)
+    check_folder(out)
 
     from david.sling import base_depth
-    from david.study import open_study
     from david.study import search as run_search
 
     loaded, tokenizer = _load(model, dtype, device)
     seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
-    report.ready_folder(out)
-    opened = open_study(storage or f"sqlite:///{out / 'study.db'}", study, sampler="random")
     n_layers = base_depth(loaded)
     longest = max_length or max(1, n_layers // 4)
     every = all_blocks(n_layers, longest)
-    run_search(
+    made = run_search(
         loaded,
         seen,
         space=Block(max_length=longest),
         held_out=unseen,
         objective=_objective(convention),
-        study=opened,
         n_trials=1 + len(every),
         out=out,
         queue=every,
+        storage=storage,
+        study_name=study,
+        sampler="random",
         top=top,
     )
-    _print_run(opened, out, top)
+    _print_run(made, out, top)
 
 
 @app.command()
@@ -242,6 +240,7 @@ def explain(
     """
     from david.explain import explain as tell
 
+    _one_of(recipe, ratios)
     costs = None
     if model is not None or ratios is not None:
         from david.models import read_costs
@@ -353,8 +352,7 @@ def _objective(convention: Convention) -> Any:
 def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None) -> "Recipe":
     from david.recipe import Recipe
 
-    if (recipe is None) == (ratios is None):
-        raise RecipeError("give a recipe or --ratios, one of the two")
+    _one_of(recipe, ratios)
     if ratios is not None:
         slices = [_range(part, "--ratios") for part in ratios.split(",")]
         return Recipe.from_ratios(n_layers or 0, slices)
@@ -362,6 +360,11 @@ def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None) -> "Re
     if n_layers is not None:
         wanted.check(n_layers)
     return wanted
+
+
+def _one_of(recipe: str | None, ratios: str | None) -> None:
+    if (recipe is None) == (ratios is None):
+        raise RecipeError("give a recipe or --ratios, one of the two")
 
 
 def _range(text: str, option: str) -> tuple[float, float]:

@@ -1,61 +1,71 @@
 """Tables → matplotlib axes. Each function draws one table of `david.table` and returns the axes it drew on."""
 
-from typing import Any
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
 
 _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
 
 
 def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The path of each recipe over the base's layers, from `table.paths`: a line a recipe, weaker visits smaller."""
-    ax = ax or _axes((8, 4.5))
-    names = list(dict.fromkeys(table["recipe"]))
+    """The path of each recipe over the base's layers, from `table.paths`: a line a recipe, the best on top.
+
+    Dots mark the visits that are not plain, smaller where they are weaker.
+    """
+    ax = ax or _axes((8, 5.5))
+    names = [name for name in dict.fromkeys(table["recipe"]) if name != "base"]
     colours = plt.get_cmap("tab10")
-    for place, name in enumerate(names):
-        part = table[table["recipe"] == name]
-        is_base = name == "base"
-        colour = _BASE if is_base else colours(place % 10)
-        ax.plot(
-            part["visit"], part["layer"], color=colour, lw=1.2, ls="--" if is_base else "-", label=_shorten(name, 60)
-        )
-        if not is_base:
-            sizes = 4 + 14 * np.minimum(1.0, part["scale"].abs().to_numpy())
-            ax.scatter(part["visit"], part["layer"], s=sizes, color=colour, zorder=3)
+    base = table[table["recipe"] == "base"]
+    ax.plot(base["visit"], base["layer"], color=_BASE, lw=1.2, ls="--", label="base")
+    for rank, name in enumerate(names):
+        part, colour = table[table["recipe"] == name], colours(rank % 10)
+        over = 10 - rank
+        ax.plot(part["visit"], part["layer"], color=colour, lw=1.4, alpha=0.85, zorder=over, label=_label(rank, name))
+        damped = part[part["scale"] != 1]
+        sizes = 4 + 14 * np.minimum(1.0, damped["scale"].abs().to_numpy())
+        ax.scatter(damped["visit"], damped["layer"], s=sizes, color=colour, zorder=over)
     ax.set(title="Path of the best recipes over the base's layers", xlabel="visit", ylabel="layer of the base")
-    ax.legend(fontsize=8, loc="upper left", title="recipe (layers in order)", title_fontsize=8)
+    _whole_numbers(ax, "both")
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)
     return ax
 
 
 def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Heatmap of `table.blocks`: what repeating the block of layers i … j − 1 once does to the NLL."""
+    """Heatmap of `table.blocks`: what repeating the block of layers i … j − 1 once does to the NLL.
+
+    Colours are centred at the base, and saturate above the ninth tenth of the values.
+    """
     ax = ax or _axes((7.5, 6))
     values = table.to_numpy(dtype=float)
     known = values[np.isfinite(values)]
-    low, high = float(min(known.min(), -1e-9)), float(max(np.quantile(known, 0.9), 1e-9))
+    ax.set(xlabel="block end j (the layer after its last)", ylabel="block start i (its first layer)")
+    _whole_numbers(ax, "both")
+    if not len(known):
+        ax.set_title("Repeating one block (i, j) once: no finite score")
+        return ax
+    high = max(float(np.quantile(known, 0.9)), 1e-3)
+    low = min(float(known.min()), -high / 20, -1e-3)
     columns = table.columns.to_numpy()
     image = ax.imshow(
-        values,
+        np.where(values == np.inf, 2 * high, values),
         cmap="RdBu_r",
-        norm=TwoSlopeNorm(0.0, min(low, -high / 20), high),
+        norm=TwoSlopeNorm(0.0, low, high),
         extent=(columns[0] - 0.5, columns[-1] + 0.5, len(table) - 0.5, -0.5),
         aspect="auto",
         interpolation="nearest",
     )
-    bar = ax.figure.colorbar(image, ax=ax, extend="max" if known.max() > high else "neither", spacing="proportional")
+    over = bool((values > high).any())
+    bar = ax.figure.colorbar(image, ax=ax, extend="max" if over else "neither", format="%+.3g", spacing="proportional")
+    bar.set_ticks([*([low] if -low > high / 10 else []), 0.0, high / 2, high])
     bar.set_label("NLL minus the base's (nats a token; blue is better)")
     best = divmod(int(np.nanargmin(values)), values.shape[1])
     i, j = int(table.index[best[0]]), int(columns[best[1]])
-    ax.plot(j, i, marker="s", ms=9, mfc="none", mec="black", ls="none")
-    ax.set(
-        title=f"Repeating one block (i, j) once; best marked: ({i}, {j}), {values[best]:+.4f}",
-        xlabel="block end j (the layer after its last)",
-        ylabel="block start i (its first layer)",
-    )
+    ax.plot(j, i, marker="o", ms=14, mew=1.5, mfc="none", mec="black", ls="none")
+    worse = " (none is better)" if values[best] >= 0 else ""
+    ax.set_title(f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} nats a token{worse}")
     return ax
 
 
@@ -63,27 +73,17 @@ def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """NLL of each trial of `table.trials` in the order they were made, with the best so far and the base."""
     ax = ax or _axes((8, 4.5))
     scored = _scored(table)
-    above = _scatter(ax, scored["trial"], scored["nll"])
+    above = _scatter(ax, scored["trial"].astype(float), scored)
     ax.step(scored["trial"], scored["nll"].cummin(), where="post", color=_BEST, lw=1.5, label="best so far")
-    _base_line(ax, table)
-    ax.set(title="Search history" + above, xlabel="trial", ylabel="NLL on the search windows (nats a token)")
-    ax.legend(fontsize=8)
-    return ax
+    return _finish(ax, scored, "Search history" + above, "trial")
 
 
 def depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """NLL of each trial of `table.trials` against the visits it makes: what depth costs and buys."""
     ax = ax or _axes((8, 4.5))
     scored = _scored(table)
-    above = _scatter(ax, scored["visits"].astype(float), scored["nll"])
-    _base_line(ax, table)
-    ax.set(
-        title="NLL against depth" + above,
-        xlabel="visits (layers run for each token)",
-        ylabel="NLL on the search windows (nats a token)",
-    )
-    ax.legend(fontsize=8)
-    return ax
+    above = _scatter(ax, scored["visits"].astype(float), scored)
+    return _finish(ax, scored, "NLL against depth" + above, "visits (layers run for each token)")
 
 
 def _scored(table: pd.DataFrame) -> pd.DataFrame:
@@ -92,31 +92,47 @@ def _scored(table: pd.DataFrame) -> pd.DataFrame:
     return scored
 
 
-def _scatter(ax: Axes, x: "pd.Series[Any]", nll: "pd.Series[float]") -> str:
+def _scatter(ax: Axes, x: "pd.Series[float]", scored: pd.DataFrame) -> str:
     """Points, with those far above the others held at the upper edge; says so for the title."""
+    nll = scored["nll"]
     if nll.empty:
         return " (nothing scored yet)"
-    low, high = float(nll.min()), float(nll.quantile(0.9))
-    top = high + 0.15 * max(high - low, 0.01)
-    far = (nll > top).to_numpy()
-    ax.scatter(x[~far], nll[~far], s=18, color=_RECIPE, alpha=0.7, label="recipe")
+    most = float(max([nll.quantile(0.9), *nll[_is_base(scored)]]))
+    low = float(nll.min())
+    room = max(most - low, 0.01)
+    far = (nll > most + room).to_numpy()
+    top = most + room if far.any() else float(nll.max())
+    ax.scatter(x[~far], nll[~far], s=18, color=_RECIPE, alpha=min(0.7, max(0.1, 300 / len(nll))), label="recipe")
     if far.any():
         ax.scatter(x[far], np.full(int(far.sum()), top), s=28, marker="^", color=_RECIPE, alpha=0.5)
-    ax.set_ylim(low - 0.08 * (top - low), top + 0.05 * (top - low))
+    ax.set_ylim(low - 0.08 * max(top - low, 0.01), top + 0.08 * max(top - low, 0.01))
     return f" (▲ {int(far.sum())} above the edge)" if far.any() else ""
 
 
-def _base_line(ax: Axes, table: pd.DataFrame) -> None:
-    base = table[table["nll_difference"] == 0]
-    if not base.empty:
-        nll = float(base["nll"].iloc[0])
+def _finish(ax: Axes, scored: pd.DataFrame, title: str, across: str) -> Axes:
+    for nll in scored["nll"][_is_base(scored)].head(1):
         ax.axhline(nll, color=_BASE, ls="--", lw=1.2, label=f"base, {nll:.4f}")
+    ax.set(title=title, xlabel=across, ylabel="NLL on the search windows (nats a token)")
+    _whole_numbers(ax, "x")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8)
+    return ax
+
+
+def _is_base(scored: pd.DataFrame) -> "pd.Series[bool]":
+    return scored["nll_difference"] == 0
+
+
+def _whole_numbers(ax: Axes, which: str) -> None:
+    for name, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
+        if which in (name, "both"):
+            axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _label(rank: int, recipe: str) -> str:
+    return f"{rank + 1} · {recipe}" if len(recipe) <= 100 else f"{rank + 1} · {recipe[:99]}…"
 
 
 def _axes(size: tuple[float, float]) -> Axes:
     _, ax = plt.subplots(figsize=size, layout="constrained")
     return ax
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

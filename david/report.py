@@ -10,13 +10,14 @@ from typing import Any
 
 import optuna
 import pandas as pd
+import sqlalchemy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import FrozenTrial
 
 from david import plot, table
-from david.errors import SearchError
+from david.errors import RecipeError, SearchError
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
 from david.verdict import BETTER, Difference
@@ -39,7 +40,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     if best is not None:
         files["best.json"] = best.save
     if not board.empty:
-        files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board), ax), (8, 4.5))
+        files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board), ax), (8, 5.5))
         files["history.png"] = _drawing(lambda ax: plot.history(trials, ax), (8, 4.5))
         files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax), (8, 4.5))
     if not grid.empty:
@@ -50,8 +51,10 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
         try:
             put(beside)
             written.append(beside.replace(target / name))
-        except OSError as error:
-            raise SearchError(f"cannot write {target / name}: {error.strerror or error}") from None
+        except (OSError, RecipeError) as error:
+            raise SearchError(f"cannot write {target / name}: {getattr(error, 'strerror', None) or error}") from None
+        finally:
+            beside.unlink(missing_ok=True)
     return written
 
 
@@ -93,10 +96,10 @@ def verdict(board: pd.DataFrame) -> str:
         apart = (recipes["verdict"] == "not told apart").sum()
         told = f"; {apart} of {len(recipes)} cannot be told apart from it" if apart else ""
         return f"the base wins: no recipe is better on held-out windows{told}"
-    first = better.iloc[0]
+    first, corrected = better.iloc[0], f"corrected for {len(recipes)} finalist" + "s" * (len(recipes) > 1)
     return (
         f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a token "
-        f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, corrected for {len(recipes)} finalists)"
+        f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
     )
 
 
@@ -129,12 +132,14 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
     if (folder is None) == (storage is None):
         raise SearchError("give a run's folder or a storage URL, one of the two")
     if folder is not None:
-        file = Path(folder) / "study.db"
-        if not file.is_file():
+        storage = storage_in(folder)
+        if not (Path(folder) / "study.db").is_file():
             raise SearchError(f"{os.fspath(folder)} holds no run: expected a study.db in it")
-        storage = f"sqlite:///{file}"
     assert storage is not None
     try:
+        url = sqlalchemy.make_url(storage)
+        if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
+            raise FileNotFoundError(f"there is no file {url.database}")  # noqa: TRY301  # SQLite would make one
         names = optuna.get_all_study_names(storage)
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -143,6 +148,11 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
     if wanted is None or wanted not in names:
         raise SearchError(f"name one of the studies in {folder or storage}: {', '.join(names) or 'it has none'}")
     return optuna.load_study(study_name=wanted, storage=storage)
+
+
+def storage_in(folder: str | os.PathLike[str]) -> str:
+    """The storage URL of the study that a run keeps in its folder."""
+    return sqlalchemy.URL.create("sqlite", database=str(Path(folder) / "study.db")).render_as_string()
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:

@@ -40,12 +40,12 @@ class Score:
     @property
     def nll(self) -> float:
         """Mean NLL in nats over the scored tokens."""
-        return math.fsum(self.window_nll) / self.tokens if all(map(math.isfinite, self.window_nll)) else math.inf
+        return sum(self.window_nll) / self.tokens
 
     @property
     def perplexity(self) -> float:
         """exp(nll)."""
-        return math.exp(self.nll) if self.nll < 700 else math.inf
+        return math.inf if self.nll > 700 else math.exp(self.nll)
 
 
 def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName = "window", batch: int = 1) -> Score:
@@ -65,7 +65,7 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
     first = 1 if convention == "window" else corpus.window // 2 + 1
     if first >= corpus.window:
         raise ScoreError(f"convention {convention!r} needs windows of at least 3 tokens; got {corpus.window}")
-    _check(model, corpus)
+    check_fits(model, corpus)
     sums: list[float] = []
     with torch.inference_mode():
         for windows in torch.split(corpus.windows, batch):
@@ -142,7 +142,8 @@ def _layers_give(model: nn.Module, output: Any) -> Iterator[None]:
         layers.put(stack, modules, values)
 
 
-def _check(model: nn.Module, corpus: Corpus) -> None:
+def check_fits(model: nn.Module, corpus: Corpus) -> None:
+    """`ScoreError` unless a corpus can be scored by a model: its length, its vocabulary, and no training mode."""
     if model.training:
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
     longest = getattr(_config(model), "max_position_embeddings", None)

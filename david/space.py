@@ -5,6 +5,7 @@ base and a scan can be written as trials. Their slots are static: a block that i
 keeps one joint space for samplers that model it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -90,15 +91,23 @@ class Blocks:
     def params(self, recipe: Recipe, n_layers: int) -> Params | None:
         """What to enqueue for a recipe; None where this space cannot say it."""
         parts = blocks_of(recipe, n_layers)
-        if parts is None or len(parts) > self.count:
+        if parts is None:
             return None
-        params: Params | None = {}
-        for slot in range(self.count):
-            start, stop, times, scale = parts[slot] if slot < len(parts) else (0, 1, 1, None)
-            if stop - start > _longest(self.max_length, n_layers) or times > self.max_times or params is None:
+        slots: list[tuple[int, int, int, float | None]] = []
+        for start, stop, times, scale in parts:
+            while times > 1:  # a slot holds max_times − 1 further runs; a block of more takes several
+                here = min(times, self.max_times)
+                slots.append((start, stop, here, scale))
+                times -= here - 1
+        slots += [(0, 1, 1, None)] * (self.count - len(slots))
+        if len(slots) > self.count:
+            return None
+        params: Params = {}
+        for slot, (start, stop, times, strength) in enumerate(slots):
+            scaled = _with_scale({}, f"scale_{slot}", strength, self.scales)
+            if scaled is None or stop - start > _longest(self.max_length, n_layers):
                 return None
-            params |= {f"start_{slot}": start, f"length_{slot}": stop - start, f"times_{slot}": times}
-            params = _with_scale(params, f"scale_{slot}", scale, self.scales)
+            params |= {f"start_{slot}": start, f"length_{slot}": stop - start, f"times_{slot}": times} | scaled
         return params
 
 
@@ -188,13 +197,15 @@ def _suggest_scale(trial: BaseTrial, name: str, scales: tuple[float, float] | No
 
 
 def _with_scale(params: Params, name: str, scale: float | None, scales: tuple[float, float] | None) -> Params | None:
-    """A scale of None is any: the slot is off."""
+    """A scale of None is any: the slot is off, and the step nearest below a plain visit stands in its place."""
     if scales is None:
         return params if scale in (None, 1.0) else None
     low, high = scales
-    scale = min(max(1.0, low), high) if scale is None else scale
-    steps = (scale - low) / _SCALE_STEP
-    return params | {name: scale} if low <= scale <= high and abs(steps - round(steps)) < 1e-6 else None
+    if scale is None:
+        steps = math.floor((min(max(1.0, low), high) - low) / _SCALE_STEP + 1e-9)
+        return params | {name: round(low + steps * _SCALE_STEP, 4)}
+    off_grid = abs((scale - low) / _SCALE_STEP - round((scale - low) / _SCALE_STEP))
+    return params | {name: scale} if low <= scale <= high and off_grid < 1e-6 else None
 
 
 def _check_options(count: int, max_length: int | None, max_times: int, scales: tuple[float, float] | None) -> None:
@@ -204,5 +215,7 @@ def _check_options(count: int, max_length: int | None, max_times: int, scales: t
         raise SearchError(f"max_length must be at least 1; got {max_length}")
     if max_times < 2:
         raise SearchError(f"max_times must be at least 2, one repeat; got {max_times}")
-    if scales is not None and not scales[0] < scales[1]:
-        raise SearchError(f"scales must be a range (low, high) with low < high; got {scales}")
+    if scales is not None:
+        whole = len(scales) == 2 and all(map(math.isfinite, scales)) and scales[0] < scales[1]
+        if not whole or abs((steps := (scales[1] - scales[0]) / _SCALE_STEP) - round(steps)) > 1e-6:
+            raise SearchError(f"scales must be a range (low, high), a multiple of {_SCALE_STEP} apart; got {scales}")

@@ -1,6 +1,7 @@
 """The study loop: ask, run, tell; resume; judge the best on windows that the search has not seen."""
 
 import importlib.util
+import math
 import os
 import socket
 import sys
@@ -8,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 import transformers
 from optuna import Study, Trial
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -26,11 +26,11 @@ import david
 from david import report, table
 from david.corpus import Corpus
 from david.engine import score_recipes
-from david.errors import DavidError, SearchError
+from david.errors import DavidError, ScoreError, SearchError
 from david.models import describe
 from david.origin import Data
 from david.recipe import Recipe
-from david.score import Objective, Score, perplexity
+from david.score import Objective, Score, check_fits, perplexity
 from david.sling import base_depth
 from david.space import Space, named, params_of
 
@@ -57,6 +57,8 @@ def search(
     n_trials: int,
     out: str | os.PathLike[str] | None = None,
     queue: Sequence[Recipe] = (),
+    storage: str | None = None,
+    study_name: str = "david",
     sampler: str | BaseSampler = "tpe",
     seed: int = 0,
     top: int = 5,
@@ -68,11 +70,11 @@ def search(
     tells the study the mean NLL, to be minimised. The base is the first trial, the recipes of `queue` come next. A
     recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
     comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
-    windows, once. With `out`, that folder gets tables, plots and `best.json` (see `report.write`), and the study lives
-    in its `study.db` unless `study` is given: the same call again goes on where it stopped.
+    windows, once. With `out`, that folder gets tables, plots and `best.json` (see `report.write`).
 
-    `sampler` and `seed` make the study; one given by hand keeps its own sampler. One worker and one seed give the
-    same study each time. Ctrl-C ends cleanly: what is scored is kept, and tables and plots are written.
+    The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand
+    (which keeps its own sampler); the same call again goes on where it stopped. One worker and one `seed` give the same
+    study each time. Ctrl-C ends cleanly: what is scored is kept, and tables and plots are written.
 
     Raises `SearchError` for a study made on another model, corpus or space, or a folder that cannot be written.
 
@@ -82,21 +84,20 @@ def search(
     """
     if n_trials < 1:
         raise SearchError(f"n_trials must be at least 1; got {n_trials}")
-    if out is not None:
-        report.ready_folder(out)
-    if isinstance(space, str):
-        space = named(space)
+    space = named(space) if isinstance(space, str) else space
+    check_fits(model, corpus)
     if held_out is not None:
+        check_fits(model, held_out)
         _check_disjoint(corpus, held_out)
     if study is None:
-        storage = None if out is None else f"sqlite:///{Path(out) / 'study.db'}"
-        study = open_study(storage, sampler=sampler, seed=seed)
+        study = _open_for(out, storage, study_name, sampler, seed)
+    if out is not None:
+        report.ready_folder(out)
     if len(study.directions) != 1 or study.direction != optuna.study.StudyDirection.MINIMIZE:
         raise SearchError("the study must minimise one value, the NLL: optuna.create_study(direction='minimize')")
     _sign(study, model, corpus, held_out, space, objective, seed)
     run = _Run(model, corpus, space, objective, base_depth(model), seed)
     try:
-        _reclaim(study)
         _begin(study, run, queue)
         _loop(study, run, n_trials, progress)
         if held_out is not None:
@@ -113,12 +114,26 @@ def open_study(storage: str | None, name: str = "david", *, sampler: str | BaseS
 
     The sampler's seed is drawn from (`seed`, trials so far), so that a resumed study does not draw its beginning again.
     """
+    _check_sampler(sampler)
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
         raise SearchError(f"the storage {storage} cannot be used: {_first_line(error)}") from error
     study.sampler = sampler if isinstance(sampler, BaseSampler) else _sampler(sampler, seed, len(study.trials))
     return study
+
+
+def _open_for(
+    out: str | os.PathLike[str] | None, storage: str | None, name: str, sampler: str | BaseSampler, seed: int
+) -> Study:
+    """The study of a search, in its storage, its folder or memory; the folder is made only when nothing else fails."""
+    if out is not None:
+        report.check_folder(out)
+    if storage is None and out is not None:
+        _check_sampler(sampler)
+        report.ready_folder(out)
+        storage = report.storage_in(out)
+    return open_study(storage, name, sampler=sampler, seed=seed)
 
 
 def judge(
@@ -134,6 +149,9 @@ def judge(
 
     What has been scored there before is not scored again.
     """
+    about = table.about(study)
+    if about["held_out_data"] is None:
+        study.set_user_attr("david", {**about, "held_out_data": _data(held_out)})
     base = table.base_trial(study)
     picked = [*([base] if base is not None else []), *table.best_of_search(study, top)]
     wanted = [trial for trial in picked if table.held_out(study, trial) is None]
@@ -165,6 +183,7 @@ def _loop(study: Study, run: _Run, n_trials: int, progress: bool) -> None:
             if repeats >= _REPEATS_BEFORE_END:
                 _say(f"the space is used up: nothing new in {repeats} proposals, {scored} recipes scored")
                 return
+            _reclaim(study)
             outcome = _trial(study, run, at_random=repeats >= _REPEATS_BEFORE_RANDOM)
             repeats = repeats + 1 if outcome == "duplicate" else 0
             failures = failures + 1 if outcome == "failed" else 0
@@ -179,9 +198,12 @@ def _loop(study: Study, run: _Run, n_trials: int, progress: bool) -> None:
 def _trial(study: Study, run: _Run, *, at_random: bool) -> str:
     """Ask, run and tell one trial; whether it was scored, a duplicate, or failed."""
     own = study.sampler
-    if at_random:
-        study.sampler = _sampler("random", run.seed, len(study.get_trials(deepcopy=False)))
-    trial = study.ask()
+    try:
+        if at_random:
+            study.sampler = _sampler("random", run.seed, len(study.get_trials(deepcopy=False)))
+        trial = study.ask()
+    finally:
+        study.sampler = own
     try:
         trial.set_user_attr("worker", _worker())
         recipe = run.space(trial, run.n_layers)
@@ -200,12 +222,12 @@ def _trial(study: Study, run: _Run, *, at_random: bool) -> str:
     except BaseException:
         study.tell(trial, state=TrialState.FAIL)
         raise
-    finally:
-        study.sampler = own
     return "scored"
 
 
 def _tell(study: Study, trial: Trial, score: Score) -> None:
+    if math.isnan(score.nll):
+        raise ScoreError("the objective's NLL is not a number")
     trial.set_user_attr("window_nll", list(score.window_nll))
     trial.set_user_attr("window_tokens", list(score.window_tokens))
     trial.set_user_attr("convention", score.convention)
@@ -218,7 +240,7 @@ def _begin(study: Study, run: _Run, queue: Sequence[Recipe]) -> None:
         base = Recipe.identity(run.n_layers)
         params = params_of(run.space, base, run.n_layers)
         if params is not None:
-            study.enqueue_trial(params, skip_if_exists=True)
+            _enqueue(study, [params])
         else:
             _say("this space cannot say the base: it is scored outside the sampler's sight")
             [score] = score_recipes(run.model, [base], run.corpus, objective=run.objective)
@@ -226,18 +248,33 @@ def _begin(study: Study, run: _Run, queue: Sequence[Recipe]) -> None:
             kept["window_tokens"] = list(score.window_tokens)
             study.add_trial(create_trial(value=score.nll, user_attrs=kept))
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
+    wanted = []
     for recipe in queue:
         params = params_of(run.space, recipe, run.n_layers)
         if params is None:
             raise SearchError(f"the recipe {recipe} in the queue cannot be said in this space")
         if str(recipe) not in known:
-            study.enqueue_trial(params, skip_if_exists=True)
+            wanted.append(params)
+    _enqueue(study, wanted)
+
+
+def _enqueue(study: Study, wanted: Sequence[dict[str, Any]]) -> None:
+    """Queue parameters that are not waiting or running already; failed ones may come again."""
+    unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+    queued = [_params(trial) for trial in unfinished]
+    for params in wanted:
+        if params not in queued:
+            study.enqueue_trial(params)
+
+
+def _params(trial: FrozenTrial) -> dict[str, Any]:
+    return trial.system_attrs.get("fixed_params") or trial.params
 
 
 def _reclaim(study: Study) -> None:
     """Give up the trials whose worker on this machine has died, and queue their parameters again.
 
-    A worker that died before it could sign its trial had a moment for that: a minute without a name is death too.
+    A worker signs its trial a moment after it has asked for it: ten seconds without a name are death too.
     """
     host = socket.gethostname()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -245,11 +282,11 @@ def _reclaim(study: Study) -> None:
         if owner:
             dead = owner == host and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
         else:
-            dead = trial.datetime_start is None or datetime.now() - trial.datetime_start > timedelta(minutes=1)
+            dead = trial.datetime_start is None or datetime.now() - trial.datetime_start > timedelta(seconds=10)
         if dead:
+            if _params(trial):  # first, so that a kill between the two loses nothing
+                study.enqueue_trial(_params(trial))
             study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params:
-                study.enqueue_trial(trial.params)
 
 
 def _sign(
@@ -304,7 +341,8 @@ def _name(thing: Any) -> str:
     if isinstance(thing, partial):
         given = [*map(repr, thing.args), *(f"{name}={value!r}" for name, value in thing.keywords.items())]
         return f"{_name(thing.func)}({', '.join(given)})"
-    return getattr(thing, "__name__", None) or repr(thing)
+    name = getattr(thing, "__name__", None) or repr(thing)
+    return type(thing).__qualname__ if " at 0x" in name else name
 
 
 def _check_disjoint(corpus: Corpus, held_out: Corpus) -> None:
@@ -321,11 +359,14 @@ def _known(study: Study, notation: str) -> Any:
     return next((trial for trial in table.complete(study) if trial.user_attrs["recipe"] == notation), None)
 
 
-def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
-    if name not in _SAMPLERS:
-        raise SearchError(f"unknown sampler {name!r}: expected one of {', '.join(_SAMPLERS)}")
-    if name == "cmaes" and importlib.util.find_spec("cmaes") is None:
+def _check_sampler(sampler: str | BaseSampler) -> None:
+    if isinstance(sampler, str) and sampler not in _SAMPLERS:
+        raise SearchError(f"unknown sampler {sampler!r}: expected one of {', '.join(_SAMPLERS)}")
+    if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise SearchError("the sampler cmaes needs the package cmaes: pip install 'david[cma]'")
+
+
+def _sampler(name: str, seed: int, n_trials: int) -> BaseSampler:
     own = int(np.random.SeedSequence([seed, n_trials]).generate_state(1)[0])
     return _SAMPLERS[name](seed=own)
 

@@ -210,4 +210,4 @@ def value_of(trial: FrozenTrial) -> float:
 
 
 def _exp(nll: float) -> float:
-    return math.exp(nll) if nll < 700 else nll
+    return math.inf if nll > 700 else math.exp(nll)

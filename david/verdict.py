@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from david.errors import ScoreError
+
 BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
 
 
@@ -33,12 +35,18 @@ def paired_difference(
 
     The interval is Student's t over the windows' differences, at 1 − 0.05 / finalists (Bonferroni), so that all
     finalists' intervals hold together with 95%. With fewer than two windows it is infinite. A recipe with an
-    infinite NLL is infinitely worse.
+    infinite NLL is infinitely worse than a base that is finite, and the other way round. Raises `ScoreError` where the
+    windows do not pair.
     """
-    differences = np.asarray(recipe_nll, dtype=float) - np.asarray(base_nll, dtype=float)
-    scored = np.asarray(tokens, dtype=float)
-    if not np.all(np.isfinite(differences)):
-        return Difference(math.inf, math.inf, math.inf)
+    if not len(recipe_nll) == len(base_nll) == len(tokens):
+        raise ScoreError(f"windows must pair: {len(recipe_nll)} of the recipe, {len(base_nll)} of the base")
+    mine, its, scored = (np.asarray(values, dtype=float) for values in (recipe_nll, base_nll, tokens))
+    infinite = not np.all(np.isfinite(mine)), not np.all(np.isfinite(its))
+    if infinite == (True, True):
+        return Difference(math.nan, -math.inf, math.inf)
+    if any(infinite):
+        return Difference(*[math.inf if infinite[0] else -math.inf] * 3)
+    differences = mine - its
     mean = float(differences.sum() / scored.sum())
     if len(differences) < 2:
         return Difference(mean, -math.inf, math.inf)

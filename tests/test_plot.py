@@ -67,11 +67,11 @@ def paths_table(*notations: str, base: int = 6) -> pd.DataFrame:
 
 def test_a_path_is_a_line_from_visit_to_layer_and_the_bases_is_dashed(ax: Axes) -> None:
     plot.paths(paths_table("0:4, 2:6", "0:6, 5"), ax)
-    assert list(line(ax, "0:4, 2:6").get_xydata()[:, 0]) == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert list(line(ax, "0:4, 2:6").get_ydata()) == [0, 1, 2, 3, 2, 3, 4, 5]
-    assert list(line(ax, "0:6, 5").get_ydata()) == [0, 1, 2, 3, 4, 5, 5]
+    assert list(line(ax, "1 · 0:4, 2:6").get_xydata()[:, 0]) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert list(line(ax, "1 · 0:4, 2:6").get_ydata()) == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert list(line(ax, "2 · 0:6, 5").get_ydata()) == [0, 1, 2, 3, 4, 5, 5]
     assert list(line(ax, "base").get_ydata()) == [0, 1, 2, 3, 4, 5]
-    assert [found.get_linestyle() for found in ax.lines] == ["-", "-", "--"]
+    assert [found.get_linestyle() for found in ax.lines] == ["--", "-", "-"]
     assert len({to_hex(found.get_color()) for found in ax.lines}) == 3
 
 
@@ -79,26 +79,27 @@ def test_a_path_says_what_its_axes_are_and_which_line_is_which_recipe(ax: Axes) 
     plot.paths(paths_table("0:4, 2:6"), ax)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("visit", "layer of the base")
     assert "best recipes" in ax.get_title()
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["0:4, 2:6", "base"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["base", "1 · 0:4, 2:6"]
 
 
-def test_weaker_visits_have_smaller_marks(ax: Axes) -> None:
+def test_visits_that_are_not_plain_are_marked_the_weaker_the_smaller(ax: Axes) -> None:
     plot.paths(paths_table("0:3, 2*0.5, 2*0.1, 3:6"), ax)
     size = {}
     for dots in ax.collections:
         offsets = np.asarray(dots.get_offsets())
         for (visit, _), area in zip(offsets, np.broadcast_to(dots.get_sizes(), len(offsets)), strict=True):
             size[int(visit)] = float(area)
-    assert 0 < size[4] < size[3] < size[2]  # 0.1, 0.5 and 1
+    assert set(size) == {3, 4}
+    assert 0 < size[4] < size[3]  # 0.1 and 0.5
 
 
 def test_a_long_recipe_is_shortened_in_the_legend_and_drawn_whole(ax: Axes) -> None:
     notation = str(Recipe.from_blocks(80, [(i, i + 2, 2, 0.35) for i in range(0, 80, 2)]))
     plot.paths(paths_table(notation, base=80), ax)
-    label = ax.get_legend().get_texts()[0].get_text()
+    label = ax.get_legend().get_texts()[1].get_text()
     assert label.endswith("…")
-    assert len(label) < 80 < len(notation)
-    assert len(ax.lines[0].get_xdata()) == 160
+    assert len(label) < 110 < len(notation)
+    assert len(ax.lines[1].get_xdata()) == 160
 
 
 # Blocks

@@ -354,7 +354,6 @@ def test_scores_of_a_model_that_says_nan_end_in_an_error(tiny: Any, corpus: Corp
     assert {trial.state for trial in study.trials} == {TrialState.FAIL}
 
 
-@pytest.mark.xfail(reason="Score.nll calls NaN infinite", strict=True)
 def test_a_nan_of_an_objective_by_hand_fails_its_trial(shallow: Any, corpus: Corpus) -> None:
     study = run(shallow, corpus, space=Block(max_length=3), objective=depths_that_give(math.nan, 5), n_trials=5)
     assert study.get_trials(states=(TrialState.FAIL,))
@@ -413,7 +412,6 @@ def test_ctrl_c_keeps_what_is_scored_writes_the_run_and_the_same_call_goes_on(
     assert pd.read_csv(tmp_path / "leaderboard.csv")["held_out_nll"].notna().all()
 
 
-@pytest.mark.xfail(reason="a base that was interrupted is never queued again", strict=True)
 def test_ctrl_c_in_the_base_leaves_a_study_that_scores_it_at_the_next_call(tiny: Any, corpus: Corpus) -> None:
     study = optuna.create_study(sampler=TPESampler(seed=0))
     run(tiny, corpus, study=study, objective=Counting(at=1, instead=interrupt), n_trials=5)
@@ -421,7 +419,6 @@ def test_ctrl_c_in_the_base_leaves_a_study_that_scores_it_at_the_next_call(tiny:
     assert BASE in recipes_of(scored(study))
 
 
-@pytest.mark.xfail(reason="a queued recipe that was interrupted is never queued again", strict=True)
 def test_ctrl_c_in_a_queue_leaves_a_study_that_takes_it_up_at_the_next_call(tiny: Any, corpus: Corpus) -> None:
     queue, space = all_blocks(6, 2), Block(max_length=2)
     study = optuna.create_study(sampler=RandomSampler(seed=0))
