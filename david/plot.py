@@ -97,7 +97,7 @@ def _scatter(ax: Axes, x: "pd.Series[float]", scored: pd.DataFrame) -> str:
     nll = scored["nll"]
     if nll.empty:
         return " (nothing scored yet)"
-    most = float(max([nll.quantile(0.9), *nll[_is_base(scored)]]))
+    most = float(max([nll.quantile(0.75), *nll[_is_base(scored)]]))
     low = float(nll.min())
     room = max(most - low, 0.01)
     far = (nll > most + room).to_numpy()

@@ -20,7 +20,7 @@ from david import plot, table
 from david.errors import RecipeError, SearchError
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
-from david.verdict import BETTER, Difference
+from david.verdict import BETTER, UNDECIDED, Difference
 
 
 def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
@@ -93,9 +93,13 @@ def verdict(board: pd.DataFrame) -> str:
         return "not judged yet: no recipe is measured on held-out windows"
     better = recipes[recipes["verdict"] == BETTER]
     if better.empty:
-        apart = (recipes["verdict"] == "not told apart").sum()
-        told = f"; {apart} of {len(recipes)} cannot be told apart from it" if apart else ""
-        return f"the base wins: no recipe is better on held-out windows{told}"
+        apart = int((recipes["verdict"] == UNDECIDED).sum())
+        if not apart:
+            return f"the base wins: on held-out windows every finalist is worse ({len(recipes)} of {len(recipes)})"
+        return (
+            "the base stands: on held-out windows no finalist is better, "
+            f"{apart} of {len(recipes)} cannot be told apart from it"
+        )
     first, corrected = better.iloc[0], f"corrected for {len(recipes)} finalist" + "s" * (len(recipes) > 1)
     return (
         f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a token "

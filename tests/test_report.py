@@ -229,13 +229,13 @@ WORSE, EVEN = [21.0, 22.1, 23.0], [20.5, 20.8, 21.9]
 @pytest.mark.parametrize(
     ("first", "second", "sentence"),
     [
-        (WORSE, WORSE, "the base wins: no recipe is better on held-out windows"),
+        (WORSE, WORSE, "the base wins: on held-out windows every finalist is worse (2 of 2)"),
         (
             WORSE,
             EVEN,
-            "the base wins: no recipe is better on held-out windows; 1 of 2 cannot be told apart from it",
+            "the base stands: on held-out windows no finalist is better, 1 of 2 cannot be told apart from it",
         ),
-        (EVEN, EVEN, "the base wins: no recipe is better on held-out windows; 2 of 2 cannot be told apart from it"),
+        (EVEN, EVEN, "the base stands: on held-out windows no finalist is better, 2 of 2 cannot be told apart from it"),
     ],
 )
 def test_the_verdict_says_so_when_the_base_wins(
