@@ -124,11 +124,18 @@ def board_text(board: pd.DataFrame) -> str:
                 "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
                 for low, high in zip(board["low95"], board["high95"], strict=True)
             ],
-            "verdict": board["verdict"],
-            "recipe": board["recipe"],
+            _left("verdict", board["verdict"]): board["verdict"],
+            _left("recipe", board["recipe"]): board["recipe"],
         }
     )
-    return str(shown.to_string(index=False, justify="left"))
+    to_the_left = {name: f"{{:<{len(name)}}}".format for name in shown.columns[-2:]}
+    lines = str(shown.to_string(index=False, formatters=to_the_left)).splitlines()
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _left(name: str, values: "pd.Series[str]") -> str:
+    """A column's name, as wide as its widest value."""
+    return name.ljust(int(values.str.len().max()))
 
 
 def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, name: str | None = None) -> Study:

@@ -104,8 +104,9 @@ def search(
             judge(study, model, held_out, objective=objective, top=top, progress=progress)
     except KeyboardInterrupt:
         _say(f"interrupted: {len(table.complete(study))} recipes are scored; the same call goes on from here")
-    if out is not None:
-        report.write(study, out, top=top)
+    finally:
+        if out is not None:
+            report.write(study, out, top=top)
     return study
 
 
@@ -216,11 +217,12 @@ def _trial(study: Study, run: _Run, *, at_random: bool) -> str:
         [score] = score_recipes(run.model, [recipe], run.corpus, objective=run.objective)
         _tell(study, trial, score)
     except DavidError as error:
+        trial.set_user_attr("error", str(error))
         study.tell(trial, state=TrialState.FAIL)
         _say(f"trial {trial.number} failed: {error}")
         return "failed"
     except BaseException:
-        study.tell(trial, state=TrialState.FAIL)
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
     return "scored"
 
