@@ -41,7 +41,7 @@ _HOME = {
     "score_recipes": "engine",
     "search": "study",
 }
-_MODULES = {"notation", "plot", "report", "space", "table"}
+_MODULES = {"plot", "report", "space", "table"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ Heavy modules are imported in the commands that need them, so that help and resu
 
 import json
 import logging
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -199,7 +200,7 @@ def score(
     from david.verdict import paired_difference
 
     n_layers = base_depth(loaded)
-    wanted = [] if recipe is None and ratios is None else [_recipe(recipe, ratios, n_layers)]
+    wanted = [] if recipe is None and ratios is None else [_recipe(recipe, ratios, n_layers, loaded)]
     base, *others = score_recipes(
         loaded, [Recipe.identity(n_layers), *wanted], corpus, objective=_objective(convention)
     )
@@ -213,7 +214,7 @@ def score(
     lines = [f"{corpus}, {base.tokens} tokens scored by convention {base.convention}"]
     lines.append(f"base    perplexity {base.perplexity:.4f}  NLL {base.nll:.6f} nats a token")
     for given, its in zip(wanted, others, strict=True):
-        difference = paired_difference(its.window_nll, base.window_nll, base.window_tokens)
+        difference = paired_difference(its.window_nll, base.window_nll, base.window_tokens, documents=base.documents)
         interval = [difference.low, difference.high]
         found["recipe"] = {"map": str(given), "nll": its.nll, "perplexity": its.perplexity}
         found["recipe"] |= {"nll_difference": difference.mean, "interval95": interval, "verdict": difference.word}
@@ -241,11 +242,13 @@ def explain(
     from david.explain import explain as tell
 
     _one_of(recipe, ratios)
+    if ratios is not None and model is None:
+        raise RecipeError("--ratios need --model, whose depth they are of")
     costs = None
-    if model is not None or ratios is not None:
+    if model is not None:
         from david.models import read_costs
 
-        costs = read_costs(model or "demo")
+        costs = read_costs(model)
     n_layers = None if costs is None else len(costs.layer_parameters)
     explanation = tell(_recipe(recipe, ratios, n_layers), costs)
     _print(explanation.to_dict(), str(explanation), as_json)
@@ -275,7 +278,7 @@ def generate(
     from david.sling import base_depth, sling
 
     if recipe is not None or ratios is not None:
-        sling(loaded, _recipe(recipe, ratios, base_depth(loaded)))
+        sling(loaded, _recipe(recipe, ratios, base_depth(loaded), loaded))
     if chat:
         if not tokenizer.chat_template:
             raise DavidError(f"{model} has no chat template: leave --chat out")
@@ -349,7 +352,7 @@ def _objective(convention: Convention) -> Any:
     return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)  # type: ignore[arg-type]
 
 
-def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None) -> "Recipe":
+def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None, loaded: Any = None) -> "Recipe":
     from david.recipe import Recipe
 
     _one_of(recipe, ratios)
@@ -359,6 +362,13 @@ def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None) -> "Re
     wanted = Recipe.of(recipe or "")
     if n_layers is not None:
         wanted.check(n_layers)
+    if loaded is not None and wanted.base is not None and wanted.base.fingerprint is not None:
+        from david.models import fingerprint
+
+        if fingerprint(loaded) != wanted.base.fingerprint:
+            sys.stderr.write(
+                f"note: the recipe was made on other weights ({wanted.base.model}); it is run all the same\n"
+            )
     return wanted
 
 
@@ -389,4 +399,13 @@ def _print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
 
 
 def _print(found: Any, text: str, as_json: bool) -> None:
-    sys.stdout.write((json.dumps(found, indent=2) if as_json else text) + "\n")
+    sys.stdout.write((json.dumps(_finite(found), indent=2) if as_json else text) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Infinity and NaN are no JSON: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from david.errors import CorpusError
+from david.errors import CorpusError, one_line
 
 BUILT_IN = "python-topics"
 _BETWEEN = "\n\n"  # between the documents of a dataset, as the transformers perplexity guide joins them
@@ -180,6 +180,8 @@ def _adds_bos(tokenizer: Tokenizer) -> bool:
 def _documents(source: str, rows: str | None, column: str) -> list[str]:
     """The texts of a source's rows."""
     path = Path(source).expanduser()
+    if rows is not None and _slice_parts(rows)[0] not in (None, "train") and (source == BUILT_IN or path.is_file()):
+        raise CorpusError(f"{source} has no split {_slice_parts(rows)[0]!r}: slice it as [:200]")
     if source == BUILT_IN:
         return _rows(list(_topics().values()), rows, source)
     if path.is_file():
@@ -188,8 +190,6 @@ def _documents(source: str, rows: str | None, column: str) -> list[str]:
             raise CorpusError(
                 f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'no ending'}"
             )
-        if rows is not None and _slice_parts(rows)[0] not in (None, "train"):
-            raise CorpusError(f"{source} is a file and has no split {_slice_parts(rows)[0]!r}: slice it as [:200]")
         return _rows(_read_text(path) if reader == "text" else _read_table(path, reader, column), rows, source)
     looks_local = path.suffix in _READERS or source.startswith((".", "/", "~", "\\"))
     if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
@@ -302,7 +302,4 @@ def _quiet_datasets() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, StopIteration):
-        return "it has no rows"
-    text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
+    return "it has no rows" if isinstance(error, StopIteration) else one_line(error.__cause__ or error)

@@ -38,3 +38,9 @@ class ScoreError(DavidError):
 
 class SearchError(DavidError):
     """A study, a space or an output folder that cannot be used."""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"

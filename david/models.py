@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from david import layers
-from david.errors import ModelError
+from david.errors import ModelError, one_line
 from david.explain import Costs
 from david.origin import Base
 from david.sling import base_depth, base_layers
@@ -59,7 +59,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
         model = model.to(target).eval()
     except Exception as error:  # transformers, the Hub, safetensors and gguf each have their own kinds
-        raise ModelError(f"{source} cannot be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{source} cannot be loaded: {one_line(error)}") from error
     if told["missing_keys"]:
         some = ", ".join(sorted(told["missing_keys"])[:3])
         raise ModelError(f"{source} is not whole: it lacks {len(told['missing_keys'])} of its weights, such as {some}")
@@ -76,7 +76,7 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the configuration of {source} cannot be read: {_one_line(error)}") from error
+        raise ModelError(f"the configuration of {source} cannot be read: {one_line(error)}") from error
     return layers.costs(model)
 
 
@@ -200,14 +200,9 @@ def _device(device: str | None) -> torch.device:
     try:
         return torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}: {_one_line(error)}") from None
+        raise ModelError(f"unknown device {device!r}: {one_line(error)}") from None
 
 
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"

@@ -120,7 +120,7 @@ def _finish(ax: Axes, scored: pd.DataFrame, title: str, across: str) -> Axes:
 
 
 def _is_base(scored: pd.DataFrame) -> "pd.Series[bool]":
-    return scored["nll_difference"] == 0
+    return (scored["nll_difference"] == 0) & (scored["extra_depth"] == 0)
 
 
 def _whole_numbers(ax: Axes, which: str) -> None:

@@ -227,9 +227,12 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe file, beside first and then renamed, so that no reader sees half of one."""
         target = Path(path)
+        text = self.to_json()
+        if len(text) > _MAX_FILE_BYTES:
+            raise RecipeError(f"this recipe would be {len(text)} bytes; a recipe file has at most {_MAX_FILE_BYTES}")
         try:
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
-                file.write(self.to_json())
+                file.write(text)
             try:
                 os.chmod(file.name, 0o644)
                 os.replace(file.name, target)

@@ -17,7 +17,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from david import plot, table
-from david.errors import RecipeError, SearchError
+from david.errors import RecipeError, SearchError, one_line
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
 from david.verdict import BETTER, UNDECIDED, Difference
@@ -40,7 +40,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     if best is not None:
         files["best.json"] = best.save
     if not board.empty:
-        files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board), ax), (8, 5.5))
+        files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board, table.depth_of(study)), ax), (8, 5.5))
         files["history.png"] = _drawing(lambda ax: plot.history(trials, ax), (8, 4.5))
         files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax), (8, 4.5))
     if not grid.empty:
@@ -75,7 +75,7 @@ def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:
         search=Origin(
             study=study.study_name,
             trial=best.number,
-            space=about["space"],
+            space=about["space_name"],
             sampler=about["sampler"],
             trials=len(table.complete(study)),
             seed=about["seed"],
@@ -153,8 +153,7 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
             raise FileNotFoundError(f"there is no file {url.database}")  # noqa: TRY301  # SQLite would make one
         names = optuna.get_all_study_names(storage)
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SearchError(f"the storage {folder or storage} cannot be read: {lines[0]}") from error
+        raise SearchError(f"the storage {folder or storage} cannot be read: {one_line(error)}") from error
     wanted = name or (names[0] if len(names) == 1 else None)
     if wanted is None or wanted not in names:
         raise SearchError(f"name one of the studies in {folder or storage}: {', '.join(names) or 'it has none'}")
@@ -189,30 +188,36 @@ def ready_folder(folder: str | os.PathLike[str]) -> None:
 def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[Measurement]:
     about = table.about(study)
     convention = Convention(name=trial.user_attrs["convention"], window=about["window"], bos=about["bos"])
+    metric = about["objective"].partition("(")[0]
     measured = []
 
-    def measure(mine: float, its: float, tokens: int, kept: Mapping[str, Any], difference: Difference | None) -> None:
+    def measure(
+        mine: float, its: float, tokens: int, kept: Mapping[str, Any], *, held_out: bool, difference: Difference | None
+    ) -> None:
         if max(mine, its) < 700:  # exp of more is no number for a file
             measured.append(
                 Measurement(
-                    metric="perplexity",
-                    value=math.exp(mine),
-                    base=math.exp(its),
+                    metric=metric,
+                    value=math.exp(mine) if metric == "perplexity" else mine,
+                    base=math.exp(its) if metric == "perplexity" else its,
                     nll_difference=mine - its,
                     interval95=_interval(difference),
                     tokens=tokens,
-                    held_out=difference is not None,
+                    held_out=held_out,
                     convention=convention,
                     data=Data(**(dict(kept) | {"windows": tuple(kept["windows"])})),
                 )
             )
 
     searched = sum(trial.user_attrs["window_tokens"])
-    measure(table.value_of(trial), table.value_of(base), searched, about["search_data"], None)
+    measure(
+        table.value_of(trial), table.value_of(base), searched, about["search_data"], held_out=False, difference=None
+    )
     ours, theirs = table.held_out(study, trial), table.held_out(study, base)
     difference = table.difference_to_base(study, trial)
     if ours is not None and theirs is not None and difference is not None:
-        measure(ours.nll, theirs.nll, sum(ours.window_tokens), about["held_out_data"], difference)
+        tokens = sum(ours.window_tokens)
+        measure(ours.nll, theirs.nll, tokens, about["held_out_data"], held_out=True, difference=difference)
     return measured
 
 

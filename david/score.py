@@ -83,15 +83,22 @@ def _token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
     vocabulary = _config(model).vocab_size
     chunk = max(1, _LOGITS_BYTES // (4 * vocabulary * len(windows)))
     if chunk >= windows.shape[1] or not layers.is_known(model):
-        logits = model(input_ids=windows, use_cache=False).logits[:, first - 1 : -1]  # [B, T − first, V]
+        logits = _forward(model, windows).logits[:, first - 1 : -1]  # [B, T − first, V]
         return _cross_entropy(logits, scored)
     last = _last_output(model, windows)
     states = (last if isinstance(last, Tensor) else last[0])[:, first - 1 : -1]  # [B, T − first, D]
     parts = []
     for part, targets in zip(torch.split(states, chunk, dim=1), torch.split(scored, chunk, dim=1), strict=True):
         with _layers_give(model, part if isinstance(last, Tensor) else (part, *last[1:])):
-            parts.append(_cross_entropy(model(input_ids=targets, use_cache=False).logits, targets))
+            parts.append(_cross_entropy(_forward(model, targets).logits, targets))
     return torch.cat(parts, dim=1)
+
+
+def _forward(model: nn.Module, tokens: Tensor, **options: Any) -> Any:
+    """The model's output without a cache, whatever its configuration would have it return besides."""
+    if getattr(_config(model), "output_router_logits", False):
+        options["output_router_logits"] = False  # the load-balancing loss they are for needs every layer's
+    return model(input_ids=tokens, use_cache=False, return_dict=True, **options)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -109,7 +116,7 @@ def _last_output(model: nn.Module, windows: Tensor) -> Any:
     handle = layers.find(model).layers[-1].register_forward_hook(lambda _module, _args, output: caught.append(output))
     few = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     try:
-        model(input_ids=windows, use_cache=False, **few)
+        _forward(model, windows, **few)
     finally:
         handle.remove()
     return caught[0]
@@ -144,7 +151,7 @@ def _layers_give(model: nn.Module, output: Any) -> Iterator[None]:
 
 def check_fits(model: nn.Module, corpus: Corpus) -> None:
     """`ScoreError` unless a corpus can be scored by a model: its length, its vocabulary, and no training mode."""
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
     longest = getattr(_config(model), "max_position_embeddings", None)
     if longest is not None and corpus.window > longest:

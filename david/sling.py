@@ -23,10 +23,11 @@ _STATE = "_david_base"  # kept on the module that holds the layers: whoever hold
 
 @dataclass(frozen=True)
 class _Base:
-    """What a slung model keeps of its base: the ModuleList its layers live in, and each configuration's own values."""
+    """What a slung model keeps of its base: its list of layers, each configuration's own values, and its mode."""
 
     home: nn.ModuleList
     values: list[dict[str, Any]]
+    training: bool
 
 
 def sling(
@@ -57,6 +58,7 @@ def sling(
     visits = nn.ModuleList(
         layers.layer_view(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(wanted)
     )
+    visits.training = base.home.training
     before = _now(stack)
     try:
         _put(stack, visits, [layers.mapped(values, wanted.repeat_map) for values in base.values], base)
@@ -71,6 +73,8 @@ def reset(model: Model) -> Model:
     stack = layers.find(model)
     base = _base(stack)
     if base.home is not stack.layers:
+        if stack.owner.training != base.training:  # train() or eval() while slung did not reach the base's layers
+            base.home.train(stack.owner.training)
         _put(stack, base.home, base.values, None)
     return model
 
@@ -132,6 +136,11 @@ def base_depth(model: nn.Module) -> int:
     return len(base_layers(model))
 
 
+def is_slung(model: nn.Module) -> bool:
+    """Whether a model runs a sling, rather than its base."""
+    return any(_STATE in module.__dict__ for module in model.modules())
+
+
 class David:
     """The functions of this module under one name, as the seed's users import them."""
 
@@ -143,7 +152,7 @@ class David:
 
 def _base(stack: Stack) -> _Base:
     kept: _Base | None = stack.owner.__dict__.get(_STATE)
-    return kept or _Base(*layers.now(stack))
+    return kept or _Base(*layers.now(stack), stack.owner.training)
 
 
 def _now(stack: Stack) -> tuple[nn.ModuleList, list[dict[str, Any]], _Base | None]:

@@ -1,6 +1,6 @@
 """The same recipe with its layers really stacked: a second model with its own weights, in plain transformers.
 
-Nothing here is shared with `layers` or `sling`, so that it can stand as the reference of a proof.
+Its mechanism shares nothing with `layers` and `sling`, so that it can stand as the reference of a proof.
 """
 
 import copy
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from david.errors import SlingError
 from david.recipe import Recipe
+from david.sling import is_slung
 
 
 def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
@@ -22,6 +23,8 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     The model is built anew from a configuration of the map's depth, and the base's weights are copied into it.
     Raises `RecipeError` where the recipe has layers that the model lacks.
     """
+    if is_slung(model):
+        raise SlingError("stacked() copies a base: this model is slung, so reset it first")
     config = copy.deepcopy(model.config)
     _follow(config.get_text_config(decoder=True), recipe)
 

@@ -7,7 +7,7 @@ study (Optuna closes a finished trial), as `held_out:<trial>`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for trial in [*([base] if base is not None else []), *ranked]:
         recipe = Recipe.parse(trial.user_attrs["recipe"])
-        judged = held_out(study, trial)
+        kept = held_out(study, trial)
         difference = difference_to_base(study, trial)
         rows.append(
             {
@@ -76,8 +76,8 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
                 "extra_depth": len(recipe) / n_layers - 1,
                 "search_nll": value_of(trial),
                 "search_perplexity": _exp(value_of(trial)),
-                "held_out_nll": math.nan if judged is None else judged.nll,
-                "held_out_perplexity": math.nan if judged is None else _exp(judged.nll),
+                "held_out_nll": math.nan if kept is None else kept.nll,
+                "held_out_perplexity": math.nan if kept is None else _exp(kept.nll),
                 "nll_difference": math.nan if difference is None else difference.mean,
                 "low95": math.nan if difference is None else difference.low,
                 "high95": math.nan if difference is None else difference.high,
@@ -109,9 +109,8 @@ def blocks(study: Study) -> pd.DataFrame:
     return table.reindex(index=range(n_layers), columns=range(1, n_layers + 1)).astype("float64")
 
 
-def paths(board: pd.DataFrame) -> pd.DataFrame:
+def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     """A row for each visit of each recipe of a leaderboard: its recipe, the number of the visit, layer and scale."""
-    n_layers = round(board["visits"].iloc[0] / (1 + board["extra_depth"].iloc[0]))
     rows = []
     for name in board["recipe"]:
         recipe = Recipe.identity(n_layers) if name == BASE else Recipe.parse(name)
@@ -120,17 +119,21 @@ def paths(board: pd.DataFrame) -> pd.DataFrame:
 
 
 def finalists(study: Study, top: int = 5) -> list[FrozenTrial]:
-    """The recipes judged on held-out windows, best there first; where none are yet, the `top` best of the search.
+    """The recipes judged on held-out windows, best there first; behind them those of the `top` best not judged yet.
 
     Never the base.
     """
+    done = sorted(judged(study), key=lambda trial: (_held_out_nll(study, trial), trial.number))
+    numbers = {trial.number for trial in done}
+    return done + [trial for trial in best_of_search(study, top) if trial.number not in numbers]
+
+
+def judged(study: Study) -> list[FrozenTrial]:
+    """The recipes that have been measured on held-out windows, the base left out."""
     base = str(Recipe.identity(depth_of(study)))
-    judged = [
-        (kept.nll, trial.number, trial)
-        for trial in complete(study)
-        if trial.user_attrs["recipe"] != base and (kept := held_out(study, trial)) is not None
+    return [
+        trial for trial in complete(study) if trial.user_attrs["recipe"] != base and held_out(study, trial) is not None
     ]
-    return [trial for _, _, trial in sorted(judged)] or best_of_search(study, top)
 
 
 def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
@@ -143,12 +146,12 @@ def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
 
 
 def complete(study: Study) -> list[FrozenTrial]:
-    """The finished trials that have a recipe of their own: no duplicates."""
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if "recipe" in trial.user_attrs and "duplicate_of" not in trial.user_attrs
-    ]
+    """The finished trials that have a recipe of their own: of one recipe the first, no duplicates."""
+    first: dict[str, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if "recipe" in trial.user_attrs and "duplicate_of" not in trial.user_attrs:
+            first.setdefault(trial.user_attrs["recipe"], trial)
+    return list(first.values())
 
 
 def base_trial(study: Study) -> FrozenTrial | None:
@@ -172,10 +175,11 @@ def about(study: Study) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A finalist's score on the held-out windows: sums of NLL in nats, and scored tokens, of each."""
+    """A finalist's score on the held-out windows: of each the NLL in nats, the scored tokens and the document."""
 
     window_nll: tuple[float, ...]
     window_tokens: tuple[int, ...]
+    documents: tuple[int, ...]
 
     @property
     def nll(self) -> float:
@@ -186,13 +190,12 @@ class HeldOut:
 def held_out(study: Study, trial: FrozenTrial) -> HeldOut | None:
     """The held-out score of a trial, where it has one."""
     kept = study.user_attrs.get(f"held_out:{trial.number}")
-    return None if kept is None else HeldOut(tuple(kept["window_nll"]), tuple(kept["window_tokens"]))
+    return None if kept is None else HeldOut(**{name: tuple(values) for name, values in kept.items()})
 
 
-def keep_held_out(study: Study, trial: FrozenTrial, window_nll: Sequence[float], window_tokens: Sequence[int]) -> None:
+def keep_held_out(study: Study, trial: FrozenTrial, score: HeldOut) -> None:
     """Keep a trial's held-out score in the study."""
-    kept = {"window_nll": list(window_nll), "window_tokens": list(window_tokens)}
-    study.set_user_attr(f"held_out:{trial.number}", kept)
+    study.set_user_attr(f"held_out:{trial.number}", {name: list(values) for name, values in vars(score).items()})
 
 
 def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
@@ -201,12 +204,19 @@ def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
     mine, its = held_out(study, trial), None if base is None else held_out(study, base)
     if mine is None or its is None or base is None or trial.number == base.number:
         return None
-    return paired_difference(mine.window_nll, its.window_nll, its.window_tokens, finalists=len(finalists(study)))
+    return paired_difference(
+        mine.window_nll, its.window_nll, its.window_tokens, documents=its.documents, finalists=len(judged(study))
+    )
 
 
 def value_of(trial: FrozenTrial) -> float:
     """The mean NLL of a trial on the search windows, nats a token; NaN where it has none."""
     return trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan
+
+
+def _held_out_nll(study: Study, trial: FrozenTrial) -> float:
+    kept = held_out(study, trial)
+    return math.inf if kept is None else kept.nll
 
 
 def _exp(nll: float) -> float:

@@ -1,7 +1,7 @@
 """How sure one may be that a recipe differs from its base: paired differences over windows, and a plain word."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,16 +29,23 @@ class Difference:
 
 
 def paired_difference(
-    recipe_nll: Sequence[float], base_nll: Sequence[float], tokens: Sequence[int], *, finalists: int = 1
+    recipe_nll: Sequence[float],
+    base_nll: Sequence[float],
+    tokens: Sequence[int],
+    *,
+    documents: Sequence[Hashable] | None = None,
+    finalists: int = 1,
 ) -> Difference:
     """Compare a recipe with its base on the same windows (sums of NLL, and scored tokens, of each window).
 
-    The interval is Student's t over the windows' differences, at 1 − 0.05 / finalists (Bonferroni), so that all
-    finalists' intervals hold together with 95%. With fewer than two windows it is infinite. A recipe with an
-    infinite NLL is infinitely worse than a base that is finite, and the other way round. Raises `ScoreError` where the
-    windows do not pair.
+    The interval is Student's t over the differences, at 1 − 0.05 / finalists (Bonferroni), so that all finalists'
+    intervals hold together with 95%. Windows of one document depend on one another, so with the `documents` they come
+    from, each document counts as one difference (a ratio estimator over clusters: Cochran, Sampling Techniques, 1977,
+    chapter 6). Windows of one document alone are taken as independent, for want of better. With fewer than two windows
+    the interval is infinite. A recipe with an infinite NLL is infinitely worse than a base that is finite, and the
+    other way round. Raises `ScoreError` where the windows do not pair.
     """
-    if not len(recipe_nll) == len(base_nll) == len(tokens):
+    if not len(recipe_nll) == len(base_nll) == len(tokens) == len(documents or tokens):
         raise ScoreError(f"windows must pair: {len(recipe_nll)} of the recipe, {len(base_nll)} of the base")
     mine, its, scored = (np.asarray(values, dtype=float) for values in (recipe_nll, base_nll, tokens))
     infinite = not np.all(np.isfinite(mine)), not np.all(np.isfinite(its))
@@ -47,10 +54,12 @@ def paired_difference(
     if any(infinite):
         return Difference(*[math.inf if infinite[0] else -math.inf] * 3)
     differences = mine - its
+    if documents is not None and len(set(documents)) > 1:
+        _, cluster = np.unique([str(document) for document in documents], return_inverse=True)
+        differences, scored = np.bincount(cluster, differences), np.bincount(cluster, scored)
     mean = float(differences.sum() / scored.sum())
     if len(differences) < 2:
         return Difference(mean, -math.inf, math.inf)
-    # A ratio estimator: windows may score different numbers of tokens.
     spread = float(np.std(differences - mean * scored, ddof=1) / math.sqrt(len(differences)) / scored.mean())
     half = float(stats.t.ppf(1 - 0.025 / finalists, len(differences) - 1)) * spread
     return Difference(mean, mean - half, mean + half)

@@ -23,7 +23,9 @@ def new_study(n_layers: int = 6, *, storage: str | None = None, name: str = "dav
     study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
     signed = {
         "base": BASE_OF_SIX | {"num_layers": n_layers},
+        "dtype": "float32",
         "space": "Block(max_length=None, max_times=2, scales=None)",
+        "space_name": "block",
         "objective": "perplexity",
         "window": 8,
         "bos": False,
@@ -50,5 +52,5 @@ def add(
 
 def judge(study: Study, number: int, window_nll: Sequence[float], window_tokens: Sequence[int]) -> None:
     """Keep the held-out score of a trial."""
-    kept = {"window_nll": list(window_nll), "window_tokens": list(window_tokens)}
+    kept = {"window_nll": list(window_nll), "window_tokens": list(window_tokens), "documents": [0] * len(window_nll)}
     study.set_user_attr(f"held_out:{number}", kept)

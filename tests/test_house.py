@@ -28,7 +28,20 @@ LIGHT = [
     "plot",
     "report",
 ]
-HEAVY = ["layers", "sling", "stack", "check", "corpus", "models", "score", "tasks", "engine", "strategy", "study"]
+HEAVY = [
+    "layers",
+    "sling",
+    "stack",
+    "check",
+    "corpus",
+    "models",
+    "score",
+    "tasks",
+    "engine",
+    "strategy",
+    "store",
+    "study",
+]
 ORDER = [*LIGHT, *HEAVY, "chat", "cli"]
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")

@@ -150,7 +150,7 @@ def test_the_best_recipe_carries_its_scores_its_origin_and_its_base(judged: Stud
     assert document["search"] == {
         "study": "david",
         "trial": 1,
-        "space": "Block(max_length=None, max_times=2, scales=None)",
+        "space": "block",
         "sampler": "TPESampler",
         "trials": 3,  # neither the duplicate nor the failure
         "seed": 0,

@@ -522,3 +522,11 @@ def test_a_loop_that_is_not_transformers_own_is_refused(tiny: Any) -> None:
     tiny.model.__class__ = Mine
     with pytest.raises(SlingError, match="Mine is refused"):
         David.sling(tiny, [0])
+
+
+def test_the_mode_set_while_slung_reaches_the_base_s_layers() -> None:
+    model = tiny_named("gpt2").train()
+    David.sling(model, "0:6, 2:6")
+    model.eval()
+    David.reset(model)
+    assert not any(module.training for module in model.modules())

@@ -1,6 +1,7 @@
 """The study loop: what is asked, scored, told, kept, taken up again and judged. Every score is compared by hand."""
 
 import copy
+import dataclasses
 import math
 import socket
 import subprocess
@@ -20,17 +21,18 @@ from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from scipy import stats
 
-from david import table
+from david import report, table
 from david.corpus import Corpus
 from david.engine import score_recipes
-from david.errors import ScoreError, SearchError
+from david.errors import ScoreError, SearchError, SlingError
 from david.layers import find
 from david.recipe import Recipe
 from david.score import Score, perplexity
 from david.sling import sling, slung
 from david.space import Block, Blocks, all_blocks
 from david.stack import stacked
-from david.study import open_study, search
+from david.store import open_study
+from david.study import search
 from tests.tiny import VOCABULARY, tiny_model
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -348,8 +350,8 @@ def test_a_score_that_is_refused_fails_its_trial_and_the_search_goes_on(
 def test_scores_of_a_model_that_says_nan_end_in_an_error(tiny: Any, corpus: Corpus) -> None:
     with torch.no_grad():
         find(tiny).layers[0].mlp.up_proj.weight.fill_(math.nan)
-    study = optuna.create_study()
-    with pytest.raises(SearchError, match="20 trials in a row failed"):
+    study = optuna.create_study(sampler=TPESampler(seed=0))
+    with pytest.raises(SearchError, match="20 recipes in a row failed"):
         run(tiny, corpus, study=study, n_trials=5)
     assert {trial.state for trial in study.trials} == {TrialState.FAIL}
 
@@ -379,7 +381,7 @@ def test_an_exception_that_is_not_ours_comes_out_and_leaves_the_model_reset(tiny
     def out_of_memory() -> None:
         raise RuntimeError("no memory left")
 
-    before, study = logits(tiny), optuna.create_study()
+    before, study = logits(tiny), optuna.create_study(sampler=TPESampler(seed=0))
     with pytest.raises(RuntimeError, match="no memory left"):
         run(tiny, corpus, study=study, objective=Counting(at=3, instead=out_of_memory), n_trials=6)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
@@ -584,7 +586,11 @@ def test_best_json_states_the_scores_that_a_really_stacked_copy_has(
     trial = study.trials[best.search.trial]
     assert trial.user_attrs["recipe"] == str(best)
     assert math.log(searched.value) == pytest.approx(trial.value, abs=1e-12)
-    assert (best.search.trials, best.search.sampler, best.search.space) == (8, "TPESampler", repr(space))
+    assert (best.search.trials, best.search.sampler, best.search.space) == (
+        8,
+        "TPESampler",
+        type(space).__name__.lower(),
+    )
     assert best.base.num_layers == 6
     board = pd.read_csv(tmp_path / "leaderboard.csv")
     assert str(best) == board[board["recipe"] != "base"]["recipe"].iloc[0]
@@ -611,7 +617,7 @@ def test_a_queue_is_run_in_order_and_completely(tiny: Any, corpus: Corpus) -> No
 
 
 def test_a_queue_is_taken_up_where_it_was_left(tiny: Any, corpus: Corpus) -> None:
-    queue, study, objective = all_blocks(6, 2), optuna.create_study(), Counting()
+    queue, study, objective = all_blocks(6, 2), optuna.create_study(sampler=TPESampler(seed=0)), Counting()
     options = {"space": Block(max_length=2), "queue": queue, "study": study, "objective": objective}
     run(tiny, corpus, n_trials=5, **options)
     assert recipes_of(scored(study)) == [BASE, *map(str, queue[:4])]
@@ -621,7 +627,7 @@ def test_a_queue_is_taken_up_where_it_was_left(tiny: Any, corpus: Corpus) -> Non
 
 
 def test_a_queue_that_the_space_cannot_say_is_refused(tiny: Any, corpus: Corpus) -> None:
-    study = optuna.create_study()
+    study = optuna.create_study(sampler=TPESampler(seed=0))
     with pytest.raises(SearchError, match=r"the recipe 0:2, 5 in the queue cannot be said in this space"):
         run(tiny, corpus, space="block", queue=[Recipe((0, 1, 5))], study=study, n_trials=5)
     assert scored(study) == []
@@ -659,9 +665,107 @@ def test_the_trial_of_a_dead_worker_is_failed_and_its_recipe_scored(
 
 @pytest.mark.parametrize("worker", ["elsewhere:1", f"{socket.gethostname()}:1"], ids=["other machine", "alive"])
 def test_the_trial_of_a_worker_that_may_live_is_left_alone(worker: str, tiny: Any, corpus: Corpus) -> None:
-    space, study = Block(max_length=2), optuna.create_study()
+    space, study = Block(max_length=2), optuna.create_study(sampler=TPESampler(seed=0))
     run(tiny, corpus, space=space, study=study, n_trials=2)
     left = leave_running(study, space, 3, worker)
     run(tiny, corpus, space=space, study=study, n_trials=4)
     assert study.trials[left.number].state == TrialState.RUNNING
     assert len(scored(study)) == 4
+
+
+# ---- nothing twice, nothing mixed
+
+
+def test_a_recipe_that_cannot_be_scored_is_not_run_again(shallow: Any, corpus: Corpus) -> None:
+    runs = Counter[int]()
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        depth = len(find(model).layers)
+        runs[depth] += 1
+        return depths_that_give(math.nan, 6)(model, corpus)
+
+    study = run(shallow, corpus, space=Block(max_length=3), objective=objective, n_trials=50)
+    assert runs[6] == 1
+    assert len(table.complete(study)) == 6  # of seven
+
+
+def test_what_a_sampler_keeps_repeating_is_broken_by_random_draws(
+    shallow: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stubborn(RandomSampler):
+        def sample_independent(self, *of: Any) -> Any:
+            return of[-1].low  # study, trial, name, distribution
+
+    stubborn = Stubborn(seed=0)
+    study = optuna.create_study(sampler=stubborn)
+    run(shallow, corpus, study=study, space=Block(max_length=3), objective=visits, n_trials=5)
+    assert len(table.complete(study)) == 5  # the sampler alone gives nothing but the base
+    assert study.sampler is stubborn
+
+
+def test_what_another_worker_scored_meanwhile_counts_once(shallow: Any, corpus: Corpus, tmp_path: Path) -> None:
+    study = open_study(sqlite(tmp_path))
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        other = optuna.load_study(study_name="david", storage=sqlite(tmp_path))
+        running = other.get_trials(states=(TrialState.RUNNING,))[-1]
+        scored = visits(model, corpus)
+        kept = {"recipe": running.user_attrs["recipe"], "window_nll": [scored.nll], "window_tokens": [1]}
+        if running.number == 2:
+            other.add_trial(optuna.trial.create_trial(value=scored.nll, user_attrs={**kept, "convention": "visits"}))
+        return scored
+
+    run(shallow, corpus, study=study, space=Block(max_length=3), objective=objective, n_trials=4)
+    recipes = recipes_of(table.complete(study))
+    assert len(recipes) == len(set(recipes)) == 4
+    assert "duplicate_of" in study.trials[2].user_attrs
+
+
+def test_a_study_of_another_dtype_is_refused(tiny: Any, corpus: Corpus) -> None:
+    study = optuna.create_study(sampler=TPESampler(seed=0))
+    run(tiny, corpus, study=study, n_trials=2)
+    with pytest.raises(SearchError, match="another dtype: float32, now bfloat16"):
+        run(tiny.bfloat16(), corpus, study=study, n_trials=3)
+
+
+def test_the_same_weights_from_another_place_may_join(tiny: Any, corpus: Corpus) -> None:
+    study = optuna.create_study(sampler=TPESampler(seed=0))
+    run(tiny, corpus, study=study, objective=visits, n_trials=2)
+    tiny.config._name_or_path = "elsewhere"
+    assert len(table.complete(run(tiny, corpus, study=study, objective=visits, n_trials=3))) == 3
+
+
+def test_windows_of_another_length_that_share_tokens_are_refused(tiny: Any, corpus: Corpus) -> None:
+    wider = dataclasses.replace(corpus, windows=corpus.windows[:2].reshape(1, -1), documents=(0,))
+    with pytest.raises(SearchError, match="overlap"):
+        run(tiny, corpus, held_out=wider, n_trials=2)
+
+
+def test_a_refused_model_or_queue_leaves_no_study(corpus: Corpus, tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="cannot be said"):
+        run(tiny, corpus, space=Block(), queue=[Recipe.parse("0:3, 5")], n_trials=2, out=tmp_path / "new")
+    tiny.config.model_type = "unheard_of"
+    with pytest.raises(SlingError, match="unheard_of"):
+        run(tiny, corpus, n_trials=2, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_found_after_the_judging_is_shown_as_not_judged(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    run(tiny, corpus, held_out=held_out, study=study, n_trials=3, top=1)
+    run(tiny, corpus, study=study, n_trials=12)
+    board = table.leaderboard(study, top=3)
+    assert {trial.number for trial in table.best_of_search(study, 3)} <= set(board["trial"])
+    assert set(board["verdict"]) >= {"not judged"}
+
+
+def test_a_study_by_hand_states_no_seed_that_it_did_not_use(tiny: Any, corpus: Corpus) -> None:
+    study = optuna.create_study(sampler=RandomSampler(seed=7))
+    run(tiny, corpus, study=study, n_trials=3)
+    assert report.best_recipe(study).search.seed is None
+
+
+def test_a_custom_objective_is_named_in_best_json_and_is_no_perplexity(tiny: Any, corpus: Corpus) -> None:
+    study = run(tiny, corpus, objective=visits, n_trials=3)
+    best = report.best_recipe(study)
+    assert (best.scores[0].metric, best.scores[0].value) == ("visits", len(best))

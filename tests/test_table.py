@@ -159,10 +159,12 @@ def test_the_leaderboards_intervals_are_corrected_for_its_finalists(judged: Stud
     assert list(board["verdict"]) == ["better", "", "not told apart"]
 
 
-def test_once_judged_all_who_were_stay_on_the_leaderboard_and_no_other_joins(judged: Study) -> None:
+def test_once_judged_all_who_were_stay_on_the_leaderboard_and_what_is_better_since_stands_behind(judged: Study) -> None:
     add(judged, "0:2, 1:6", 0.5)  # found later, not judged yet
-    assert [trial.number for trial in table.finalists(judged, top=1)] == [7, 1]
-    assert list(table.leaderboard(judged, top=1)["trial"]) == [7, 0, 1]
+    assert [trial.number for trial in table.finalists(judged, top=1)] == [7, 1, 8]
+    board = table.leaderboard(judged, top=1)
+    assert list(board["trial"]) == [7, 0, 1, 8]
+    assert board["verdict"].iloc[-1] == "not judged"
 
 
 def test_an_infinite_held_out_score_is_last_and_worse(judged: Study) -> None:
@@ -216,11 +218,15 @@ def test_complete_trials_are_finished_have_a_recipe_and_are_no_duplicates(study:
 def test_a_held_out_score_is_kept_with_the_study_and_comes_back(study: Study) -> None:
     trial = study.trials[1]
     assert table.held_out(study, trial) is None
-    table.keep_held_out(study, trial, (30.0, 60.0), (10, 30))
+    table.keep_held_out(study, trial, table.HeldOut((30.0, 60.0), (10, 30), (0, 4)))
     kept = table.held_out(study, trial)
-    assert kept == table.HeldOut((30.0, 60.0), (10, 30))
+    assert kept == table.HeldOut((30.0, 60.0), (10, 30), (0, 4))
     assert kept.nll == 90 / 40  # over all tokens, not a mean of windows
-    assert study.user_attrs["held_out:1"] == {"window_nll": [30.0, 60.0], "window_tokens": [10, 30]}
+    assert study.user_attrs["held_out:1"] == {
+        "window_nll": [30.0, 60.0],
+        "window_tokens": [10, 30],
+        "documents": [0, 4],
+    }
 
 
 def test_there_is_no_difference_of_the_base_to_itself_nor_of_what_is_not_judged(judged: Study) -> None:
@@ -247,7 +253,7 @@ def test_the_block_grid_has_the_difference_to_the_base_at_row_i_and_column_j(stu
 
 
 def test_the_paths_have_a_row_for_each_visit_of_each_recipe(study: Study) -> None:
-    paths = table.paths(table.leaderboard(study))
+    paths = table.paths(table.leaderboard(study), table.depth_of(study))
     assert list(paths.columns) == ["recipe", "visit", "layer", "scale"]
     assert list(paths["recipe"].drop_duplicates()) == ["0:4, 2:6", "0:3, 1:3*0.5, 3:6", "base"]
     damped = paths[paths["recipe"] == "0:3, 1:3*0.5, 3:6"]
@@ -262,7 +268,7 @@ def test_the_paths_know_the_base_whatever_recipe_comes_first(n_layers: int) -> N
     study = new_study(n_layers)
     add(study, Recipe.identity(n_layers), 2.0)
     add(study, Recipe.from_blocks(n_layers, [(0, n_layers, 8)]), 1.0)
-    paths = table.paths(table.leaderboard(study))
+    paths = table.paths(table.leaderboard(study), table.depth_of(study))
     assert list(paths[paths["recipe"] == "base"]["layer"]) == list(range(n_layers))
 
 

@@ -96,3 +96,23 @@ def test_the_intervals_of_five_finalists_hold_together_in_about_95_of_100_studie
         for _ in range(1000)
     ]
     assert 0.93 < np.mean(together) < 0.97
+
+
+def test_windows_of_one_document_count_as_one_difference() -> None:
+    recipe, base, tokens = [5.0, 7.0, 4.0, 9.0, 3.0], [4.0, 7.5, 4.5, 7.0, 3.5], [2, 3, 2, 4, 1]
+    found = paired_difference(recipe, base, tokens, documents=[0, 0, 1, 1, 2])
+    assert found == paired_difference([12.0, 13.0, 3.0], [11.5, 11.5, 3.5], [5, 6, 1])
+    assert paired_difference(recipe, base, tokens, documents=[8] * 5) == paired_difference(recipe, base, tokens)
+
+
+def test_the_interval_holds_under_a_strong_effect_of_the_document() -> None:
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(6), 4)
+    held = [0, 0]
+    for _ in range(2000):
+        differences = rng.normal(size=6)[documents] + 0.3 * rng.normal(size=24)
+        for place, of in enumerate((None, list(documents))):
+            found = paired_difference(list(differences), [0.0] * 24, [10] * 24, documents=of)
+            held[place] += found.low <= 0 <= found.high
+    assert held[0] / 2000 < 0.8  # windows taken as independent
+    assert 0.93 < held[1] / 2000 < 0.97

@@ -1,0 +1,148 @@
+"""Where a study lives: opening it, signing what it is made on, queueing, taking up what a dead worker left."""
+
+import importlib.util
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+import psutil
+from optuna import Study
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from david import report
+from david.corpus import Corpus
+from david.errors import SearchError, one_line
+from david.origin import Data
+
+_SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
+    "tpe": optuna.samplers.TPESampler,
+    "random": optuna.samplers.RandomSampler,
+    "cmaes": optuna.samplers.CmaEsSampler,
+    "gp": optuna.samplers.GPSampler,
+    "qmc": optuna.samplers.QMCSampler,
+}
+_UNSIGNED = timedelta(seconds=10)  # a worker signs its trial a moment after asking: longer without a name is death
+
+
+def open_study(storage: str | None, name: str = "david", *, sampler: str | BaseSampler = "tpe", seed: int = 0) -> Study:
+    """Open or make a study in an Optuna storage (None keeps it in memory).
+
+    The sampler's seed is drawn from (`seed`, trials so far), so that a resumed study does not draw its beginning again.
+    """
+    _check_sampler(sampler)
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+    except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
+        raise SearchError(f"the storage {storage} cannot be used: {one_line(error)}") from error
+    study.sampler = sampler if isinstance(sampler, BaseSampler) else sampler_named(sampler, seed, len(study.trials))
+    return study
+
+
+def open_for(
+    out: str | os.PathLike[str] | None, storage: str | None, name: str, sampler: str | BaseSampler, seed: int
+) -> Study:
+    """The study of a search, in its storage, its folder or memory; the folder is made only when nothing else fails."""
+    if out is not None:
+        report.check_folder(out)
+    if storage is None and out is not None:
+        _check_sampler(sampler)
+        report.ready_folder(out)
+        storage = report.storage_in(out)
+    return open_study(storage, name, sampler=sampler, seed=seed)
+
+
+def sampler_named(name: str, seed: int, n_trials: int) -> BaseSampler:
+    """A sampler with a seed of its own for a study of so many trials."""
+    own = int(np.random.SeedSequence([seed, n_trials]).generate_state(1)[0])
+    return _SAMPLERS[name](seed=own)
+
+
+def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
+    """Write into the study what it is made on, and `once` what made it; `SearchError` where it was made on another.
+
+    Of the base, its weights count, not the place they were loaded from. Held-out data may come later.
+    """
+    before = study.user_attrs.get("david")
+    if before is None:
+        study.set_user_attr("david", about | once)
+        return
+    for key, value in about.items():
+        if key == "held_out_data" and (value is None or before[key] is None):
+            continue
+        was, now = before[key], value
+        if key == "base":
+            was, now = ({part: base[part] for part in _WEIGHTS} for base in (was, now))
+        if was != now:
+            raise SearchError(
+                f"the study {study.study_name!r} was made with another {key.replace('_', ' ')}: {before[key]}, "
+                f"now {value}; give the same, or another study or folder"
+            )
+    if before["held_out_data"] is None:
+        study.set_user_attr("david", before | {"held_out_data": about["held_out_data"]})
+
+
+_WEIGHTS = ("architecture", "num_layers", "fingerprint")
+
+
+def data_of(corpus: Corpus) -> dict[str, Any]:
+    """A corpus as a recipe file tells of it."""
+    data = Data(source=corpus.source, slice=corpus.slice, sha256=corpus.sha256, windows=corpus.span)
+    return data.model_dump(mode="json")
+
+
+def name_of(thing: Any) -> str:
+    """A function by its name, a partial with its arguments, a space of ours as its options."""
+    if isinstance(thing, partial):
+        given = [*map(repr, thing.args), *(f"{name}={value!r}" for name, value in thing.keywords.items())]
+        return f"{name_of(thing.func)}({', '.join(given)})"
+    name = getattr(thing, "__name__", None) or repr(thing)
+    return type(thing).__qualname__ if " at 0x" in name else name
+
+
+def worker() -> str:
+    """This process, as a trial names it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def enqueue(study: Study, wanted: Sequence[dict[str, Any]]) -> None:
+    """Queue parameters that are not waiting or running already; failed ones may come again."""
+    unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+    queued = [_params(trial) for trial in unfinished]
+    for params in wanted:
+        if params not in queued:
+            study.enqueue_trial(params)
+
+
+def reclaim(study: Study, *, unsigned: bool) -> None:
+    """Give up the trials whose worker on this machine has died, and queue their parameters again.
+
+    With `unsigned`, also those that nobody signed in time; a study that others ask too may have such trials alive.
+    """
+    host = socket.gethostname()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner, _, pid = trial.user_attrs.get("worker", "").rpartition(":")
+        if owner:
+            dead = owner == host and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
+        else:
+            dead = unsigned and trial.datetime_start is not None and datetime.now() - trial.datetime_start > _UNSIGNED
+        if dead:
+            if _params(trial):  # first, so that a kill between the two loses nothing
+                study.enqueue_trial(_params(trial))
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def _params(trial: FrozenTrial) -> dict[str, Any]:
+    return trial.system_attrs.get("fixed_params") or trial.params
+
+
+def _check_sampler(sampler: str | BaseSampler) -> None:
+    if isinstance(sampler, str) and sampler not in _SAMPLERS:
+        raise SearchError(f"unknown sampler {sampler!r}: expected one of {', '.join(_SAMPLERS)}")
+    if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        raise SearchError("the sampler cmaes needs the package cmaes: pip install 'david[cma]'")
