@@ -191,7 +191,7 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
     metric = about["objective"].partition("(")[0]
     measured = []
 
-    def measure(
+    def add(
         mine: float, its: float, tokens: int, kept: Mapping[str, Any], *, held_out: bool, difference: Difference | None
     ) -> None:
         if max(mine, its) < 700:  # exp of more is no number for a file
@@ -210,14 +210,12 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
             )
 
     searched = sum(trial.user_attrs["window_tokens"])
-    measure(
-        table.value_of(trial), table.value_of(base), searched, about["search_data"], held_out=False, difference=None
-    )
+    add(table.value_of(trial), table.value_of(base), searched, about["search_data"], held_out=False, difference=None)
     ours, theirs = table.held_out(study, trial), table.held_out(study, base)
     difference = table.difference_to_base(study, trial)
     if ours is not None and theirs is not None and difference is not None:
         tokens = sum(ours.window_tokens)
-        measure(ours.nll, theirs.nll, tokens, about["held_out_data"], held_out=True, difference=difference)
+        add(ours.nll, theirs.nll, tokens, about["held_out_data"], held_out=True, difference=difference)
     return measured
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from david import cli
 from david.corpus import Corpus
+from david.origin import Base
 from david.recipe import Recipe
 from david.score import perplexity
 from david.sling import view
@@ -386,3 +387,12 @@ def test_an_option_that_cannot_be_parsed_is_a_usage_error(line: str, run: Run) -
     code, _, err = run(line)
     assert code == 2
     assert "Traceback" not in err
+
+
+def test_a_recipe_made_on_other_weights_is_told_and_run(run: Run, place: Path) -> None:
+    base = Base(model="theirs", num_layers=6, fingerprint="sha256:00")
+    Recipe((0, 1, 1, 2, 3, 4, 5), base=base).save(place / "theirs.json")
+    code, printed, err = run(f"{SCORE} --recipe theirs.json")
+    assert code == 0
+    assert "made on other weights (theirs)" in err
+    assert "recipe  perplexity" in printed
