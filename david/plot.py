@@ -60,6 +60,8 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     over = bool((values > high).any())
     bar = ax.figure.colorbar(image, ax=ax, extend="max" if over else "neither", format="%+.3g", spacing="proportional")
     bar.set_ticks([*([low] if -low > high / 10 else []), 0.0, high / 2, high])
+    if known.min() >= 0:
+        bar.ax.set_ylim(0.0, high)  # no block is better: no blue to show
     bar.set_label("NLL minus the base's (nats a token; blue is better)")
     best = divmod(int(np.nanargmin(values)), values.shape[1])
     i, j = int(table.index[best[0]]), int(columns[best[1]])
