@@ -143,7 +143,7 @@ def scan(
     Example: david scan demo --max-length 2 --windows 4 --out scan
     """
     from david.report import check_folder
-    from david.space import Block, all_blocks
+    from david.space import Block, all_blocks, longest_block
 
     check_folder(out)
 
@@ -153,7 +153,7 @@ def scan(
     loaded, tokenizer = _load(model, dtype, device)
     seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
     n_layers = base_depth(loaded)
-    longest = max_length or max(1, n_layers // 4)
+    longest = longest_block(max_length, n_layers)
     every = all_blocks(n_layers, longest)
     made = run_search(
         loaded,

@@ -52,7 +52,6 @@ class Corpus:
     sha256: str
     bos: bool
     first: int = 0
-    path: str | None = None
 
     @classmethod
     def load(
@@ -104,7 +103,6 @@ class Corpus:
             slice=slice,
             sha256=hashlib.sha256(text.encode()).hexdigest(),
             bos=lead,
-            path=source if _is_file(source) else None,
         )
 
     @property

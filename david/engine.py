@@ -1,6 +1,6 @@
 """Scores many recipes of one model on one corpus."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -16,15 +16,13 @@ def score_recipes(
     corpus: Corpus,
     *,
     objective: Objective = perplexity,
-    done: Callable[[int], object] = lambda _index: None,
 ) -> list[Score]:
     """The score of each recipe, in their order: sling, score, reset, one after the other.
 
-    `done` is called with the index of each recipe when its score is known. The model is afterwards what it was.
+    The model is afterwards what it was, also when a score raises.
     """
     scores = []
-    for index, recipe in enumerate(recipes):
+    for recipe in recipes:
         with slung(model, recipe):
             scores.append(objective(model, corpus))
-        done(index)
     return scores

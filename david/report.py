@@ -191,7 +191,7 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
     metric = about["objective"].partition("(")[0]
     measured = []
 
-    def add(
+    def _add(
         mine: float, its: float, tokens: int, kept: Mapping[str, Any], *, held_out: bool, difference: Difference | None
     ) -> None:
         if max(mine, its) < 700:  # exp of more is no number for a file
@@ -210,12 +210,12 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
             )
 
     searched = sum(trial.user_attrs["window_tokens"])
-    add(table.value_of(trial), table.value_of(base), searched, about["search_data"], held_out=False, difference=None)
+    _add(table.value_of(trial), table.value_of(base), searched, about["search_data"], held_out=False, difference=None)
     ours, theirs = table.held_out(study, trial), table.held_out(study, base)
     difference = table.difference_to_base(study, trial)
     if ours is not None and theirs is not None and difference is not None:
         tokens = sum(ours.window_tokens)
-        add(ours.nll, theirs.nll, tokens, about["held_out_data"], held_out=True, difference=difference)
+        _add(ours.nll, theirs.nll, tokens, about["held_out_data"], held_out=True, difference=difference)
     return measured
 
 

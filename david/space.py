@@ -41,7 +41,7 @@ class Block:
     def __call__(self, trial: BaseTrial, n_layers: int) -> Recipe:
         """The recipe of a trial."""
         start = trial.suggest_int("start", 0, n_layers - 1)
-        length = trial.suggest_int("length", 0, _longest(self.max_length, n_layers))
+        length = trial.suggest_int("length", 0, longest_block(self.max_length, n_layers))
         times = trial.suggest_int("times", 2, self.max_times) if self.max_times > 2 else 2
         scale = _suggest_scale(trial, "scale", self.scales)
         stop = min(start + length, n_layers)
@@ -53,7 +53,7 @@ class Block:
         if parts is None or len(parts) > 1:
             return None
         start, stop, times, scale = parts[0] if parts else (0, 0, 2, None)
-        if stop - start > _longest(self.max_length, n_layers) or times > self.max_times:
+        if stop - start > longest_block(self.max_length, n_layers) or times > self.max_times:
             return None
         params = {"start": start, "length": stop - start} | ({"times": times} if self.max_times > 2 else {})
         return _with_scale(params, "scale", scale, self.scales)
@@ -81,7 +81,7 @@ class Blocks:
         parts = []
         for slot in range(self.count):
             start = trial.suggest_int(f"start_{slot}", 0, n_layers - 1)
-            length = trial.suggest_int(f"length_{slot}", 1, _longest(self.max_length, n_layers))
+            length = trial.suggest_int(f"length_{slot}", 1, longest_block(self.max_length, n_layers))
             times = trial.suggest_int(f"times_{slot}", 1, self.max_times)
             scale = _suggest_scale(trial, f"scale_{slot}", self.scales)
             if times > 1:
@@ -105,7 +105,7 @@ class Blocks:
         params: Params = {}
         for slot, (start, stop, times, strength) in enumerate(slots):
             scaled = _with_scale({}, f"scale_{slot}", strength, self.scales)
-            if scaled is None or stop - start > _longest(self.max_length, n_layers):
+            if scaled is None or stop - start > longest_block(self.max_length, n_layers):
                 return None
             params |= {f"start_{slot}": start, f"length_{slot}": stop - start, f"times_{slot}": times} | scaled
         return params
@@ -186,7 +186,8 @@ class _Lowest:
         return self.params.setdefault(name, choices[0])
 
 
-def _longest(max_length: int | None, n_layers: int) -> int:
+def longest_block(max_length: int | None, n_layers: int) -> int:
+    """The length of the longest block where `max_length` is left out: a quarter of the base's layers."""
     return min(max_length or max(1, n_layers // 4), n_layers)
 
 
