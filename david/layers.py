@@ -1,28 +1,67 @@
-"""Where a transformers model keeps its layers; a view of a layer; the configuration that follows a map.
+"""Where a transformers model keeps its layers, and what follows when they are visited in another order.
 
-This is the one place that knows models. What it does not know to be right, it refuses before anything is touched.
+This is the one place that knows models. The rule is generic: one list of layers, the lists of the configuration that
+have an entry for each layer, and each layer's `layer_idx`. What is special has a short, named entry here, with its
+reason. What is not known to be right is refused before anything is touched.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from david.errors import SlingError
 from david.explain import Costs
+from david.recipe import Recipe
+from david.views import damp, is_rotary, module_view
 
-# Decoder types whose slung form the tests compare with really stacked layers: every entry is one row of test_sling.
-KNOWN_TYPES = frozenset(
-    {"bloom", "codegen", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj"}
-    | {"granite", "llama", "mistral", "mixtral", "olmo", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3"}
-    | {"qwen3_moe", "smollm3", "stablelm", "starcoder2"}
+Values = list[dict[str, Any]]  # of a stack's owner, then of each of its configurations: attribute → value
+
+# The types whose row in experiments/architectures is exact.
+PROVED = frozenset({"llama"})
+
+PROVED_HERE = "_david_proved"  # an attribute of a model of another type, for which `check` made the proof
+# The types that no list of visits can describe, and why.
+REFUSED = {
+    "blt": "it has four lists of layers, some of bytes and some of patches",
+    "hrm_text": "it runs two lists of layers in cycles",
+    "xlm": "it keeps the parts of its layers in four lists, so that no module is a layer",
+}
+# Settings with which a type cannot be slung: the setting, why, and what works instead.
+_REFUSED_SETTINGS = (
+    ("attention_type", "block_sparse", "it exchanges its layers for others when a text is short", "original_full"),
+    ("use_prompt", True, "its prompts go with the place of a layer", "use_prompt=False"),
 )
-Module = TypeVar("Module", bound=nn.Module)
-_DEPTH = "num_hidden_layers"
+_UNSCALED = {  # types whose layers pass on two streams: there is no one hidden state to damp
+    "reformer": "its layers are reversible: each passes on two streams",
+    "xlnet": "its layers pass on two streams, content and query",
+}
+
+# What the configurations call the depth. The first of these that one declares is the length of the list of layers.
+_DEPTHS = ("decoder_layers", "num_decoder_layers", "num_layers", "num_blocks", "num_hidden_layers")
+# The caches of encoder-decoders' decoders are as long as their encoder was.
+_CACHE_DEPTHS = ("encoder_layers", "num_encoder_layers")
+# Lists with an entry for each layer, besides those that have "layer" in their name.
+_LISTS = ("activation_sparsity_pattern", "indexer_types", "intermediate_size")
+# Lists of the numbers of layers.
+_NUMBERS = ("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "local_layer_ids")
+_NUMBERS += ("mlp_only_layers", "moe_layers")
+_OTHERS = ("mtp_", "ple_layer_ids")  # of other layers, or read when the model is built and never again
+_OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps what single layers have otherwise
+_SHARED_END = "first_kv_shared_layer_idx"  # an attribute of the owner
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_NOTHING_CACHED = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer that keep nothing of each token
+# Attributes that carry a layer's number for its place in the cache, and those that carry it for its arithmetic.
+_INDICES = ("layer_idx", "layer_id")
+_KEPT_INDICES = (("RwkvBlock", "layer_id"),)
+_TWO_SLOTS = ("LongcatFlashDecoderLayer",)  # two attentions a layer: 2 · layer and 2 · layer + 1
+# Modules beside the layers whose output holds a part for each layer, packed: [B, T, N · part].
+_PACKED = ("embed_tokens_per_layer", "per_layer_model_projection")
 
 
 @dataclass(frozen=True)
@@ -48,39 +87,28 @@ def find(model: nn.Module) -> Stack:
         raise SlingError(f"expected a transformers model (PreTrainedModel); got {type(model).__name__}")
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
-    if kind not in KNOWN_TYPES:
-        raise SlingError(
-            f"model type {kind!r} is refused: David does not know that slinging it is exact. "
-            f"Known: {', '.join(sorted(KNOWN_TYPES))}"
-        )
+    if kind in REFUSED:
+        raise SlingError(f"model type {kind!r} is refused: {REFUSED[kind]}")
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
-        raise SlingError(f"{type(model).__name__} is refused: models with cross-attention cannot be slung exactly")
-    found = [
-        (owner, name)
-        for owner in model.modules()
-        if getattr(getattr(owner, "config", None), "model_type", None) == kind and isinstance(owner, PreTrainedModel)
-        for name, child in owner.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
-    ]
-    if len(found) != 1:
         raise SlingError(
-            f"{type(model).__name__} is refused: expected one list of {config.num_hidden_layers} decoder layers, "
-            f"found {len(found)}"
+            f"{type(model).__name__} is refused: it is an encoder-decoder ({kind!r}), whose layers also read the encoder. "
+            "A decoder-only model works"
         )
-    owner, name = found[0]
-    if not type(owner).__module__.startswith("transformers."):
-        raise SlingError(f"{type(owner).__name__} is refused: it is not transformers' own code, so its loop is unknown")
-    configs = [config]
-    for module in owner.modules():
-        other = module.__dict__.get("config")
-        if (
-            isinstance(other, PreTrainedConfig)
-            and other.model_type == kind
-            and not _is_rotary(module)  # a view shares these with its base, whose configuration must not follow
-            and all(other is not known for known in configs)
-        ):
-            configs.append(other)
-    return Stack(owner, name, tuple(configs))
+    if kind not in PROVED and not model.__dict__.get(PROVED_HERE):
+        raise SlingError(
+            f"model type {kind!r} is refused: no proof has been made that slinging it is exact. "
+            "`David.check(model)` makes the proof on the model in hand"
+        )
+    for setting, value, reason, instead in _REFUSED_SETTINGS:
+        if vars(config).get(setting) == value:
+            raise SlingError(f"{type(model).__name__} is refused with {setting}={value!r}: {reason}. Works: {instead}")
+    if kind == "rwkv" and config.rescale_every:
+        raise SlingError(
+            f"{type(model).__name__} is refused with rescale_every={config.rescale_every}: it rescales its weights by a "
+            "layer's place. Works: rescale_every=0 in its configuration when it is loaded"
+        )
+    owner, name = _home(model, config)
+    return Stack(owner, name, tuple(_configs(owner, config)))
 
 
 def is_known(model: nn.Module) -> bool:
@@ -92,53 +120,226 @@ def is_known(model: nn.Module) -> bool:
     return True
 
 
-def per_layer(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a configuration says layer by layer: their number, and each list that has an entry for every layer.
-
-    The transformers loops run over `layers[:config.num_hidden_layers]`, and caches are built from the lists
-    (`layer_types`, `mlp_layer_types`, `no_rope_layers`, …).
-    """
-    n_layers = config.num_hidden_layers
-    lists = {
-        name: value
-        for name, value in vars(config).items()
-        if "layer" in name and isinstance(value, list | tuple) and len(value) == n_layers
-    }
-    return {_DEPTH: n_layers} | lists
-
-
-def mapped(values: Mapping[str, Any], repeat_map: Sequence[int]) -> dict[str, Any]:
-    """The base's `per_layer` values as they read for a map's visits."""
-    lists = {name: type(value)(value[i] for i in repeat_map) for name, value in values.items() if name != _DEPTH}
-    return {_DEPTH: len(repeat_map)} | lists
+def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, str]:
+    """The one module that holds the list of decoder layers, and the list's name in it."""
+    depth = next(getattr(config, name) for name in _DEPTHS if name in vars(config) or name == _DEPTHS[-1])
+    found = list(_lists(model, config, model.config, depth))
+    if len(found) != 1:
+        places = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in found) or "none"
+        raise SlingError(
+            f"{type(model).__name__} ({config.model_type!r}) is refused: expected one list of its {depth} decoder layers, "
+            f"found {places}"
+        )
+    owner, name = found[0]
+    if not type(owner).__module__.startswith("transformers."):
+        raise SlingError(f"{type(owner).__name__} is refused: it is not transformers' own code, so its loop is unknown")
+    return owner, name
 
 
-def layer_view(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
-    """Base layer `index` as visit `slot`: its own module objects on the base layer's very parameters and buffers."""
-    view = module_view(layer, {})
-    for module in view.modules():
-        carried = module.__dict__.get("layer_idx")
-        if carried is None:
+def _lists(
+    module: nn.Module, text: PreTrainedConfig, config: PreTrainedConfig, depth: int
+) -> Iterator[tuple[nn.Module, str]]:
+    """The outermost lists of `depth` modules with weights, among the modules that the text configuration speaks of."""
+    config = module.__dict__.get("config", config)
+    for name, child in module._modules.items():
+        if child is None:
             continue
-        if carried != index:
-            raise SlingError(f"layer {index} is refused: its {type(module).__name__} carries layer_idx {carried}")
-        module.layer_idx = slot  # type: ignore[assignment]
-    if scale != 1:
-        view.register_forward_hook(_Damping(scale), prepend=True, with_kwargs=True)
+        if isinstance(child, nn.ModuleList) and config.model_type == text.model_type and len(child) == depth:
+            if all(any(True for _ in layer.parameters()) for layer in child):
+                yield module, name
+                continue
+        yield from _lists(child, text, config, depth)
+
+
+def _configs(owner: nn.Module, config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Each configuration object that a module of the text model keeps, once."""
+    told = {id(config)}
+    yield config
+    for module in owner.modules():
+        other = module.__dict__.get("config")
+        if (
+            isinstance(other, PreTrainedConfig)
+            and other.model_type == config.model_type
+            and id(other) not in told
+            and not is_rotary(module)  # a view shares these with its base, whose configuration must not follow
+        ):
+            told.add(id(other))
+            yield other
+
+
+def now(stack: Stack) -> Values:
+    """What follows a map, as it is now: the owner's list of layers and what goes with it, each configuration's lists."""
+    owner = {stack.name: stack.layers} | {name: child for name in _PACKED if (child := stack.owner._modules.get(name))}
+    owner |= {name: value for name, value in vars(stack.owner).items() if name in (*_NUMBERS, _SHARED_END)}
+    return [owner, *(_per_layer(config, len(stack.layers)) for config in stack.configs)]
+
+
+def put(stack: Stack, values: Values) -> None:
+    """Set what `now` gave, or what `followed` made of it."""
+    for holder, its_values in zip((stack.owner, *stack.configs), values, strict=True):
+        for name, value in its_values.items():
+            setattr(holder, name, value)
+
+
+def followed(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: Sequence[int]) -> Values:
+    """The base's values as they read for a map: `visits` for its layers, and all that goes with them in their order."""
+    home = base[0][stack.name]
+    owner: dict[str, Any] = {}
+    for name, value in base[0].items():
+        if name == stack.name:
+            owner[name] = visits
+        elif name in _NUMBERS:
+            owner[name] = _numbers(value, repeat_map)
+        elif name == _SHARED_END:
+            owner[name] = _shared_end(home, repeat_map)
+        else:
+            owner[name] = module_view(value, {})
+            owner[name].register_forward_hook(_Unpacked(len(home), repeat_map))
+    configs = zip(stack.configs, base[1:], strict=True)
+    return [owner, *(_mapped(config, values, len(home), repeat_map) for config, values in configs)]
+
+
+def _per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
+    """What a configuration says layer by layer.
+
+    Its depth, over which the loops of transformers run (`layers[:config.num_hidden_layers]`); each list that has an
+    entry for every layer (`layer_types`, `mlp_layer_types`, `no_rope_layers`, …), from which caches are built; what a
+    heterogeneous configuration overrides; and the class, since some of these lists are computed.
+    """
+    depth = type(config).attribute_map.get(_DEPTHS[-1], _DEPTHS[-1])
+    values: dict[str, Any] = {"__class__": type(config)}
+    for name, value in vars(config).items():
+        if name in (depth, _OVERRIDES, *_NUMBERS) or (name in _DEPTHS + _CACHE_DEPTHS and value == n_layers):
+            values[name] = value
+        elif _has_each(name, value, n_layers):
+            values[name] = value
+    return values
+
+
+def _has_each(name: str, value: Any, n_layers: int) -> bool:
+    """Whether a value is a list with an entry for each layer."""
+    named = ("layer" in name or name in _LISTS) and not name.startswith(_OTHERS)
+    return named and isinstance(value, list | tuple) and len(value) == n_layers
+
+
+def _mapped(
+    config: PreTrainedConfig, base: Mapping[str, Any], n_layers: int, repeat_map: Sequence[int]
+) -> dict[str, Any]:
+    """The base's values of a configuration as they read for a map's visits."""
+    mapped: dict[str, Any] = {}
+    for name, value in base.items():
+        if name == "__class__":
+            mapped[name] = _with_lists(config, base, n_layers, repeat_map)
+        elif name == _OVERRIDES:
+            told = value.per_layer_overrides
+            own = {visit: told[layer] for visit, layer in enumerate(repeat_map) if layer in told}
+            mapped[name] = dataclasses.replace(value, per_layer_overrides=own)
+        elif name in _NUMBERS:
+            mapped[name] = _numbers(value, repeat_map)
+        elif _has_each(name, value, n_layers):
+            mapped[name] = type(value)(value[layer] for layer in repeat_map)
+        else:
+            mapped[name] = len(repeat_map)
+    return mapped
+
+
+def _with_lists(
+    config: PreTrainedConfig, base: Mapping[str, Any], n_layers: int, repeat_map: Sequence[int]
+) -> type[PreTrainedConfig]:
+    """The class of a configuration, with the lists that it computes from a pattern replaced by the map's."""
+    kind: type[PreTrainedConfig] = base["__class__"]
+    twin = copy.copy(config)
+    for name, value in base.items():
+        setattr(twin, name, value)
+    lists = {}
+    own = kind.__mro__[: kind.__mro__.index(PreTrainedConfig)]
+    for name in {name for part in own for name, value in vars(part).items() if isinstance(value, property)}:
+        try:
+            value = getattr(twin, name)
+        except Exception:  # what the base's own model could not have read either
+            continue
+        if isinstance(value, list | tuple) and len(value) == n_layers:
+            lists[name] = type(value)(value[layer] for layer in repeat_map)
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__} | lists) if lists else kind
+
+
+def _numbers(old: Any, repeat_map: Sequence[int]) -> Any:
+    """A list of the numbers of layers (or None) as the list of the visits of these."""
+    return old and type(old)(visit for visit, layer in enumerate(repeat_map) if layer in old)
+
+
+def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
+    """Base layer `index` as visit `slot`: a view of it, with its own place in the cache, damped to its scale."""
+    view = module_view(layer, {})
+    for path, module in view.named_modules():
+        own = vars(module)
+        for name in _INDICES:
+            carried = own.get(name)
+            if carried is None or carried < 0 or (type(module).__name__, name) in _KEPT_INDICES:
+                continue
+            if type(layer).__name__ in _TWO_SLOTS and path != "":
+                first, second = (2 * index, 2 * slot)
+            else:
+                first, second = (index, slot)
+            if not first <= carried <= first + (path != "" and type(layer).__name__ in _TWO_SLOTS):
+                raise SlingError(f"layer {index} is refused: its {type(module).__name__} carries {name} {carried}")
+            setattr(module, name, second + carried - first)
+        if "layer_dic" in own:  # Zamba 2: the number of a layer → its adapters in a block that layers share
+            module.layer_dic = {slot: own["layer_dic"][index]}
+    damp(view, scale)
     return view
 
 
-def now(stack: Stack) -> tuple[nn.ModuleList, list[dict[str, Any]]]:
-    """The layers and the per-layer values of each configuration, as `put` takes them."""
-    return stack.layers, [per_layer(config) for config in stack.configs]
+def check(stack: Stack, base: Values, recipe: Recipe) -> None:
+    """`SlingError` where a model cannot run a recipe, with the layers named: before anything is touched."""
+    kind = stack.configs[0].model_type
+    if kind in _UNSCALED and any(scale != 1 for scale in recipe.scales):
+        raise SlingError(f"scales are refused for model type {kind!r}: {_UNSCALED[kind]}. Without scales it works")
+    sources = _sources(base[0][stack.name], base[1])
+    for visit, layer in enumerate(recipe.repeat_map):
+        if layer in sources and sources[layer][0] not in recipe.repeat_map[:visit]:
+            source, shared = sources[layer]
+            raise SlingError(
+                f"layer {layer} of this {kind!r} model shares the {shared} of layer {source}: "
+                f"a map must visit layer {source} before it"
+            )
 
 
-def put(stack: Stack, modules: nn.ModuleList, values: Sequence[Mapping[str, Any]]) -> None:
-    """Set a model's layers, and the per-layer values that go with them."""
-    setattr(stack.owner, stack.name, modules)
-    for config, its_values in zip(stack.configs, values, strict=True):
-        for name, value in its_values.items():
-            setattr(config, name, value)
+def _sources(home: nn.ModuleList, values: Mapping[str, Any]) -> dict[int, tuple[int, str]]:
+    """A layer that shares → the layer it shares with, and what of it."""
+    sources: dict[int, tuple[int, str]] = {}
+    stores: dict[str, int] = {}
+    for index, layer in enumerate(home):
+        attention = getattr(layer, "self_attn", None)
+        if getattr(attention, "store_full_length_kv", False):
+            stores[attention.layer_type] = index
+    for index, layer in enumerate(home):
+        attention = getattr(layer, "self_attn", None)
+        if getattr(attention, "is_kv_shared_layer", False):
+            sources[index] = stores[attention.layer_type], "keys and values"
+    kinds = values.get("indexer_types") or ()
+    for index, kind in enumerate(kinds):
+        if kind == "shared":
+            sources[index] = max(i for i in range(index) if kinds[i] != "shared"), "choice of tokens"
+    return sources
+
+
+def _shared_end(home: nn.ModuleList, repeat_map: Sequence[int]) -> int:
+    """The visit from which on no layer has keys and values of its own (Gemma 4 then drops tokens that nobody needs)."""
+    end = len(repeat_map)
+    while end and home[repeat_map[end - 1]].self_attn.is_kv_shared_layer:  # type: ignore[union-attr]
+        end -= 1
+    return end
+
+
+class _Unpacked:
+    """A forward hook that puts the parts of an output, one for each layer, into a map's order: [.., N · p] → [.., M · p]."""
+
+    def __init__(self, n_layers: int, repeat_map: Sequence[int]) -> None:
+        self.n_layers, self.order = n_layers, tuple(repeat_map)
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output.unflatten(-1, (self.n_layers, -1))[..., self.order, :].flatten(-2)
 
 
 def config_copies(model: nn.Module) -> dict[int, Any]:
@@ -151,86 +352,38 @@ def config_copies(model: nn.Module) -> dict[int, Any]:
     return {key: value for key, value in copies.items() if isinstance(value, PreTrainedConfig | GenerationConfig)}
 
 
-def module_view(module: Module, replace: dict[int, Any]) -> Module:
-    """A second module tree on the same parameters and buffers.
-
-    `replace` maps the id of an object (a module, a configuration) to what stands in its place; each view made is
-    added, so that shared modules stay shared.
-    """
-    if id(module) in replace:
-        return replace[id(module)]  # type: ignore[no-any-return]
-    if _is_rotary(module):
-        return module
-    _refuse_bound(module)
-    view = object.__new__(type(module))
-    replace[id(module)] = view
-    state = dict(module.__dict__)
-    for name, value in state.items():
-        if isinstance(value, nn.Module):
-            state[name] = module_view(value, replace)
-        elif id(value) in replace:
-            state[name] = replace[id(value)]
-        elif "hooks" in name and isinstance(value, dict | set):
-            state[name] = value.copy()
-    state["_modules"] = {
-        name: None if child is None else module_view(child, replace) for name, child in module._modules.items()
-    }
-    view.__dict__.update(state)
-    return view
-
-
 def costs(model: nn.Module) -> Costs:
     """What one token costs this base: weights multiplied a layer (the active share of experts), KV-cache bytes."""
     stack = find(model)
     config = stack.configs[0]
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if getattr(config, "multi_query", False):
-        heads = config.num_kv_heads if getattr(config, "new_decoder_architecture", False) else 1
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    active = config.num_experts_per_tok / experts if experts else 1.0
+    per_token = config.num_experts_per_tok if hasattr(config, "num_experts_per_tok") else None
+    experts = next((vars(config)[name] for name in _EXPERTS if vars(config).get(name)), None)
+    active = per_token / experts if experts and per_token else 1.0
 
     def weights(layer: nn.Module) -> int:
         return int(sum(p.numel() * (active if ".experts." in name else 1) for name, p in layer.named_parameters()))
 
     head = model.get_output_embeddings()  # type: ignore[operator]
-    dtype = next(model.parameters()).dtype
+    size = torch.finfo(next(model.parameters()).dtype).bits // 8
     return Costs(
         layer_parameters=tuple(weights(layer) for layer in stack.layers),
-        layer_kv_bytes=(2 * heads * width * torch.finfo(dtype).bits // 8,) * len(stack.layers),
+        layer_kv_bytes=tuple(size * _cached_values(config, layer) for layer in range(len(stack.layers))),
         end_parameters=sum(p.numel() for p in head.parameters()) if head is not None else 0,
     )
 
 
-class _Damping:
-    """A forward hook that makes a visit `h + scale · (layer(h) − h)`."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
-        before = args[0] if args else kwargs["hidden_states"]  # [B, T, D]
-        if isinstance(output, torch.Tensor):
-            return before + self.scale * (output - before)
-        return (before + self.scale * (output[0] - before), *output[1:])
-
-
-def _is_rotary(module: nn.Module) -> bool:
-    """A leaf with buffers and no weights keeps attributes in step with them as texts grow (rotary embeddings do).
-
-    A view of it would share the buffers but not the attributes, so it is used as it is.
-    """
-    leaf = not module._modules and not any(p is not None for p in module._parameters.values())
-    return leaf and bool(module._buffers) and "layer_idx" not in module.__dict__
-
-
-def _refuse_bound(module: nn.Module) -> None:
-    """A method stored on the instance would still run the base's module, with the base's place in the cache."""
-    bound = {
-        "_hf_hook": "it has accelerate hooks (device_map, offload)",
-        "forward": "its forward was replaced on the instance",
-        "_compiled_call_impl": "it is compiled; compile after slinging",
-    }
-    for name, reason in bound.items():
-        if module.__dict__.get(name) is not None:
-            raise SlingError(f"{type(module).__name__} is refused: {reason}, which a view cannot follow exactly yet")
+def _cached_values(config: PreTrainedConfig, layer: int) -> int:
+    """How many numbers a layer keeps of each token."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and kinds[layer] in _NOTHING_CACHED:
+        return 0
+    own = config.per_layer_config[layer]
+    many = getattr(own, "num_attention_heads", None)
+    if not many:
+        return 0
+    if getattr(own, "qk_nope_head_dim", None):  # multi-head latent attention, whose keys and values are kept expanded
+        return int(many * (own.qk_nope_head_dim + own.qk_rope_head_dim + own.v_head_dim))
+    heads = getattr(own, "num_key_value_heads", None) or many
+    if getattr(own, "multi_query", False):
+        heads = own.num_kv_heads if getattr(own, "new_decoder_architecture", False) else 1
+    return int(2 * heads * (getattr(own, "head_dim", None) or own.hidden_size // many))

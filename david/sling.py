@@ -1,18 +1,19 @@
 """Make a loaded model run a recipe by reference: in place, for the length of a `with`, or beside it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from david import layers
 from david.errors import RecipeError
-from david.layers import Stack
+from david.layers import Stack, Values
 from david.recipe import Recipe
+from david.views import module_view
 
 Model = TypeVar("Model", bound=nn.Module)
 AnyRecipe = Recipe | str | os.PathLike[str] | Sequence[int]
@@ -23,10 +24,10 @@ _STATE = "_david_base"  # kept on the module that holds the layers: whoever hold
 
 @dataclass(frozen=True)
 class _Base:
-    """What a slung model keeps of its base: its list of layers, each configuration's own values, and its mode."""
+    """What a slung model keeps of its base: its list of layers, all that followed the map, and its mode."""
 
     home: nn.ModuleList
-    values: list[dict[str, Any]]
+    values: Values
     training: bool
 
 
@@ -53,15 +54,16 @@ def sling(
     stack = layers.find(model)
     base = _base(stack)
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
+    layers.check(stack, base.values, wanted)
     # transformers installs these on the layers of the moment: done now, the base's layers have them after a reset too.
     maybe_install_capturing_hooks(stack.owner)
     visits = nn.ModuleList(
-        layers.layer_view(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(wanted)
+        layers.visited(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(wanted)
     )
     visits.training = base.home.training
     before = _now(stack)
     try:
-        _put(stack, visits, [layers.mapped(values, wanted.repeat_map) for values in base.values], base)
+        _put(stack, layers.followed(stack, base.values, visits, wanted.repeat_map), base)
     except BaseException:
         _put(stack, *before)
         raise
@@ -75,7 +77,7 @@ def reset(model: Model) -> Model:
     if base.home is not stack.layers:
         if stack.owner.training != base.training:  # train() or eval() while slung did not reach the base's layers
             base.home.train(stack.owner.training)
-        _put(stack, base.home, base.values, None)
+        _put(stack, base.values, None)
     return model
 
 
@@ -120,9 +122,12 @@ def view(
     maybe_install_capturing_hooks(stack.owner)
     replace = layers.config_copies(model)
     configs = tuple(replace[id(config)] for config in stack.configs)
-    replace[id(stack.layers)] = home = layers.module_view(base.home, replace)
-    second = layers.module_view(model, replace)
-    _put(Stack(replace[id(stack.owner)], stack.name, configs), home, base.values, None)
+    home = {}
+    for name, value in base.values[0].items():
+        if isinstance(value, nn.Module):  # the view's own, made of the base's, stands where a sling's stands now
+            replace[id(getattr(stack.owner, name))] = home[name] = module_view(value, replace)
+    second = module_view(model, replace)
+    _put(Stack(replace[id(stack.owner)], stack.name, configs), [base.values[0] | home, *base.values[1:]], None)
     return sling(second, wanted)
 
 
@@ -152,16 +157,16 @@ class David:
 
 def _base(stack: Stack) -> _Base:
     kept: _Base | None = stack.owner.__dict__.get(_STATE)
-    return kept or _Base(*layers.now(stack), stack.owner.training)
+    return kept or _Base(stack.layers, layers.now(stack), stack.owner.training)
 
 
-def _now(stack: Stack) -> tuple[nn.ModuleList, list[dict[str, Any]], _Base | None]:
-    return *layers.now(stack), stack.owner.__dict__.get(_STATE)
+def _now(stack: Stack) -> tuple[Values, _Base | None]:
+    return layers.now(stack), stack.owner.__dict__.get(_STATE)
 
 
-def _put(stack: Stack, modules: nn.ModuleList, values: Sequence[Mapping[str, Any]], base: _Base | None) -> None:
-    """Set the layers, their configuration, and the memory of the base (None where these are the base's own)."""
-    layers.put(stack, modules, values)
+def _put(stack: Stack, values: Values, base: _Base | None) -> None:
+    """Set the layers and what goes with them, and the memory of the base (None where these are the base's own)."""
+    layers.put(stack, values)
     stack.owner.__dict__.pop(_STATE, None)
     if base is not None:
         stack.owner.__dict__[_STATE] = base

@@ -1,95 +1,138 @@
 """The same recipe with its layers really stacked: a second model with its own weights, in plain transformers.
 
-Its mechanism shares nothing with `layers` and `sling`, so that it can stand as the reference of a proof.
+Its mechanism shares nothing with `layers` and `sling`, so that it can stand as the reference of a proof: it copies each
+layer whole and says by name what a configuration has for each layer.
 """
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from david.errors import SlingError
 from david.recipe import Recipe
 from david.sling import is_slung
 
+_DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks")
+_LISTS = ("attention_layers", "attn_layers", "indexer_types", "layer_rope_theta", "layer_types", "layers_block_type")
+_LISTS += ("mlp_layer_types", "no_rope_layers", "num_attention_heads_per_layer")
+_COMPUTED = ("kv_sharing_modes", "layer_types", "layers_block_type")  # by classes, from a pattern
+
 
 def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """A deep copy of an unslung model whose layers are those of the recipe, each visit with its own weights.
 
-    The model is built anew from a configuration of the map's depth, and the base's weights are copied into it.
     Raises `RecipeError` where the recipe has layers that the model lacks.
     """
     if is_slung(model):
         raise SlingError("stacked() copies a base: this model is slung, so reset it first")
-    config = copy.deepcopy(model.config)
-    _follow(config.get_text_config(decoder=True), recipe)
-
-    weights = model.state_dict()
-    prefix = _layer_prefix(list(weights), model.config.get_text_config(decoder=True).num_hidden_layers)
-    copied = type(model)._from_config(config, dtype=model.dtype, attn_implementation=model.config._attn_implementation)
-    copied.load_state_dict(_stacked_tensors(weights, prefix, recipe))
-    copied.tie_weights()
-    copied.to(model.device).eval()
-    for name, buffer in _stacked_tensors(dict(model.named_buffers()), prefix, recipe).items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(copied.get_submodule(owner), leaf, buffer)  # those that no checkpoint holds, rotary frequencies say
-    copied.generation_config = copy.deepcopy(model.generation_config)
-    for visit, scale in enumerate(recipe.scales):
+    prefix = _layer_prefix(list(model.state_dict()))
+    base: Any = model.get_submodule(prefix)
+    recipe.check(len(base))
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        copy.deepcopy(module.__dict__.get("config"), configs)
+    visits = [_visit(base[layer], layer, place, dict(configs)) for place, layer in enumerate(recipe.repeat_map)]
+    copied = copy.deepcopy(model, configs | {id(base): nn.ModuleList(visits)})
+    kind = model.config.get_text_config(decoder=True).model_type
+    told = set()
+    for module in copied.modules():
+        config = module.__dict__.get("config")
+        if getattr(config, "model_type", None) == kind and id(config) not in told:
+            told.add(id(config))
+            _follow(config, len(base), recipe.repeat_map)
+    text = copied.config.get_text_config(decoder=True)
+    if id(text) not in told:
+        _follow(text, len(base), recipe.repeat_map)
+    _follow_beside(copied.get_submodule(prefix.rpartition(".")[0]), len(base), recipe.repeat_map)
+    for visit, scale in zip(visits, recipe.scales, strict=True):
         if scale != 1:
-            _damp(copied.get_submodule(f"{prefix}{visit}"), scale)
+            _damp(visit, scale)
+    return copied.eval()
+
+
+def _layer_prefix(keys: Sequence[str]) -> str:
+    """The part of the weights' names before the numbers of the text model's layers, such as `model.layers`."""
+    other = r"altup|audio|depth_decoder|image|mtp|rotary|vision|visual|vq"
+    found = {match[1] for key in keys if (match := re.match(r"(.*?)\.\d+\.", key)) and not re.search(other, match[1])}
+    if len(found) != 1:
+        raise SlingError(f"expected one list of layers among the weights' names; found {sorted(found) or 'none'}")
+    return found.pop()
+
+
+def _visit(layer: nn.Module, number: int, place: int, configs: dict[int, Any]) -> nn.Module:
+    """A copy of a layer, with the place in the cache that it has in the stack."""
+    copied = copy.deepcopy(layer, configs)
+    for module in copied.modules():
+        if type(module).__name__ == "RwkvBlock":
+            continue  # its number says that it is the first, which it remains
+        for name in ("layer_idx", "layer_id"):
+            if getattr(module, name, None) == number:
+                setattr(module, name, place)
+        if hasattr(module, "layer_dic"):
+            module.layer_dic = {place: module.layer_dic[number]}  # type: ignore[index,operator]
+    if type(layer).__name__ == "LongcatFlashDecoderLayer":
+        for half, attention in enumerate(copied.self_attn):  # type: ignore[arg-type]
+            attention.layer_idx = 2 * place + half
     return copied
 
 
-def _follow(text: Any, recipe: Recipe) -> None:
-    """Make a text configuration build the layers of the map: what it says by a layer's number follows."""
-    n_layers = text.num_hidden_layers
-    recipe.check(n_layers)
-    if getattr(text, "scale_attn_by_inverse_layer_idx", False):
-        raise SlingError("a model that scales attention by the layer's number cannot be stacked: the number changes")
-    for name in ("layer_types", "no_rope_layers"):
-        if getattr(text, name, None) is not None:
-            setattr(text, name, [getattr(text, name)[layer] for layer in recipe.repeat_map])
-    if (step := getattr(text, "decoder_sparse_step", None)) is not None:
-        dense = {layer for layer in range(n_layers) if layer in text.mlp_only_layers or (layer + 1) % step}
-        text.mlp_only_layers = [visit for visit, layer in enumerate(recipe.repeat_map) if layer in dense]
-        text.decoder_sparse_step = 1
-    text.num_hidden_layers = len(recipe)
+def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
+    """Make a configuration say of each visit what it said of its layer."""
+    lists = {name: getattr(config, name) for name in _LISTS if name in vars(config)}
+    computed = {name: getattr(config, name) for name in _COMPUTED if name not in vars(config) and hasattr(config, name)}
+    special = vars(config).get("_heterogeneity_spec")
+    numbers = {name: vars(config)[name] for name in ("attn_layer_indices", "cross_attention_layers") if vars(config).get(name)}
+    if "num_layers" in vars(config) and vars(config)["num_layers"] == n_layers:
+        config.num_layers = len(repeat_map)
+    else:
+        for name in _DEPTHS:
+            if name in vars(config) or name in type(config).attribute_map:
+                setattr(config, name, len(repeat_map))
+    for name, value in lists.items():
+        if value is not None and len(value) == n_layers:
+            setattr(config, name, type(value)([value[layer] for layer in repeat_map]))
+    for name, value in numbers.items():
+        setattr(config, name, [place for place, layer in enumerate(repeat_map) if layer in value])
+    if special is not None:
+        told = special.per_layer_overrides
+        config.per_layer_config = {k: dict(told[layer]) for k, layer in enumerate(repeat_map) if layer in told}
+    properties = {
+        name: property(lambda _self, value=[value[layer] for layer in repeat_map]: value)
+        for name, value in computed.items()
+        if isinstance(value, list) and len(value) == n_layers and name not in type(config).attribute_map
+    }
+    if properties:
+        config.__class__ = type(type(config).__name__, (type(config),), properties)
 
 
-def _stacked_tensors(tensors: Mapping[str, Tensor], prefix: str, recipe: Recipe) -> dict[str, Tensor]:
-    """A copy of each tensor under the name it has in the stack; a layer's once for each visit."""
-    copies = {name: tensor.clone() for name, tensor in tensors.items() if not name.startswith(prefix)}
-    for visit, layer in enumerate(recipe.repeat_map):
-        here, there = f"{prefix}{layer}.", f"{prefix}{visit}."
-        for name, tensor in tensors.items():
-            if name.startswith(here):
-                copies[there + name.removeprefix(here)] = tensor.clone()
-    return copies
-
-
-def _layer_prefix(keys: Sequence[str], n_layers: int) -> str:
-    """The part of the weights' names before the layers' numbers, such as `model.layers.`."""
-    numbers: dict[str, set[int]] = {}
-    for key in keys:
-        if match := re.match(r"(.*?\.)(\d+)\.", key):
-            numbers.setdefault(match[1], set()).add(int(match[2]))
-    whole = [prefix for prefix, found in numbers.items() if found == set(range(n_layers)) and "vision" not in prefix]
-    if len(whole) != 1:
-        raise SlingError(f"expected one list of {n_layers} layers among the weights' names; found {whole}")
-    return whole[0]
+def _follow_beside(owner: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
+    """The same for what a model keeps for each layer beside its layers."""
+    for name in ("embed_tokens_per_layer", "per_layer_model_projection"):
+        packed = getattr(owner, name, None)
+        if packed is not None:  # [V, N · p], or [N · p, D]
+            weight = packed.weight.data if name == "per_layer_model_projection" else packed.weight.data.T
+            parts = weight.unflatten(0, (n_layers, -1))[list(repeat_map)].flatten(0, 1)
+            packed.weight = nn.Parameter(parts if name == "per_layer_model_projection" else parts.T.contiguous())
+    if hasattr(owner, "first_kv_shared_layer_idx"):
+        owner.first_kv_shared_layer_idx = len(repeat_map)  # nothing is dropped for the layers that share
+    if hasattr(owner, "cross_attention_layers"):
+        old = owner.cross_attention_layers
+        owner.cross_attention_layers = [place for place, layer in enumerate(repeat_map) if layer in old]
 
 
 def _damp(layer: nn.Module, scale: float) -> None:
     run = layer.forward
 
-    def damped(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = run(hidden_states.clone(), *args, **kwargs)
-        if isinstance(output, tuple):
-            return (hidden_states + scale * (output[0] - hidden_states), *output[1:])
-        return hidden_states + scale * (output - hidden_states)
+    def damped(*args: Any, **kwargs: Any) -> Any:
+        before = (args[0] if args else kwargs["hidden_states"]).clone()
+        output = run(*args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            return before + scale * (output - before)
+        return type(output)([before + scale * (output[0] - before), *output[1:]])
 
     layer.forward = damped

@@ -1,0 +1,290 @@
+"""The proof that a model slings exactly, made on the model in hand."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedModel
+
+from david import layers
+from david.errors import SlingError
+from david.recipe import Recipe
+from david.sling import base_depth, base_layers, is_slung, reset, sling, slung, view
+from david.stack import stacked
+
+PREFIX, STEPS = 24, 8  # tokens read at once, and tokens read one by one after them
+_ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the logits' spread; any other dtype
+_ALLOWED_HALF = 5e-2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing compared, on one map: `difference` is the largest of all logits, in spreads (standard deviations).
+
+    `passed` is None where nothing was to be compared; `told` then says why.
+    """
+
+    recipe: str
+    claim: str
+    passed: bool | None
+    difference: float | None = None
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `check` found, ready to be pasted: `str()` of it is a page of text, `to_dict()` its JSON."""
+
+    architecture: str
+    model_type: str
+    num_layers: int
+    dtype: str
+    device: str
+    versions: Mapping[str, str]
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(finding.passed is not False for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The certificate as JSON takes it."""
+        return {"passed": self.passed} | asdict(self)
+
+    def __str__(self) -> str:
+        made = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        wide = max(len(finding.recipe) for finding in self.findings)
+        claims = max(len(finding.claim) for finding in self.findings)
+        lines = [
+            f"{'PASSED' if self.passed else 'FAILED'}: slinging {self.architecture} ({self.model_type}), "
+            f"{self.num_layers} layers, {self.dtype} on {self.device}",
+            f"with {made}",
+            "",
+            *(f"{f.recipe:<{wide}}  {f.claim:<{claims}}  {_word(f)}" for f in self.findings),
+        ]
+        return "\n".join(lines)
+
+
+def check(model: PreTrainedModel) -> Certificate:
+    """Prove on the model in hand that it slings exactly, on a few maps that stress it; it is the base afterwards.
+
+    The identity is bit-equal to the base; a cache changes nothing; a sling is what the really stacked layers are (or,
+    where memory does not hold a copy, what the base's layers give when called one by one); a view beside the base is
+    the sling; reset is bit-equal. A model of a type that no proof was made for may be slung once this passes.
+
+    Raises `SlingError` for a model that is refused, or that is slung now.
+    """
+    if is_slung(model):
+        raise SlingError("check() proves it on a base: this model is slung, so reset it first")
+    if model.training:
+        raise SlingError("the model is in training mode, where dropout makes logits random: call model.eval() first")
+    known = layers.is_known(model)
+    setattr(model, layers.PROVED_HERE, True)
+    passed = False
+    try:
+        certificate = Certificate(
+            architecture=type(model).__name__,
+            model_type=model.config.get_text_config(decoder=True).model_type,
+            num_layers=base_depth(model),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            versions={name: version(name) for name in ("david", "torch", "transformers")},
+            findings=tuple(_findings(model)),
+        )
+        passed = certificate.passed
+    finally:
+        if known or not passed:
+            delattr(model, layers.PROVED_HERE)
+    return certificate
+
+
+def maps(n_layers: int) -> dict[str, Recipe]:
+    """The recipes that stress a base of `n_layers` layers."""
+    last, half = n_layers - 1, n_layers // 2
+    return {
+        "a block again": Recipe([*range(half + 1), *range(max(half - 1, 0), n_layers)]),
+        "layers skipped": Recipe([0, *range(2, n_layers - 2), last]),
+        "a stretch reversed": Recipe([0, *range(n_layers - 2, 0, -1), last]),
+        "every layer twice": Recipe([layer for layer in range(n_layers) for _ in range(2)]),
+        "layers damped": Recipe([*range(n_layers), last], [0.5, *[1] * (n_layers - 1), -0.5]),
+    }
+
+
+def whole(model: Any, tokens: Tensor) -> Tensor:
+    """Logits of tokens `[B, T]` in one forward pass without a cache, `[B, T, V]`."""
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None) -> Tensor:
+    """Logits before each token from `start` on, `[B, T − start, V]`: read one by one with the model's own cache."""
+    out = model.generate(
+        input_ids=tokens[:, :start],
+        attention_mask=torch.ones_like(tokens)[:, :start] if mask is None else mask[:, :start],
+        max_new_tokens=tokens.shape[1] - start,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=None,
+        pad_token_id=0,
+        use_cache=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+        logits_processor=[_Told(tokens)],
+    )
+    return torch.stack(out.logits, 1)
+
+
+class _Told(LogitsProcessor):  # type: ignore[misc]
+    """Makes `generate` read a text, one token a step, whatever the model would have said."""
+
+    def __init__(self, text: Tensor) -> None:
+        self.text = text  # [B, T]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        told = torch.full_like(scores, -torch.inf)
+        return told.scatter(1, self.text[:, input_ids.shape[1], None], 0.0)
+
+
+def _findings(model: PreTrainedModel) -> list[Finding]:
+    text = model.config.get_text_config(decoder=True)
+    numbers = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, text.vocab_size, (1, PREFIX + STEPS), generator=numbers).to(model.device)
+    before = _state(model)
+    base, base_cached = whole(model, tokens), _cached(model, tokens)
+    allowed = _ALLOWED.get(model.dtype, _ALLOWED_HALF)
+    if isinstance(base_cached, Tensor):
+        own = _difference(base_cached, base[:, PREFIX - 1 : -1])
+        allowed = max(allowed, 10 * own)
+        found = [Finding("the base", "cached = uncached", own <= _ALLOWED_HALF, own)]
+    else:
+        found = [Finding("the base", "cached = uncached", None, told=f"its own cache fails: {base_cached}")]
+    with slung(model, Recipe.identity(base_depth(model))):
+        found.append(_same("the identity", "uncached = the base", whole(model, tokens), base))
+        found.append(_same("the identity", "cached = the base", _cached(model, tokens), base_cached))
+    for name, recipe in maps(base_depth(model)).items():
+        found += _on_map(model, name, recipe, tokens, allowed, base)
+    reset(model)
+    found.append(_same("after reset", "uncached = the base", whole(model, tokens), base))
+    found.append(_same("after reset", "cached = the base", _cached(model, tokens), base_cached))
+    found.append(Finding("after reset", "the modules and the configuration are the base's", _state(model) == before))
+    return found
+
+
+def _on_map(
+    model: PreTrainedModel, name: str, recipe: Recipe, tokens: Tensor, allowed: float, base: Tensor
+) -> list[Finding]:
+    try:
+        sling(model, recipe)
+    except SlingError as error:
+        return [Finding(name, "refused", None, told=str(error))]
+    uncached, cached = whole(model, tokens), _cached(model, tokens)
+    reset(model)
+    found = []
+    if isinstance(cached, Tensor):
+        difference = _difference(cached, uncached[:, PREFIX - 1 : -1])
+        found.append(Finding(name, "cached = uncached", difference <= allowed, difference))
+    else:
+        found.append(Finding(name, "cached = uncached", None, told=f"its own cache fails: {cached}"))
+    if _room_for(model, recipe):
+        copied = stacked(model, recipe)
+        found.append(_same(name, "uncached = stacked", uncached, whole(copied, tokens), allowed))
+        found.append(_same(name, "cached = stacked", cached, _cached(copied, tokens), allowed))
+        del copied
+    else:
+        found.append(_same(name, "uncached = layer by layer", uncached, layer_by_layer(model, recipe, tokens), allowed))
+    beside = view(model, recipe)
+    found.append(_same(name, "a view = the sling", whole(beside, tokens), uncached))
+    found.append(_same(name, "the base beside the view", whole(model, tokens), base))
+    return found
+
+
+def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor) -> Tensor:
+    """Logits `[1, T, V]` of a recipe on an unslung model whose layers are called here one by one, in the map's order.
+
+    Each is given what the base's own forward gives it besides the hidden state; the base's end finishes the last.
+    """
+    home = base_layers(model)
+    given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep(index: int) -> Callable[..., None]:
+        return lambda _layer, args, kwargs: given.update({index: (args, kwargs)})
+
+    handles = [layer.register_forward_pre_hook(keep(i), with_kwargs=True) for i, layer in enumerate(home)]
+    try:
+        whole(model, tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    output: Any = None
+    state = _hidden(*given[0])
+    with torch.no_grad():
+        for index, scale in recipe:
+            args, kwargs = given[index]
+            entry = {"hidden_states": state} if not args else {}
+            output = home[index](*((state, *args[1:]) if args else ()), **(kwargs | entry))
+            after = output if isinstance(output, Tensor) else output[0]
+            state = after if scale == 1 else state + scale * (after - state)
+    finished = state if isinstance(output, Tensor) else type(output)((state, *output[1:]))
+    handle = home[-1].register_forward_hook(lambda *_: finished)
+    try:
+        return whole(model, tokens)
+    finally:
+        handle.remove()
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _cached(model: PreTrainedModel, tokens: Tensor) -> Tensor | str:
+    """The logits of `stepped`, or why the model's own code gives none."""
+    try:
+        return stepped(model, tokens, PREFIX)
+    except Exception as error:  # any kind: the code of any model
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of logits, in standard deviations of the logits."""
+    if torch.equal(one, other):
+        return 0.0
+    return float((one.double() - other.double()).abs().max() / other.double().std())
+
+
+def _same(name: str, claim: str, one: Tensor | str, other: Tensor | str, allowed: float = 0) -> Finding:
+    if isinstance(one, str) or isinstance(other, str):
+        both = isinstance(one, str) and isinstance(other, str)
+        told = f"neither runs: {other}" if both else f"one runs, one does not: {one if isinstance(one, str) else other}"
+        return Finding(name, claim, None if both else False, told=told)
+    difference = _difference(one, other)
+    return Finding(name, claim, difference <= allowed, difference)
+
+
+def _state(model: PreTrainedModel) -> Any:
+    """What a reset brings back, besides the logits."""
+    return [(name, id(module)) for name, module in model.named_modules()], model.config.to_dict()
+
+
+def _room_for(model: PreTrainedModel, recipe: Recipe) -> bool:
+    """Whether a really stacked copy fits into half of the memory that is free."""
+    weights = list(model.parameters())
+    if any(weight.device != model.device or weight.is_meta for weight in weights):
+        return False  # spread over devices or offloaded
+    layer = sum(weight.nbytes for weight in base_layers(model).parameters()) / base_depth(model)
+    needed = sum(weight.nbytes for weight in weights) + layer * len(recipe)
+    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    return bool(needed < free / 2)
+
+
+def _word(finding: Finding) -> str:
+    if finding.passed is None:
+        return finding.told
+    number = "" if finding.difference is None else "bit-equal" if finding.difference == 0 else f"{finding.difference:.1e}"
+    return " ".join(word for word in ("FAILED" if not finding.passed else "", number or "yes", finding.told) if word)

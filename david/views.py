@@ -1,0 +1,97 @@
+"""A second module tree on the same parameters and buffers; a visit of a layer."""
+
+import functools
+import types
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from david.errors import SlingError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def module_view(module: Module, replace: dict[int, Any]) -> Module:
+    """A second module tree on the same parameters and buffers.
+
+    `replace` maps the id of an object (a module, a configuration) to what stands in its place; each view made is
+    added, so that shared modules stay shared.
+    """
+    if id(module) in replace:
+        return replace[id(module)]  # type: ignore[no-any-return]
+    if is_rotary(module):
+        return module
+    view = object.__new__(type(module))
+    replace[id(module)] = view
+    state = dict(module.__dict__)
+    for name, value in state.items():
+        if isinstance(value, nn.Module):
+            state[name] = module_view(value, replace)
+        elif id(value) in replace:
+            state[name] = replace[id(value)]
+        elif "hooks" in name and isinstance(value, dict | set):
+            state[name] = value.copy()
+    state["_modules"] = {
+        name: None if child is None else module_view(child, replace) for name, child in module._modules.items()
+    }
+    view.__dict__.update(state)
+    _bind(view, module)
+    return view
+
+
+def damp(view: nn.Module, scale: float) -> None:
+    """Make a visit of a view `h + scale · (layer(h) − h)`; at 1 the formula is left out, so that it stays bit-equal.
+
+    What a layer hands on besides the hidden state (router states, chosen tokens) is handed on as it is.
+    """
+    if scale != 1:
+        view.register_forward_hook(_Damping(scale), prepend=True, with_kwargs=True)
+
+
+def is_rotary(module: nn.Module) -> bool:
+    """A leaf with buffers and no weights keeps attributes in step with them as texts grow (rotary embeddings do).
+
+    A view of it would share the buffers but not the attributes, so it is used as it is.
+    """
+    leaf = not module._modules and not any(p is not None for p in module._parameters.values())
+    return leaf and bool(module._buffers) and "layer_idx" not in module.__dict__
+
+
+class _Damping:
+    """A forward hook that makes a visit `h + scale · (layer(h) − h)`."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
+        before = args[0] if args else kwargs["hidden_states"]  # [B, T, D]
+        if isinstance(output, torch.Tensor):
+            return before + self.scale * (output - before)
+        return type(output)((before + self.scale * (output[0] - before), *output[1:]))  # a tuple, or OpenAI GPT's list
+
+
+def _bind(view: nn.Module, module: nn.Module) -> None:
+    """Methods kept on the instance still run the base's module, with its place in the cache: make them the view's.
+
+    accelerate keeps two (`add_hook_to_module`): `_old_forward`, bound to the module, and `forward`, a partial of it.
+    """
+    if module.__dict__.get("_compiled_call_impl") is not None:
+        raise SlingError(f"{type(module).__name__} is refused: it is compiled. Sling first, then compile its layers")
+    forward = module.__dict__.get("forward")
+    if forward is None:
+        return
+    if module.__dict__.get("_hf_hook") is None or not _is_partial_of(forward, module):
+        raise SlingError(
+            f"{type(module).__name__} is refused: its forward was replaced on the instance, which a view cannot follow. "
+            "Sling first, or take the replacement away"
+        )
+    old = module.__dict__["_old_forward"]
+    if getattr(old, "__self__", None) is not module:
+        raise SlingError(f"{type(module).__name__} is refused: accelerate's hook lies over a replaced forward")
+    view.__dict__["_old_forward"] = own = types.MethodType(old.__func__, view)
+    view.__dict__["forward"] = functools.update_wrapper(functools.partial(forward.func, view), own)
+
+
+def _is_partial_of(forward: Any, module: nn.Module) -> bool:
+    return isinstance(forward, functools.partial) and forward.args == (module,) and not forward.keywords

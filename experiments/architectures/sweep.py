@@ -1,0 +1,232 @@
+"""Every causal-LM type of the installed transformers, slung, against a deep copy with its layers really stacked.
+
+    python experiments/architectures/sweep.py [--jobs 2] [--out FOLDER] [NAME ...]
+
+Prints a line for each row as it is done, and at the end what the table comes to; with --out the table as results.csv.
+"""
+
+import argparse
+import csv
+import multiprocessing
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tiny_models import NOT_BUILT, TYPES, VARIANTS, VOCABULARY, tiny_named
+from torch import Tensor
+
+from david import David, Recipe, layers
+from david.check import layer_by_layer, stepped, whole
+from david.errors import SlingError
+from david.stack import stacked
+
+PREFIX = 9  # tokens read at once before the steps of a cached run: one more than a tiny model's window
+TEXT = torch.arange(16)[None] * 5 % (VOCABULARY - 6) + 3  # [1, T], none of them special
+PAD = 4
+PADDED = torch.cat([TEXT[:, :PAD] + 1, TEXT.roll(3, 1)], 1), torch.cat([torch.zeros(1, PAD, dtype=torch.long), TEXT], 1)
+BATCH = torch.cat(PADDED)  # [2, PAD + T]: another text, and the text with padding on its left
+ROUNDING = 1e-5  # of the logits' spread: what the order of a sum may change
+VISIBLE = 1e-2  # what a wrong layer, or a wrong place in the cache, changes at least
+
+Mode = Callable[[Any], Tensor]
+MODES: dict[str, Mode] = {
+    "uncached": lambda model: whole(model, TEXT),
+    "cached": lambda model: stepped(model, TEXT, PREFIX),
+    "padded": lambda model: stepped(model, BATCH, PAD + PREFIX, (BATCH != 0).long()),
+}
+
+
+@dataclass
+class Row:
+    """A line of the table. `verdict`: exact, refused, base fails, not built, or WRONG, which must not be."""
+
+    name: str
+    verdict: str
+    reason: str = ""
+    text_type: str = ""  # what the text part of the configuration calls itself
+    layers: int = 0
+    compared: int = 0  # maps × modes that were compared with the stacked copy
+    difference: float = 0.0  # the largest of them, in spreads of the logits; 0 is bit-equal
+    replayed: str = ""  # whether calling the base's layers one by one gives the same, without a cache
+    swap: float = 0.0  # what swapping two neighbouring layers changes at least
+    base: str = ""  # what the base itself does not do
+
+
+def maps(n_layers: int) -> dict[str, Recipe]:
+    """What each row is tried on."""
+    last, half = n_layers - 1, n_layers // 2
+    return {
+        "repeats": Recipe([*range(half + 1), *range(half - 1, n_layers)]),
+        "skips": Recipe([0, 1, *range(3, n_layers - 2), last]),
+        "reversal": Recipe(range(last, -1, -1)),
+        "double depth": Recipe([layer for layer in range(n_layers) for _ in range(2)]),
+        "twice over": Recipe([*range(n_layers), *range(n_layers)]),
+        "scales": Recipe([*range(n_layers), last], [0.5, *[1] * (n_layers - 3), -0.3, 0, 1.5]),
+    }
+
+
+def run(name: str) -> Row:
+    """One row of the table."""
+    if name in NOT_BUILT:
+        return Row(name, "not built", NOT_BUILT[name])
+    model = tiny_named(name)
+    setattr(model, layers.PROVED_HERE, True)
+    row = Row(name, "exact", text_type=model.config.get_text_config(decoder=True).model_type)
+    base = {mode: reading(model, read) for mode, read in MODES.items()}
+    row.base = "; ".join(f"{mode}: {value}" for mode, value in base.items() if isinstance(value, str))
+    try:
+        home = layers.find(model).layers
+    except SlingError as error:
+        row.verdict, row.reason = "refused", str(error)
+        return row
+    row.layers = len(home)
+    if isinstance(base["uncached"], str):
+        row.verdict, row.reason = "base fails", base["uncached"]
+        return row
+    tidy = consistent(base)
+    row.base = "; ".join(filter(None, [row.base, *(f"{what} differ" for what, good in tidy.items() if not good)]))
+    row.swap = smallest_swap(model, base["uncached"])
+    wrong, refused, replays = [], [], []
+    for title, recipe in maps(len(home)).items():
+        try:
+            David.sling(model, recipe)
+        except SlingError as error:
+            refused.append(f"{title}: {error}")
+        else:
+            slung = {mode: reading(model, MODES[mode]) for mode, value in base.items() if isinstance(value, Tensor)}
+            David.reset(model)
+            wrong += compare(row, title, slung, model, recipe, tidy)
+            replays.append(same(reading(model, lambda it, r=recipe: layer_by_layer(it, r, TEXT)), slung["uncached"]))
+        if any(not same(reading(model, read), base[mode], 0) for mode, read in MODES.items()):
+            wrong.append(f"{title}: the base is not what it was")
+    row.replayed = "yes" if replays and all(replays) else f"{sum(replays)} of {len(replays)}"
+    if row.swap < VISIBLE:
+        wrong.append(f"two of its layers can be swapped unseen ({row.swap:.1e})")
+    if wrong:
+        row.verdict, row.reason = "WRONG", "; ".join(wrong)
+    elif not row.compared:
+        row.verdict, row.reason = "refused", refused[0]
+    else:
+        row.reason = "; ".join(f"refused {text}" for text in refused)
+    return row
+
+
+def compare(
+    row: Row, title: str, slung: dict[str, Any], model: Any, recipe: Recipe, tidy: dict[str, bool]
+) -> list[str]:
+    """What is wrong with a sling: where it is not the stacked copy, or contradicts itself where the base does not."""
+    copied = stacked(model, recipe)
+    wrong = []
+    for mode, value in slung.items():
+        other = reading(copied, MODES[mode])
+        if isinstance(value, str) and isinstance(other, str):
+            continue  # such a stack does not run in transformers: nothing to compare, and nothing silent
+        row.compared += 1
+        if not same(value, other):
+            wrong.append(f"{title} {mode}: {value if isinstance(value, str) else far(value, other)}")
+        elif isinstance(value, Tensor):
+            row.difference = max(row.difference, far(value, other))
+    beside = reading(David.view(model, recipe), MODES["uncached"])
+    if not same(beside, slung["uncached"], 0):
+        wrong.append(f"{title}: a view is not the sling")
+    if all(isinstance(value, Tensor) for value in slung.values()):
+        wrong += [f"{title}: {what} differ" for what, good in consistent(slung).items() if tidy.get(what) and not good]
+    return wrong
+
+
+def consistent(of: dict[str, Any]) -> dict[str, bool]:
+    """Whether a model's own modes agree with each other: cached with uncached, padded with unpadded."""
+    told = {}
+    if isinstance(of["uncached"], Tensor) and isinstance(of.get("cached"), Tensor):
+        told["cached and uncached"] = same(of["cached"], of["uncached"][:, PREFIX - 1 : -1], VISIBLE)
+    if isinstance(of.get("cached"), Tensor) and isinstance(of.get("padded"), Tensor):
+        told["padded and unpadded"] = same(of["padded"][1:], of["cached"], VISIBLE)
+    return told
+
+
+def smallest_swap(model: Any, base: Tensor) -> float:
+    """The least that swapping two neighbouring layers changes in the logits."""
+    depth = len(layers.find(model).layers)
+    changes = []
+    for layer in range(depth - 1):
+        order = [*range(layer), layer + 1, layer, *range(layer + 2, depth)]
+        swapped = reading(stacked(model, Recipe(order)), MODES["uncached"])
+        if isinstance(swapped, Tensor):  # a layer before the one it shares with does not run
+            changes.append(far(swapped, base))
+    return min(changes)
+
+
+def reading(model: Any, mode: Mode) -> Tensor | str:
+    """What a mode gives, or why it gives nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            out = mode(model)
+    except Exception as error:  # any kind: the code of any model
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return out if bool(torch.isfinite(out).all()) else "logits that are not finite"
+
+
+def far(one: Tensor, other: Tensor) -> float:
+    """The largest difference, in standard deviations of the logits."""
+    return float((one - other).abs().max() / other.std())
+
+
+def same(one: Tensor | str, other: Tensor | str, allowed: float = ROUNDING) -> bool:
+    """Whether two readings are one: equal tensors but for rounding, or the same failure."""
+    if isinstance(one, str) or isinstance(other, str):
+        return isinstance(one, str) and one == other
+    return torch.equal(one, other) or far(one, other) <= allowed
+
+
+def attempt(name: str) -> Row:
+    """`run`, with what stops it told in the row."""
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    try:
+        return run(name)
+    except Exception as error:
+        return Row(name, "WRONG", f"{type(error).__name__}: {error}")
+
+
+def summary(rows: Iterable[Row]) -> str:
+    """What the types (not the variants) come to."""
+    rows = [row for row in rows if row.name in TYPES]
+    verdicts = Counter(row.verdict for row in rows)
+    running = verdicts["exact"] + verdicts["refused"] + verdicts["WRONG"]
+    told = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in sorted(verdicts))
+    return f"{len(rows)} types: {told}. Exact of those whose base runs: {verdicts['exact'] / max(1, running):.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="types and variants; left out, all")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="folder for results.csv")
+    options = parser.parse_args()
+    names = options.names or [*TYPES, *VARIANTS]
+    start = time.monotonic()
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for row in pool.imap(attempt, names):
+            rows.append(row)
+            print(f"{row.name:<26} {row.verdict:<10} {row.difference:.0e}  {row.reason[:160]}", flush=True)
+    print(f"\n{summary(rows)}\n{time.monotonic() - start:.0f} s")
+    if options.out:
+        with (options.out / "results.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+            table.writeheader()
+            table.writerows(asdict(row) | {"difference": f"{row.difference:.1e}", "swap": f"{row.swap:.2g}"} for row in rows)
+    sys.exit(any(row.verdict == "WRONG" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
