@@ -1,7 +1,6 @@
 """The proof that a model slings exactly, made on the model in hand."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -116,14 +115,14 @@ def maps(n_layers: int) -> dict[str, Recipe]:
     }
 
 
-def whole(model: Any, tokens: Tensor) -> Tensor:
-    """Logits of tokens `[B, T]` in one forward pass without a cache, `[B, T, V]`."""
+def whole(model: Any, tokens: Tensor, **options: Any) -> Tensor:
+    """Logits of tokens `[B, T]` in one forward pass without a cache, `[B, T, V]`; `options` go to the model."""
     with torch.no_grad():
-        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+        logits: Tensor = model(input_ids=tokens, use_cache=False, **options).logits
     return logits
 
 
-def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None) -> Tensor:
+def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, **options: Any) -> Tensor:
     """Logits before each token from `start` on, `[B, T − start, V]`: read one by one with the model's own cache."""
     out = model.generate(
         input_ids=tokens[:, :start],
@@ -137,6 +136,7 @@ def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None) 
         output_logits=True,
         return_dict_in_generate=True,
         logits_processor=[_Told(tokens)],
+        **options,
     )
     return torch.stack(out.logits, 1)
 
@@ -205,7 +205,7 @@ def _on_map(
     return found
 
 
-def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor) -> Tensor:
+def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **options: Any) -> Tensor:
     """Logits `[1, T, V]` of a recipe on an unslung model whose layers are called here one by one, in the map's order.
 
     Each is given what the base's own forward gives it besides the hidden state; the base's end finishes the last.
@@ -218,7 +218,7 @@ def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor) -> Te
 
     handles = [layer.register_forward_pre_hook(keep(i), with_kwargs=True) for i, layer in enumerate(home)]
     try:
-        whole(model, tokens)
+        whole(model, tokens, **options)
     finally:
         for handle in handles:
             handle.remove()
@@ -234,7 +234,7 @@ def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor) -> Te
     finished = state if isinstance(output, Tensor) else type(output)((state, *output[1:]))
     handle = home[-1].register_forward_hook(lambda *_: finished)
     try:
-        return whole(model, tokens)
+        return whole(model, tokens, **options)
     finally:
         handle.remove()
 
@@ -279,12 +279,16 @@ def _room_for(model: PreTrainedModel, recipe: Recipe) -> bool:
         return False  # spread over devices or offloaded
     layer = sum(weight.nbytes for weight in base_layers(model).parameters()) / base_depth(model)
     needed = sum(weight.nbytes for weight in weights) + layer * len(recipe)
-    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    free = (
+        torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else psutil.virtual_memory().available
+    )
     return bool(needed < free / 2)
 
 
 def _word(finding: Finding) -> str:
     if finding.passed is None:
         return finding.told
-    number = "" if finding.difference is None else "bit-equal" if finding.difference == 0 else f"{finding.difference:.1e}"
+    number = (
+        "" if finding.difference is None else "bit-equal" if finding.difference == 0 else f"{finding.difference:.1e}"
+    )
     return " ".join(word for word in ("FAILED" if not finding.passed else "", number or "yes", finding.told) if word)

@@ -22,21 +22,44 @@ from david.views import damp, is_rotary, module_view
 
 Values = list[dict[str, Any]]  # of a stack's owner, then of each of its configurations: attribute → value
 
-# The types whose row in experiments/architectures is exact.
-PROVED = frozenset({"llama"})
+# The text models of the types that experiments/architectures proves exact.
+PROVED = frozenset(
+    """
+    afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bert bert-generation big_bird bigbird_pegasus
+    biogpt bitnet blenderbot blenderbot-small bloom camembert codegen cohere cohere2 cohere2_moe cohere_compass_text
+    cpmant ctrl cwm data2vec-text dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 diffllama doge dots1
+    dots3_note_text electra emu3_text_model ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba
+    flex_olmo flint gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text git glm glm4 glm4_moe
+    glm4_moe_lite glm_moe_dsa gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa
+    granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4
+    hyperclovax inkling2_text inkling_text internlm3 iquestcoder jais2 jamba jetmoe kimi_linear kolibri1 laguna lfm2
+    lfm2_moe lfm3 llama llama4_text longcat_flash mamba mamba2 marian mbart megatron-bert mellum mimo_v2_flash minicpm3
+    minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mllama_text_model modernbert-decoder
+    moshi mpt musicgen_decoder musicgen_melody_decoder mvp nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid
+    olmoe openai-gpt opt pegasus persimmon phi phi3 phi4_multimodal phimoe plbart prophetnet qwen2 qwen2_moe qwen3
+    qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp_text recurrent_gemma reformer rembert roberta
+    roberta-prelayernorm roc_bert roformer rwkv seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma whisper
+    xglm xlm-roberta xlm-roberta-xl xlnet xlstm xmod youtu zamba zamba2 zaya
+    """.split()
+)
 
 PROVED_HERE = "_david_proved"  # an attribute of a model of another type, for which `check` made the proof
 # The types that no list of visits can describe, and why.
 REFUSED = {
     "blt": "it has four lists of layers, some of bytes and some of patches",
+    "gemma4_assistant": "it drafts on the keys and values of another model",
+    "gemma4_unified_assistant": "it drafts on the keys and values of another model",
     "hrm_text": "it runs two lists of layers in cycles",
     "xlm": "it keeps the parts of its layers in four lists, so that no module is a layer",
 }
-# Settings with which a type cannot be slung: the setting, why, and what works instead.
-_REFUSED_SETTINGS = (
-    ("attention_type", "block_sparse", "it exchanges its layers for others when a text is short", "original_full"),
-    ("use_prompt", True, "its prompts go with the place of a layer", "use_prompt=False"),
+# Settings with which alone a type can be slung, and why.
+_NEEDED = (
+    ("big_bird", "attention_type", "original_full", "it exchanges its layers for others when a text is short"),
+    ("mvp", "use_prompt", False, "its prompts belong to the place of a layer"),
+    ("rwkv", "rescale_every", 0, "it divides a layer's weights by its place"),
 )
+# Types whose layers hand on more than a hidden state: each must be called after its own forerunner.
+COUPLED = frozenset({"glm_moe_dsa", "hy_v4", "inkling2_text", "reformer", "zaya"})
 _UNSCALED = {  # types whose layers pass on two streams: there is no one hidden state to damp
     "reformer": "its layers are reversible: each passes on two streams",
     "xlnet": "its layers pass on two streams, content and query",
@@ -59,7 +82,7 @@ _NOTHING_CACHED = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer t
 # Attributes that carry a layer's number for its place in the cache, and those that carry it for its arithmetic.
 _INDICES = ("layer_idx", "layer_id")
 _KEPT_INDICES = (("RwkvBlock", "layer_id"),)
-_TWO_SLOTS = ("LongcatFlashDecoderLayer",)  # two attentions a layer: 2 · layer and 2 · layer + 1
+_SLOTS = {"LongcatFlashDecoderLayer": 2}  # its two attentions have the places 2 · layer and 2 · layer + 1
 # Modules beside the layers whose output holds a part for each layer, packed: [B, T, N · part].
 _PACKED = ("embed_tokens_per_layer", "per_layer_model_projection")
 
@@ -87,28 +110,27 @@ def find(model: nn.Module) -> Stack:
         raise SlingError(f"expected a transformers model (PreTrainedModel); got {type(model).__name__}")
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
-    if kind in REFUSED:
-        raise SlingError(f"model type {kind!r} is refused: {REFUSED[kind]}")
+    for type_ in (model.config.model_type, kind):
+        if type_ in REFUSED:
+            raise SlingError(f"model type {type_!r} is refused: {REFUSED[type_]}")
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
         raise SlingError(
-            f"{type(model).__name__} is refused: it is an encoder-decoder ({kind!r}), whose layers also read the encoder. "
-            "A decoder-only model works"
+            f"{type(model).__name__} is refused: it is an encoder-decoder ({kind!r}), whose layers read the encoder "
+            "as well. A decoder-only model works"
         )
     if kind not in PROVED and not model.__dict__.get(PROVED_HERE):
         raise SlingError(
             f"model type {kind!r} is refused: no proof has been made that slinging it is exact. "
             "`David.check(model)` makes the proof on the model in hand"
         )
-    for setting, value, reason, instead in _REFUSED_SETTINGS:
-        if vars(config).get(setting) == value:
-            raise SlingError(f"{type(model).__name__} is refused with {setting}={value!r}: {reason}. Works: {instead}")
-    if kind == "rwkv" and config.rescale_every:
-        raise SlingError(
-            f"{type(model).__name__} is refused with rescale_every={config.rescale_every}: it rescales its weights by a "
-            "layer's place. Works: rescale_every=0 in its configuration when it is loaded"
-        )
+    for type_, setting, needed, reason in _NEEDED:
+        if kind == type_ and (value := getattr(config, setting)) != needed:
+            raise SlingError(
+                f"{type(model).__name__} is refused with {setting}={value!r}: {reason}. "
+                f"Load it with {setting}={needed!r}"
+            )
     owner, name = _home(model, config)
-    return Stack(owner, name, tuple(_configs(owner, config)))
+    return Stack(owner, name, tuple(_configs(owner, name, config)))
 
 
 def is_known(model: nn.Module) -> bool:
@@ -127,8 +149,8 @@ def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, 
     if len(found) != 1:
         places = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in found) or "none"
         raise SlingError(
-            f"{type(model).__name__} ({config.model_type!r}) is refused: expected one list of its {depth} decoder layers, "
-            f"found {places}"
+            f"{type(model).__name__} ({config.model_type!r}) is refused: expected one list of its {depth} decoder "
+            f"layers, found {places}"
         )
     owner, name = found[0]
     if not type(owner).__module__.startswith("transformers."):
@@ -144,23 +166,24 @@ def _lists(
     for name, child in module._modules.items():
         if child is None:
             continue
-        if isinstance(child, nn.ModuleList) and config.model_type == text.model_type and len(child) == depth:
-            if all(any(True for _ in layer.parameters()) for layer in child):
-                yield module, name
-                continue
+        is_list = isinstance(child, nn.ModuleList) and config.model_type == text.model_type and len(child) == depth
+        if is_list and all(any(True for _ in layer.parameters()) for layer in child.children()):
+            yield module, name
+            continue
         yield from _lists(child, text, config, depth)
 
 
-def _configs(owner: nn.Module, config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Each configuration object that a module of the text model keeps, once."""
+def _configs(owner: nn.Module, name: str, config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Each configuration object that the text model keeps beside its layers, once."""
     told = {id(config)}
     yield config
-    for module in owner.modules():
+    for path, module in owner.named_modules():
         other = module.__dict__.get("config")
         if (
             isinstance(other, PreTrainedConfig)
             and other.model_type == config.model_type
             and id(other) not in told
+            and not path.startswith(f"{name}.")  # a layer may have a copy, with what is its own
             and not is_rotary(module)  # a view shares these with its base, whose configuration must not follow
         ):
             told.add(id(other))
@@ -168,7 +191,7 @@ def _configs(owner: nn.Module, config: PreTrainedConfig) -> Iterator[PreTrainedC
 
 
 def now(stack: Stack) -> Values:
-    """What follows a map, as it is now: the owner's list of layers and what goes with it, each configuration's lists."""
+    """What follows a map, as it is now: the owner's layers and what goes with them, a configuration's lists."""
     owner = {stack.name: stack.layers} | {name: child for name in _PACKED if (child := stack.owner._modules.get(name))}
     owner |= {name: value for name, value in vars(stack.owner).items() if name in (*_NUMBERS, _SHARED_END)}
     return [owner, *(_per_layer(config, len(stack.layers)) for config in stack.configs)]
@@ -207,13 +230,12 @@ def _per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
     heterogeneous configuration overrides; and the class, since some of these lists are computed.
     """
     depth = type(config).attribute_map.get(_DEPTHS[-1], _DEPTHS[-1])
-    values: dict[str, Any] = {"__class__": type(config)}
-    for name, value in vars(config).items():
-        if name in (depth, _OVERRIDES, *_NUMBERS) or (name in _DEPTHS + _CACHE_DEPTHS and value == n_layers):
-            values[name] = value
-        elif _has_each(name, value, n_layers):
-            values[name] = value
-    return values
+    follow = (depth, _OVERRIDES, *_NUMBERS)
+    return {"__class__": type(config)} | {
+        name: value
+        for name, value in vars(config).items()
+        if name in follow or (name in _DEPTHS + _CACHE_DEPTHS and value == n_layers) or _has_each(name, value, n_layers)
+    }
 
 
 def _has_each(name: str, value: Any, n_layers: int) -> bool:
@@ -277,13 +299,10 @@ def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
             carried = own.get(name)
             if carried is None or carried < 0 or (type(module).__name__, name) in _KEPT_INDICES:
                 continue
-            if type(layer).__name__ in _TWO_SLOTS and path != "":
-                first, second = (2 * index, 2 * slot)
-            else:
-                first, second = (index, slot)
-            if not first <= carried <= first + (path != "" and type(layer).__name__ in _TWO_SLOTS):
+            parts = _SLOTS.get(type(layer).__name__, 1) if path else 1
+            if carried // parts != index:
                 raise SlingError(f"layer {index} is refused: its {type(module).__name__} carries {name} {carried}")
-            setattr(module, name, second + carried - first)
+            setattr(module, name, slot * parts + carried % parts)
         if "layer_dic" in own:  # Zamba 2: the number of a layer → its adapters in a block that layers share
             module.layer_dic = {slot: own["layer_dic"][index]}
     damp(view, scale)
@@ -295,7 +314,17 @@ def check(stack: Stack, base: Values, recipe: Recipe) -> None:
     kind = stack.configs[0].model_type
     if kind in _UNSCALED and any(scale != 1 for scale in recipe.scales):
         raise SlingError(f"scales are refused for model type {kind!r}: {_UNSCALED[kind]}. Without scales it works")
-    sources = _sources(base[0][stack.name], base[1])
+    home, values, first = base[0][stack.name], base[1], recipe.repeat_map[0]
+    begins = {
+        "minimax": lambda: values["layer_types"][first] == "full_attention",
+        "mllama_text_model": lambda: first not in values["cross_attention_layers"],
+    }
+    if kind in begins and not begins[kind]():
+        raise SlingError(
+            f"layer {first} cannot be the first visit of a {kind!r} model: the length of a cached text is read off the "
+            "first visit, and this layer keeps no keys of the text. Begin with a layer of self-attention"
+        )
+    sources = _sources(home, values)
     for visit, layer in enumerate(recipe.repeat_map):
         if layer in sources and sources[layer][0] not in recipe.repeat_map[:visit]:
             source, shared = sources[layer]
@@ -333,7 +362,7 @@ def _shared_end(home: nn.ModuleList, repeat_map: Sequence[int]) -> int:
 
 
 class _Unpacked:
-    """A forward hook that puts the parts of an output, one for each layer, into a map's order: [.., N · p] → [.., M · p]."""
+    """A forward hook that puts the parts of an output, one a layer, into a map's order: `[…, N · p]` → `[…, M · p]`."""
 
     def __init__(self, n_layers: int, repeat_map: Sequence[int]) -> None:
         self.n_layers, self.order = n_layers, tuple(repeat_map)

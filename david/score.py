@@ -17,6 +17,7 @@ from david.errors import ScoreError
 ConventionName = Literal["window", "llamacpp"]
 Objective = Callable[[nn.Module, Corpus], "Score"]
 
+_END_SPREAD = 0.05  # of the logits' spread: what half precision may change in them
 _LOGITS_BYTES = 256 * 2**20  # more than this for a batch of windows, and the logits are made in chunks of positions
 
 
@@ -82,15 +83,14 @@ def _token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
     scored = windows[:, first:]
     vocabulary = _config(model).vocab_size
     chunk = max(1, _LOGITS_BYTES // (4 * vocabulary * len(windows)))
-    if chunk >= windows.shape[1] or not layers.is_known(model):
+    last = _last_output(model, windows) if chunk < windows.shape[1] and layers.is_known(model) else None
+    if last is None:
         logits = _forward(model, windows).logits[:, first - 1 : -1]  # [B, T − first, V]
         return _cross_entropy(logits, scored)
-    last = _last_output(model, windows)
-    states = (last if isinstance(last, Tensor) else last[0])[:, first - 1 : -1]  # [B, T − first, D]
+    states = _hidden(last)[:, first - 1 : -1]  # [B, T − first, D]
     parts = []
     for part, targets in zip(torch.split(states, chunk, dim=1), torch.split(scored, chunk, dim=1), strict=True):
-        with _layers_give(model, part if isinstance(last, Tensor) else (part, *last[1:])):
-            parts.append(_cross_entropy(_forward(model, targets).logits, targets))
+        parts.append(_cross_entropy(_end(model, last, part, targets), targets))
     return torch.cat(parts, dim=1)
 
 
@@ -111,15 +111,33 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _last_output(model: nn.Module, windows: Tensor) -> Any:
-    """What the last layer hands on, the hidden state `[B, T, D]` or a tuple that begins with it."""
+    """What the last layer hands on, `[B, T, D]` or a tuple that begins with it; None where it does not make the end.
+
+    The logits of the last token tell: those of the whole forward pass must be those of the hidden state alone.
+    """
     caught: list[Any] = []
     handle = layers.find(model).layers[-1].register_forward_hook(lambda _module, _args, output: caught.append(output))
     few = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     try:
-        _forward(model, windows, **few)
+        logits = _forward(model, windows, **few).logits[:, -1:]
     finally:
         handle.remove()
-    return caught[0]
+    if len(caught) != 1 or _hidden(caught[0]).shape[:2] != windows.shape:
+        return None
+    again = _end(model, caught[0], _hidden(caught[0])[:, -1:], windows[:, -1:])
+    near = (again - logits).abs().max() <= _END_SPREAD * logits.std()
+    return caught[0] if near else None
+
+
+def _hidden(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _end(model: nn.Module, last: Any, states: Tensor, tokens: Tensor) -> Tensor:
+    """Logits `[B, t, V]` that the end of a model (norm, head, …) makes of finished states `[B, t, D]`."""
+    with _layers_give(model, states if isinstance(last, Tensor) else type(last)((states, *last[1:]))):
+        logits: Tensor = _forward(model, tokens).logits
+    return logits
 
 
 class _Given(nn.Module):
@@ -140,13 +158,13 @@ class _Given(nn.Module):
 def _layers_give(model: nn.Module, output: Any) -> Iterator[None]:
     """A finished hidden state in the place of all layers: the model's own forward then is its end (norm, head, …)."""
     stack = layers.find(model)
-    modules, values = layers.now(stack)
-    end = nn.ModuleList([_Given(modules[-1], output)])
+    before, final = layers.now(stack), len(stack.layers) - 1
+    end = nn.ModuleList([_Given(stack.layers[final], output)])
     try:
-        layers.put(stack, end, [layers.mapped(value, [len(modules) - 1]) for value in values])
+        layers.put(stack, layers.followed(stack, before, end, [final]))
         yield
     finally:
-        layers.put(stack, modules, values)
+        layers.put(stack, before)
 
 
 def check_fits(model: nn.Module, corpus: Corpus) -> None:

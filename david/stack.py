@@ -57,7 +57,7 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 
 def _layer_prefix(keys: Sequence[str]) -> str:
     """The part of the weights' names before the numbers of the text model's layers, such as `model.layers`."""
-    other = r"altup|audio|depth_decoder|image|mtp|rotary|vision|visual|vq"
+    other = r"altup|audio|depth_decoder|embed_tokens|image|lm_heads|mtp|rotary|vision|visual|vq"
     found = {match[1] for key in keys if (match := re.match(r"(.*?)\.\d+\.", key)) and not re.search(other, match[1])}
     if len(found) != 1:
         raise SlingError(f"expected one list of layers among the weights' names; found {sorted(found) or 'none'}")
@@ -86,7 +86,9 @@ def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
     lists = {name: getattr(config, name) for name in _LISTS if name in vars(config)}
     computed = {name: getattr(config, name) for name in _COMPUTED if name not in vars(config) and hasattr(config, name)}
     special = vars(config).get("_heterogeneity_spec")
-    numbers = {name: vars(config)[name] for name in ("attn_layer_indices", "cross_attention_layers") if vars(config).get(name)}
+    numbers = {
+        name: vars(config)[name] for name in ("attn_layer_indices", "cross_attention_layers") if vars(config).get(name)
+    }
     if "num_layers" in vars(config) and vars(config)["num_layers"] == n_layers:
         config.num_layers = len(repeat_map)
     else:

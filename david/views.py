@@ -83,8 +83,8 @@ def _bind(view: nn.Module, module: nn.Module) -> None:
         return
     if module.__dict__.get("_hf_hook") is None or not _is_partial_of(forward, module):
         raise SlingError(
-            f"{type(module).__name__} is refused: its forward was replaced on the instance, which a view cannot follow. "
-            "Sling first, or take the replacement away"
+            f"{type(module).__name__} is refused: its forward was replaced on the instance, which a view cannot "
+            "follow. Sling first, or take the replacement away"
         )
     old = module.__dict__["_old_forward"]
     if getattr(old, "__self__", None) is not module:

@@ -161,6 +161,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "num_decoder_attention_heads": 4, "num_encoder_attention_heads": 4,
         "add_cross_attention": False, "num_buckets": 8, "relative_max_distance": 16,
     },
+    "rwkv": {"rescale_every": 0},
     "xlm": {"causal": True},
     "xlnet": {"attn_type": "uni", "d_inner": 48, "d_head": 8},
     "xmod": {"languages": ("en_XX", "de_DE"), "default_language": "en_XX"},
@@ -168,6 +169,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 50, "local_attention_window_len": _WINDOW, "patch_size": 4}
     | {"num_hidden_layers": N_LAYERS},  # not declared, and its cache asks for it
     "blt_local_decoder": {"hidden_size_global": 32},
+    "big_bird": {"attention_type": "original_full"},  # for blocks that are longer than these texts
     "cpmant": {"dim_head": 8, "dim_ff": 48},
     "ctrl": {"dff": 48},
     "dbrx": {
@@ -199,6 +201,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma4_vision": {"position_embedding_size": 16},
     "gemma4_audio": {"subsampling_conv_channels": [8, 4], "output_proj_dims": 32},
     "gemma4_unified_vision": {"patch_size": 4, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32},
+    "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 2}},  # with all of them it cannot be built
     "gemma4_unified_audio": {"audio_embed_dim": 16},
     "got_ocr2_vision": {"output_channels": 8, "mlp_dim": 48, "window_size": 2},
     "phi4_multimodal_audio": {
@@ -208,15 +211,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Types that are left out, with the reason.
-_ASSISTANT = (
-    "it runs on another model's keys and embeddings, never on token ids alone; and with the keys of all layers "
-    "shared, as its configuration has it, transformers 5.23 refuses to build the layers"
-)
-NOT_BUILT: dict[str, str] = {"gemma4_assistant": _ASSISTANT, "gemma4_unified_assistant": _ASSISTANT}
+NOT_BUILT = {
+    "gemma4_assistant": "its configuration has all layers share their keys, and transformers 5.23 then raises while it "
+    "builds the layers",
+}
 
 # Second settings of a type, over its own, that change what a layer does.
 _NO_LAYER_EMBEDDINGS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "big_bird-sparse": ("big_bird", {"attention_type": "block_sparse"}),
     "bloom-post-norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "falcon-alibi": ("falcon", {"alibi": True}),
     "falcon-40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -246,6 +249,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
     "zamba2-rope": ("zamba2", {"use_mem_rope": True, "num_mem_blocks": 1, "use_shared_attention_adapter": False}),
 }
+
+
+def tiny_options(name: str) -> dict[str, Any]:
+    """What a row's forward pass takes besides token ids: what its layers read of an image, [1, 3, D]."""
+    if name != "mllama":  # whose layers that read images are left out without one
+        return {}
+    return {
+        "cross_attention_states": torch.randn(1, 3, COMMON["hidden_size"], generator=torch.Generator().manual_seed(0))
+    }
 
 
 def tiny_config(model_type: str, **settings: Any) -> PreTrainedConfig:
