@@ -255,6 +255,26 @@ def explain(
 
 
 @app.command()
+def check(
+    model: Model = "demo",
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that a model slings exactly, on a few maps that stress it; exit 1 where anything fails.
+
+    Example: david check demo
+    """
+    loaded, _ = _load(model, dtype, device)
+    from david.check import check as prove
+
+    certificate = prove(loaded)
+    _print(certificate.to_dict(), str(certificate), as_json)
+    if not certificate.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def generate(
     model: Model = "demo",
     prompt: Annotated[str, typer.Option(help="What the model is to go on from.")] = "The capital of France is",

@@ -22,28 +22,26 @@ from david.views import damp, is_rotary, module_view
 
 Values = list[dict[str, Any]]  # of a stack's owner, then of each of its configurations: attribute → value
 
-# The text models of the types that experiments/architectures proves exact.
-PROVED = frozenset(
-    """
-    afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bert bert-generation big_bird bigbird_pegasus
-    biogpt bitnet blenderbot blenderbot-small bloom camembert codegen cohere cohere2 cohere2_moe cohere_compass_text
-    cpmant ctrl cwm data2vec-text dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 diffllama doge dots1
-    dots3_note_text electra emu3_text_model ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba
-    flex_olmo flint gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text git glm glm4 glm4_moe
-    glm4_moe_lite glm_moe_dsa gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa
-    granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4
-    hyperclovax inkling2_text inkling_text internlm3 iquestcoder jais2 jamba jetmoe kimi_linear kolibri1 laguna lfm2
-    lfm2_moe lfm3 llama llama4_text longcat_flash mamba mamba2 marian mbart megatron-bert mellum mimo_v2_flash minicpm3
-    minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mllama_text_model modernbert-decoder
-    moshi mpt musicgen_decoder musicgen_melody_decoder mvp nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid
-    olmoe openai-gpt opt pegasus persimmon phi phi3 phi4_multimodal phimoe plbart prophetnet qwen2 qwen2_moe qwen3
-    qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next qwen4_exp_text recurrent_gemma reformer rembert roberta
-    roberta-prelayernorm roc_bert roformer rwkv seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma whisper
-    xglm xlm-roberta xlm-roberta-xl xlnet xlstm xmod youtu zamba zamba2 zaya
-    """.split()
-)
-
+_EXACT = """
+afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bert bert-generation big_bird bigbird_pegasus
+biogpt bitnet blenderbot blenderbot-small bloom camembert codegen cohere cohere2 cohere2_moe cohere_compass_text cpmant
+ctrl cwm data2vec-text dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 diffllama doge dots1 dots3_note_text
+electra emu3_text_model ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint
+gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text git glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa
+gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
+granitemoehybrid granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax inkling2_text
+inkling_text internlm3 iquestcoder jais2 jamba jetmoe kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text
+longcat_flash mamba mamba2 marian mbart megatron-bert mellum mimo_v2_flash minicpm3 minimax minimax_m2
+minimax_m3_vl_text ministral ministral3 mistral mixtral mllama_text_model modernbert-decoder moshi mpt musicgen_decoder
+musicgen_melody_decoder mvp nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt pegasus
+persimmon phi phi3 phi4_multimodal phimoe plbart prophetnet qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text
+qwen3_moe qwen3_next qwen4_exp_text recurrent_gemma reformer rembert roberta roberta-prelayernorm roc_bert roformer rwkv
+seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma whisper xglm xlm-roberta xlm-roberta-xl xlnet xlstm
+xmod youtu zamba zamba2 zaya
+"""
+PROVED = frozenset(_EXACT.split())  # text models whose row in experiments/architectures is exact
 PROVED_HERE = "_david_proved"  # an attribute of a model of another type, for which `check` made the proof
+KEPT = "_david_base"  # an attribute of a slung model's owner of layers: what is kept of the base, with the list's name
 # The types that no list of visits can describe, and why.
 REFUSED = {
     "blt": "it has four lists of layers, some of bytes and some of patches",
@@ -72,8 +70,10 @@ _CACHE_DEPTHS = ("encoder_layers", "num_encoder_layers")
 # Lists with an entry for each layer, besides those that have "layer" in their name.
 _LISTS = ("activation_sparsity_pattern", "indexer_types", "intermediate_size")
 # Lists of the numbers of layers.
-_NUMBERS = ("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "local_layer_ids")
-_NUMBERS += ("mlp_only_layers", "moe_layers")
+_NUMBERS = (
+    *("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "local_layer_ids"),
+    *("mlp_only_layers", "moe_layers"),
+)
 _OTHERS = ("mtp_", "ple_layer_ids")  # of other layers, or read when the model is built and never again
 _OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps what single layers have otherwise
 _SHARED_END = "first_kv_shared_layer_idx"  # an attribute of the owner
@@ -144,6 +144,9 @@ def is_known(model: nn.Module) -> bool:
 
 def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, str]:
     """The one module that holds the list of decoder layers, and the list's name in it."""
+    for module in model.modules():
+        if KEPT in vars(module):
+            return module, vars(module)[KEPT].name
     depth = next(getattr(config, name) for name in _DEPTHS if name in vars(config) or name == _DEPTHS[-1])
     found = list(_lists(model, config, model.config, depth))
     if len(found) != 1:
@@ -315,11 +318,11 @@ def check(stack: Stack, base: Values, recipe: Recipe) -> None:
     if kind in _UNSCALED and any(scale != 1 for scale in recipe.scales):
         raise SlingError(f"scales are refused for model type {kind!r}: {_UNSCALED[kind]}. Without scales it works")
     home, values, first = base[0][stack.name], base[1], recipe.repeat_map[0]
-    begins = {
-        "minimax": lambda: values["layer_types"][first] == "full_attention",
-        "mllama_text_model": lambda: first not in values["cross_attention_layers"],
+    misleads = {
+        "minimax": values.get("layer_types", [""] * len(home))[first] != "full_attention",
+        "mllama_text_model": first in (values.get("cross_attention_layers") or ()),
     }
-    if kind in begins and not begins[kind]():
+    if misleads.get(kind):
         raise SlingError(
             f"layer {first} cannot be the first visit of a {kind!r} model: the length of a cached text is read off the "
             "first visit, and this layer keeps no keys of the text. Begin with a layer of self-attention"
@@ -339,7 +342,7 @@ def _sources(home: nn.ModuleList, values: Mapping[str, Any]) -> dict[int, tuple[
     sources: dict[int, tuple[int, str]] = {}
     stores: dict[str, int] = {}
     for index, layer in enumerate(home):
-        attention = getattr(layer, "self_attn", None)
+        attention: Any = getattr(layer, "self_attn", None)
         if getattr(attention, "store_full_length_kv", False):
             stores[attention.layer_type] = index
     for index, layer in enumerate(home):
@@ -368,7 +371,8 @@ class _Unpacked:
         self.n_layers, self.order = n_layers, tuple(repeat_map)
 
     def __call__(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return output.unflatten(-1, (self.n_layers, -1))[..., self.order, :].flatten(-2)
+        parts = output.view(*output.shape[:-1], self.n_layers, -1)
+        return parts[..., self.order, :].flatten(-2)
 
 
 def config_copies(model: nn.Module) -> dict[int, Any]:

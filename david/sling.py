@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from david import layers
@@ -15,17 +16,22 @@ from david.layers import Stack, Values
 from david.recipe import Recipe
 from david.views import module_view
 
+if TYPE_CHECKING:
+    from david.check import Certificate
+
 Model = TypeVar("Model", bound=nn.Module)
 AnyRecipe = Recipe | str | os.PathLike[str] | Sequence[int]
 Ratios = Sequence[tuple[float, float]]
 
-_STATE = "_david_base"  # kept on the module that holds the layers: whoever holds the model finds it, copies carry it
-
 
 @dataclass(frozen=True)
 class _Base:
-    """What a slung model keeps of its base: its list of layers, all that followed the map, and its mode."""
+    """What a slung model keeps of its base: its list of layers, all that followed the map, and its mode.
 
+    It is kept on the module that holds the layers: whoever holds the model finds it there, and copies carry it.
+    """
+
+    name: str
     home: nn.ModuleList
     values: Values
     training: bool
@@ -143,7 +149,7 @@ def base_depth(model: nn.Module) -> int:
 
 def is_slung(model: nn.Module) -> bool:
     """Whether a model runs a sling, rather than its base."""
-    return any(_STATE in module.__dict__ for module in model.modules())
+    return any(layers.KEPT in module.__dict__ for module in model.modules())
 
 
 class David:
@@ -154,22 +160,29 @@ class David:
     slung = staticmethod(slung)
     view = staticmethod(view)
 
+    @staticmethod
+    def check(model: PreTrainedModel) -> "Certificate":
+        """The proof that a model slings exactly: see `david.check.check`."""
+        from david.check import check  # above this module, and of no use to it: only its name is here
+
+        return check(model)
+
 
 def _base(stack: Stack) -> _Base:
-    kept: _Base | None = stack.owner.__dict__.get(_STATE)
-    return kept or _Base(stack.layers, layers.now(stack), stack.owner.training)
+    kept: _Base | None = stack.owner.__dict__.get(layers.KEPT)
+    return kept or _Base(stack.name, stack.layers, layers.now(stack), stack.owner.training)
 
 
 def _now(stack: Stack) -> tuple[Values, _Base | None]:
-    return layers.now(stack), stack.owner.__dict__.get(_STATE)
+    return layers.now(stack), stack.owner.__dict__.get(layers.KEPT)
 
 
 def _put(stack: Stack, values: Values, base: _Base | None) -> None:
     """Set the layers and what goes with them, and the memory of the base (None where these are the base's own)."""
     layers.put(stack, values)
-    stack.owner.__dict__.pop(_STATE, None)
+    stack.owner.__dict__.pop(layers.KEPT, None)
     if base is not None:
-        stack.owner.__dict__[_STATE] = base
+        stack.owner.__dict__[layers.KEPT] = base
 
 
 def _wanted(

@@ -18,8 +18,10 @@ from david.recipe import Recipe
 from david.sling import is_slung
 
 _DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks")
-_LISTS = ("attention_layers", "attn_layers", "indexer_types", "layer_rope_theta", "layer_types", "layers_block_type")
-_LISTS += ("mlp_layer_types", "no_rope_layers", "num_attention_heads_per_layer")
+_LISTS = (
+    *("attention_layers", "attn_layers", "indexer_types", "layer_rope_theta", "layer_types", "layers_block_type"),
+    *("mlp_layer_types", "no_rope_layers", "num_attention_heads_per_layer"),
+)
 _COMPUTED = ("kv_sharing_modes", "layer_types", "layers_block_type")  # by classes, from a pattern
 
 
@@ -64,19 +66,20 @@ def _layer_prefix(keys: Sequence[str]) -> str:
     return found.pop()
 
 
-def _visit(layer: nn.Module, number: int, place: int, configs: dict[int, Any]) -> nn.Module:
+def _visit(layer: nn.Module, number: int, place: int, configs: dict[int, Any]) -> Any:
     """A copy of a layer, with the place in the cache that it has in the stack."""
-    copied = copy.deepcopy(layer, configs)
-    for module in copied.modules():
+    copied: Any = copy.deepcopy(layer, configs)
+    modules: list[Any] = list(copied.modules())
+    for module in modules:
         if type(module).__name__ == "RwkvBlock":
             continue  # its number says that it is the first, which it remains
         for name in ("layer_idx", "layer_id"):
             if getattr(module, name, None) == number:
                 setattr(module, name, place)
         if hasattr(module, "layer_dic"):
-            module.layer_dic = {place: module.layer_dic[number]}  # type: ignore[index,operator]
+            module.layer_dic = {place: module.layer_dic[number]}
     if type(layer).__name__ == "LongcatFlashDecoderLayer":
-        for half, attention in enumerate(copied.self_attn):  # type: ignore[arg-type]
+        for half, attention in enumerate(copied.self_attn):
             attention.layer_idx = 2 * place + half
     return copied
 
@@ -103,13 +106,13 @@ def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
     if special is not None:
         told = special.per_layer_overrides
         config.per_layer_config = {k: dict(told[layer]) for k, layer in enumerate(repeat_map) if layer in told}
-    properties = {
-        name: property(lambda _self, value=[value[layer] for layer in repeat_map]: value)
+    as_mapped = {
+        name: [value[layer] for layer in repeat_map]
         for name, value in computed.items()
         if isinstance(value, list) and len(value) == n_layers and name not in type(config).attribute_map
     }
-    if properties:
-        config.__class__ = type(type(config).__name__, (type(config),), properties)
+    if as_mapped:
+        config.__class__ = type(type(config).__name__, (type(config),), as_mapped)
 
 
 def _follow_beside(owner: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
