@@ -22,7 +22,7 @@ def demo() -> tuple[Any, Any]:
 @pytest.fixture
 def tiny() -> Any:
     """A random Llama of 6 layers and 32 dimensions whose layers matter, in eval mode."""
-    from tests.tiny import tiny_model
+    from tiny_models import tiny_model
 
     return tiny_model("llama")
 

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -26,7 +27,6 @@ from david.recipe import Recipe
 from david.score import perplexity
 from david.sling import view
 from david.stack import stacked
-from tests.tiny import VOCABULARY, tiny_model
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOTS = {"path.png", "history.png", "depth.png"}

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import VOCABULARY
 
 from david.corpus import Corpus
 from david.engine import score_recipes
@@ -12,7 +13,6 @@ from david.layers import find
 from david.recipe import Recipe
 from david.score import Score, perplexity
 from david.sling import reset, sling, slung
-from tests.tiny import VOCABULARY
 
 RECIPES = [
     Recipe.identity(6),

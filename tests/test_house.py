@@ -29,6 +29,7 @@ LIGHT = [
     "report",
 ]
 HEAVY = [
+    "views",
     "layers",
     "sling",
     "stack",

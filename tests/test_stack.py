@@ -1,18 +1,24 @@
-"""The stacked copy, which the proofs compare with: plain transformers, its own weights, the recipe's layers."""
+"""The stacked copy, which the proofs compare with: a deep copy, its own weights, the recipe's layers."""
 
+import copy
+import re
 from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_named
 
 from david import David, Recipe
 from david.errors import RecipeError, SlingError
-from david.layers import KNOWN_TYPES
 from david.stack import stacked
-from tests.tiny import VARIANTS, deep_copied, tiny_named
 
 RECIPE = Recipe.parse("0:4, 2:4*0.5, 1*-0.3, 4:6")
+PLAIN = Recipe.parse("0:4, 5, 2:6, 1")
 TOKENS = torch.arange(14).unsqueeze(0) * 5 + 3  # [1, T]
+
+# Types of which transformers can build a model of any layers from a configuration: all that a layer is stands in lists.
+BUILT = ["bloom", "cohere2", "falcon-40b", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "lfm2", "llama", "llama-tied"]
+BUILT += ["mistral", "mixtral", "opt", "phi3", "qwen2", "qwen3_5_text", "smollm3", "stablelm"]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -20,20 +26,69 @@ def logits(model: Any) -> torch.Tensor:
         return model(TOKENS).logits
 
 
-STACKABLE = [name for name in [*sorted(KNOWN_TYPES), *VARIANTS, "gemma3"] if name != "gpt2-layer-scaling"]
+def generated(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy tokens read with a cache, and the logits that chose them, [new, B, V]."""
+    options = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    out = model.generate(TOKENS, output_logits=True, return_dict_in_generate=True, **options)
+    return out.sequences, torch.stack(out.logits)
 
 
-@pytest.mark.parametrize("name", STACKABLE)
-def test_stacked_is_the_deep_copy_and_the_sling(name: str) -> None:
+def built(model: Any, recipe: Recipe) -> Any:
+    """A model that transformers builds from a configuration of the map's layers, with the base's tensors loaded."""
+    config = copy.deepcopy(model.config)
+    for name in {"layer_types", "mlp_layer_types", "no_rope_layers"} & vars(config).keys():
+        setattr(config, name, [getattr(config, name)[layer] for layer in recipe.repeat_map])
+    config.num_hidden_layers = len(recipe)
+    weights, loaded = model.state_dict(), {}
+    for key, tensor in weights.items():
+        path = re.fullmatch(r"(.*?\.)(\d+)(\..*)", key)
+        if path is None:
+            loaded[key] = tensor
+        else:
+            before, number, after = path.groups()
+            visits = (visit for visit, layer in enumerate(recipe.repeat_map) if layer == int(number))
+            loaded |= {f"{before}{visit}{after}": tensor for visit in visits}
+    new = type(model)._from_config(config, dtype=model.dtype, attn_implementation=model.config._attn_implementation)
+    new.load_state_dict(loaded)
+    return new.eval()
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_stacked_is_what_transformers_builds_from_a_configuration_of_its_layers(name: str) -> None:
     model = tiny_named(name)
-    base = logits(model)
+    base, copied, new = logits(model), stacked(model, PLAIN), built(model, PLAIN)
+    assert type(copied) is type(new)
+    assert [key for key, _ in copied.named_parameters()] == [key for key, _ in new.named_parameters()]
+    assert torch.equal(logits(copied), logits(new))
+    for mine, its in zip(generated(copied), generated(new), strict=True):
+        assert torch.equal(mine, its)
+    assert torch.equal(logits(model), base)
+    assert not torch.equal(logits(copied), base)
+
+
+def test_a_scale_damps_what_a_visit_adds(tiny: Any) -> None:
+    def after(model: Any) -> list[torch.Tensor]:
+        told: list[torch.Tensor] = [model.model.embed_tokens(TOKENS)]
+        for layer in model.model.layers:
+            layer.register_forward_hook(lambda _layer, _args, output: told.append(output))
+        logits(model)
+        return told
+
+    whole = after(stacked(tiny, Recipe((3, 1))))
+    damped = after(stacked(tiny, Recipe((3, 1), (-0.3, 1))))
+    torch.testing.assert_close(damped[1], whole[0] - 0.3 * (whole[1] - whole[0]))
+    none = after(stacked(tiny, Recipe((3, 1), (0, 1))))
+    assert torch.equal(none[1], none[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_stacked_is_the_sling(name: str) -> None:
+    model = tiny_named(name)
     copied = stacked(model, RECIPE)
-    assert torch.equal(logits(copied), logits(deep_copied(model, RECIPE)))
     with David.slung(model, RECIPE):
         assert torch.equal(logits(model), logits(copied))
-        options = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        assert torch.equal(model.generate(TOKENS, **options), copied.generate(TOKENS, **options))
-    assert torch.equal(logits(model), base)
+        for mine, its in zip(generated(model), generated(copied), strict=True):
+            assert torch.equal(mine, its)
 
 
 def test_every_visit_has_its_own_weights(tiny: Any) -> None:
@@ -93,12 +148,19 @@ def test_layers_that_the_model_lacks_are_refused(tiny: Any) -> None:
         stacked(tiny, Recipe((0, 6)))
 
 
-def test_a_model_without_one_list_of_layers_is_refused(tiny: Any) -> None:
-    tiny.model.config.num_hidden_layers = 5
-    with pytest.raises(SlingError, match="one list of 5 layers"):
-        stacked(tiny, Recipe((0,)))
+def test_a_model_without_one_list_of_layers_is_refused() -> None:
+    with pytest.raises(SlingError, match="one list of layers among the weights' names"):
+        stacked(tiny_named("blt"), Recipe((0,)))
 
 
-def test_attention_scaled_by_the_layer_s_number_is_refused() -> None:
-    with pytest.raises(SlingError, match="layer's number"):
-        stacked(tiny_named("gpt2-layer-scaling"), Recipe.identity(6))
+def test_a_slung_model_is_refused(tiny: Any) -> None:
+    with pytest.raises(SlingError, match="reset it first"):
+        stacked(David.sling(tiny, RECIPE), RECIPE)
+
+
+def test_attention_scaled_by_the_layer_s_number_keeps_the_scale_of_its_layer() -> None:
+    model = tiny_named("gpt2-layer-scaling")
+    scales = [layer.attn.scaling for layer in model.transformer.h]
+    assert len(set(scales)) == len(scales)
+    copied = stacked(model, RECIPE)
+    assert [visit.attn.scaling for visit in copied.transformer.h] == [scales[layer] for layer in RECIPE.repeat_map]

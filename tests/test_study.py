@@ -20,6 +20,7 @@ from optuna import Study
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from scipy import stats
+from tiny_models import VOCABULARY, tiny_model
 
 from david import report, table
 from david.corpus import Corpus
@@ -33,7 +34,6 @@ from david.space import Block, Blocks, all_blocks
 from david.stack import stacked
 from david.store import open_study
 from david.study import search
-from tests.tiny import VOCABULARY, tiny_model
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -16,6 +16,7 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +26,6 @@ from david.score import Score, perplexity
 from david.sling import slung
 from david.space import Block, all_blocks
 from david.study import search
-from tests.tiny import VOCABULARY, tiny_model
 
 KILLS = 3  # in the short version; the ten are in the long one
 BASE = "0:6"
