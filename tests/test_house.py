@@ -44,6 +44,7 @@ HEAVY = [
     "study",
 ]
 ORDER = [*LIGHT, *HEAVY, "chat", "cli"]
+UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")
 
@@ -102,6 +103,8 @@ def test_a_module_imports_only_modules_above_it(module: str) -> None:
     assert module in ORDER, f"david/{module}.py has no place in the house: give it one in the order of this test"
     above = ORDER[: ORDER.index(module)]
     wrong = set(imports(ast.parse((HOUSE / f"{module}.py").read_text(encoding="utf-8")))) - set(above)
+    assert wrong >= UPWARD.get(module, set()), "an exception that is no longer needed"
+    wrong -= UPWARD.get(module, set())
     assert not wrong, f"david/{module}.py may import only what stands above it, not {sorted(wrong)}"
 
 
