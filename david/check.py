@@ -15,6 +15,7 @@ from david.errors import SlingError, one_line
 from david.recipe import Recipe
 from david.sling import base_depth, base_layers, is_slung, slung, view
 from david.stack import stacked
+from david.views import hidden, with_hidden
 
 PREFIX, STEPS = 24, 8  # tokens read at once, and tokens read one by one after them
 _ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the logits' spread; any other dtype
@@ -221,7 +222,7 @@ def _on_map(model: PreTrainedModel, name: str, recipe: Recipe, base: _Base) -> l
         found.append(_same(name, "uncached = stacked", uncached, _uncached(copied, base.tokens), base.allowed))
         found.append(_same(name, "cached = stacked", cached, _cached(copied, base.tokens), base.allowed))
         del copied
-    elif layers.find(model).configs[0].model_type in layers.COUPLED:
+    elif layers.is_coupled(model):
         told = "no room for a copy, and its layers hand on more than a hidden state"
         found.append(Finding(name, "uncached = stacked", None, told=told))
     else:
@@ -251,25 +252,21 @@ def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **opt
         for handle in handles:
             handle.remove()
     output: Any = None
-    state = _hidden(*given[0])
+    args, kwargs = given[0]
+    state: Tensor = args[0] if args else kwargs["hidden_states"]
     with torch.no_grad():
         for index, scale in recipe:
             args, kwargs = given[index]
             entry = {"hidden_states": state} if not args else {}
             output = home[index](*((state, *args[1:]) if args else ()), **(kwargs | entry))
-            after = output if isinstance(output, Tensor) else output[0]
+            after = hidden(output)
             state = after if scale == 1 else state + scale * (after - state)
-    finished = state if isinstance(output, Tensor) else type(output)((state, *output[1:]))
+    finished = with_hidden(output, state)
     handle = home[-1].register_forward_hook(lambda *_: finished)
     try:
         return whole(model, tokens, **options)
     finally:
         handle.remove()
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
 
 
 def _uncached(model: PreTrainedModel, tokens: Tensor) -> Tensor | str:

@@ -56,7 +56,7 @@ _NEEDED = (
     ("mvp", "use_prompt", False, "its prompts belong to the place of a layer"),
     ("rwkv", "rescale_every", 0, "it divides a layer's weights by its place"),
 )
-# Types whose layers hand on more than a hidden state: each must be called after its own forerunner.
+# Types whose layers hand on more than a hidden state, to one another or to the end.
 COUPLED = frozenset({"glm_moe_dsa", "hy_v4", "inkling2_text", "reformer", "zaya"})
 _UNSCALED = {  # types whose layers pass on two streams: there is no one hidden state to damp
     "reformer": "its layers are reversible: each passes on two streams",
@@ -140,6 +140,11 @@ def is_known(model: nn.Module) -> bool:
     except SlingError:
         return False
     return True
+
+
+def is_coupled(model: nn.Module) -> bool:
+    """Whether its layers hand on more than a hidden state, so that none can be called without its forerunner."""
+    return find(model).configs[0].model_type in COUPLED
 
 
 def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, str]:
@@ -400,22 +405,30 @@ def costs(model: nn.Module) -> Costs:
     size = torch.finfo(next(model.parameters()).dtype).bits // 8
     return Costs(
         layer_parameters=tuple(weights(layer) for layer in stack.layers),
-        layer_kv_bytes=tuple(size * _cached_values(config, layer) for layer in range(len(stack.layers))),
+        layer_kv_bytes=tuple(size * _cached_values(config, i, layer) for i, layer in enumerate(stack.layers)),
         end_parameters=sum(p.numel() for p in head.parameters()) if head is not None else 0,
     )
 
 
-def _cached_values(config: PreTrainedConfig, layer: int) -> int:
-    """How many numbers a layer keeps of each token."""
+def _cached_values(config: PreTrainedConfig, index: int, layer: nn.Module) -> int:
+    """How many numbers a layer keeps of each token: as its projections have it, or else its configuration."""
     kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[layer] in _NOTHING_CACHED:
+    if kinds and kinds[index] in _NOTHING_CACHED:
         return 0
-    own = config.per_layer_config[layer]
+    modules = dict(layer.named_modules())
+    if any(getattr(module, "is_kv_shared_layer", False) for module in modules.values()):
+        return 0
+    wide = {path: module.out_features for path, module in modules.items() if isinstance(module, nn.Linear)}
+    latent = [width for path, width in wide.items() if path.endswith("kv_a_proj_with_mqa")]
+    if latent:
+        return sum(latent)
+    keys = {path: width for path, width in wide.items() if path.endswith("self_attn.k_proj")}
+    if keys:
+        return sum(width + wide.get(path.replace("k_proj", "v_proj"), width) for path, width in keys.items())
+    own = config.per_layer_config[index]
     many = getattr(own, "num_attention_heads", None)
     if not many:
         return 0
-    if getattr(own, "qk_nope_head_dim", None):  # multi-head latent attention, whose keys and values are kept expanded
-        return int(many * (own.qk_nope_head_dim + own.qk_rope_head_dim + own.v_head_dim))
     heads = getattr(own, "num_key_value_heads", None) or many
     if getattr(own, "multi_query", False):
         heads = own.num_kv_heads if getattr(own, "new_decoder_architecture", False) else 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from david import layers
 from david.corpus import Corpus
 from david.errors import ScoreError
+from david.views import hidden, with_hidden
 
 ConventionName = Literal["window", "llamacpp"]
 Objective = Callable[[nn.Module, Corpus], "Score"]
@@ -83,11 +84,12 @@ def _token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
     scored = windows[:, first:]
     vocabulary = _config(model).vocab_size
     chunk = max(1, _LOGITS_BYTES // (4 * vocabulary * len(windows)))
-    last = _last_output(model, windows) if chunk < windows.shape[1] and layers.is_known(model) else None
+    chunked = chunk < windows.shape[1] and layers.is_known(model) and not layers.is_coupled(model)
+    last = _last_output(model, windows) if chunked else None
     if last is None:
         logits = _forward(model, windows).logits[:, first - 1 : -1]  # [B, T − first, V]
         return _cross_entropy(logits, scored)
-    states = _hidden(last)[:, first - 1 : -1]  # [B, T − first, D]
+    states = hidden(last)[:, first - 1 : -1]  # [B, T − first, D]
     parts = []
     for part, targets in zip(torch.split(states, chunk, dim=1), torch.split(scored, chunk, dim=1), strict=True):
         parts.append(_cross_entropy(_end(model, last, part, targets), targets))
@@ -122,20 +124,16 @@ def _last_output(model: nn.Module, windows: Tensor) -> Any:
         logits = _forward(model, windows, **few).logits[:, -1:]
     finally:
         handle.remove()
-    if len(caught) != 1 or _hidden(caught[0]).shape[:2] != windows.shape:
+    if len(caught) != 1 or hidden(caught[0]).shape[:2] != windows.shape:
         return None
-    again = _end(model, caught[0], _hidden(caught[0])[:, -1:], windows[:, -1:])
+    again = _end(model, caught[0], hidden(caught[0])[:, -1:], windows[:, -1:])
     near = (again - logits).abs().max() <= _END_SPREAD * logits.std()
     return caught[0] if near else None
 
 
-def _hidden(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
 def _end(model: nn.Module, last: Any, states: Tensor, tokens: Tensor) -> Tensor:
     """Logits `[B, t, V]` that the end of a model (norm, head, …) makes of finished states `[B, t, D]`."""
-    with _layers_give(model, states if isinstance(last, Tensor) else type(last)((states, *last[1:]))):
+    with _layers_give(model, with_hidden(last, states)):
         logits: Tensor = _forward(model, tokens).logits
     return logits
 
@@ -145,13 +143,13 @@ class _Given(nn.Module):
 
     def __init__(self, like: nn.Module, output: Any) -> None:
         super().__init__()
-        self.__dict__ |= {"like": like, "output": output}
+        self.__dict__ |= {"_like": like, "_given": output}  # names that no layer has
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["like"], name)
+        return getattr(self.__dict__["_like"], name)
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        return self.output
+        return self._given
 
 
 @contextmanager
@@ -172,11 +170,11 @@ def check_fits(model: nn.Module, corpus: Corpus) -> None:
     if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
     longest = getattr(_config(model), "max_position_embeddings", None)
-    if longest is not None and corpus.window > longest:
+    if longest is not None and 0 < longest < corpus.window:  # XLNet says -1: any length
         raise ScoreError(f"windows of {corpus.window} tokens are longer than the model takes ({longest} positions)")
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     top = int(corpus.windows.max())
-    if top >= rows:
+    if weight is not None and top >= (rows := weight.shape[0]):  # MusicGen has a list of embeddings
         raise ScoreError(f"token {top} is not in the model's vocabulary of {rows}: the corpus has another tokenizer")
 
 
@@ -185,4 +183,5 @@ def _config(model: nn.Module) -> Any:
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device  # offloaded: accelerate moves what it is given

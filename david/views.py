@@ -4,8 +4,7 @@ import functools
 import types
 from typing import Any, TypeVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from david.errors import SlingError
 
@@ -49,6 +48,21 @@ def damp(view: nn.Module, scale: float) -> None:
         view.register_forward_hook(_Damping(scale), prepend=True, with_kwargs=True)
 
 
+def hidden(output: Any) -> Tensor:
+    """The hidden state that a layer hands on: its output, or the first part of it."""
+    state: Tensor = output if isinstance(output, Tensor) else output[0]
+    return state
+
+
+def with_hidden(output: Any, state: Tensor) -> Any:
+    """A layer's output with another hidden state in it."""
+    if isinstance(output, Tensor):
+        return state
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: state})
+    return type(output)((state, *output[1:]))
+
+
 def is_rotary(module: nn.Module) -> bool:
     """A leaf with buffers and no weights keeps attributes in step with them as texts grow (rotary embeddings do).
 
@@ -66,9 +80,7 @@ class _Damping:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         before = args[0] if args else kwargs["hidden_states"]  # [B, T, D]
-        if isinstance(output, torch.Tensor):
-            return before + self.scale * (output - before)
-        return type(output)((before + self.scale * (output[0] - before), *output[1:]))  # a tuple, or OpenAI GPT's list
+        return with_hidden(output, before + self.scale * (hidden(output) - before))
 
 
 def _bind(view: nn.Module, module: nn.Module) -> None:
