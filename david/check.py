@@ -109,6 +109,19 @@ def check(model: PreTrainedModel) -> Certificate:
     return certificate
 
 
+def prove(model: PreTrainedModel) -> None:
+    """`check` a model of a type that no proof was made for yet; `SlingError` where it fails."""
+    if layers.is_proved(model):
+        return
+    certificate = check(model)
+    if not certificate.passed:
+        wrong = next(finding for finding in certificate.findings if finding.passed is False)
+        raise SlingError(
+            f"{certificate.architecture} ({certificate.model_type}) is refused: it does not sling exactly "
+            f"({wrong.recipe}, {wrong.claim}: {_word(wrong)}). The whole certificate: david check"
+        )
+
+
 def maps(n_layers: int) -> dict[str, Recipe]:
     """The recipes that stress a base of `n_layers` layers."""
     last, half = n_layers - 1, n_layers // 2

@@ -265,10 +265,10 @@ def check(
 
     Example: david check demo
     """
-    loaded, _ = _load(model, dtype, device)
-    from david.check import check as prove
+    loaded, _ = _load(model, dtype, device, proved=False)
+    from david.check import check as certify
 
-    certificate = prove(loaded)
+    certificate = certify(loaded)
     _print(certificate.to_dict(), str(certificate), as_json)
     if not certificate.passed:
         raise typer.Exit(1)
@@ -346,16 +346,23 @@ def main() -> None:
         sys.exit(1)
 
 
-def _load(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
+def _load(model: str, dtype: str | None, device: str | None, *, proved: bool = True) -> tuple[Any, Any]:
+    """A model and its tokenizer; a type that no proof was made for is proved first."""
     import optuna
     import transformers
 
+    from david.check import prove
+    from david.layers import is_proved
     from david.models import load_model
 
     transformers.logging.set_verbosity_error()
     logging.getLogger("datasets").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return load_model(model, dtype=dtype, device=device)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    if proved and not is_proved(loaded):
+        typer.echo(f"david: {type(loaded).__name__} is new here: proving first that it slings exactly", err=True)
+        prove(loaded)
+    return loaded, tokenizer
 
 
 def _corpus(tokenizer: Any, data: str, rows: str | None, column: str, window: int, bos: bool | None) -> "Corpus":

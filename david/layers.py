@@ -118,7 +118,7 @@ def find(model: nn.Module) -> Stack:
             f"{type(model).__name__} is refused: it is an encoder-decoder ({kind!r}), whose layers read the encoder "
             "as well. A decoder-only model works"
         )
-    if kind not in PROVED and not model.__dict__.get(PROVED_HERE):
+    if not is_proved(model):
         raise SlingError(
             f"model type {kind!r} is refused: no proof has been made that slinging it is exact. "
             "`David.check(model)` makes the proof on the model in hand"
@@ -131,6 +131,12 @@ def find(model: nn.Module) -> Stack:
             )
     owner, name = _home(model, config)
     return Stack(owner, name, tuple(_configs(owner, name, config)))
+
+
+def is_proved(model: nn.Module) -> bool:
+    """Whether slinging was proved exact for its type, or by `check` for the model in hand."""
+    kind = model.config.get_text_config(decoder=True).model_type  # type: ignore[union-attr,operator]
+    return kind in PROVED or bool(model.__dict__.get(PROVED_HERE))
 
 
 def is_known(model: nn.Module) -> bool:

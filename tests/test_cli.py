@@ -20,7 +20,7 @@ from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from david import cli
+from david import cli, layers
 from david.corpus import Corpus
 from david.origin import Base
 from david.recipe import Recipe
@@ -34,7 +34,7 @@ FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json"} | PLOTS
 WINDOW = 16
 ON_DATA = "model --data data.txt --window 16"
 SEARCH = f"search {ON_DATA} --windows 3 --held-out 4 --top 2 --out run"
-COMMANDS = ["search", "scan", "score", "explain", "generate", "report"]
+COMMANDS = ["search", "scan", "score", "check", "explain", "generate", "report"]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -243,6 +243,32 @@ def test_explain_tells_a_path_and_its_costs(run: Run) -> None:
     assert json.loads(printed)["recipe"] == str(Recipe.from_ratios(6, [(0, 0.5), (0.2, 1)]))
     code, text, _ = run("explain six.json")
     assert (code, "scale 0.5" in text) == (0, True)
+
+
+def test_check_prints_a_certificate(run: Run) -> None:
+    code, text, err = run("check model")
+    assert code == 0, err
+    assert text.startswith("PASSED: slinging LlamaForCausalLM (llama), 6 layers, float32 on cpu")
+    code, printed, _ = run("check model --json")
+    assert (code, json.loads(printed)["passed"]) == (0, True)
+
+
+def test_check_exits_with_1_where_anything_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_INDICES", ())
+    code, text, _ = run("check model")
+    assert (code, text.startswith("FAILED: slinging")) == (1, True)
+    code, printed, _ = run("check model --json")
+    assert (code, json.loads(printed)["passed"]) == (1, False)
+
+
+def test_a_type_that_no_proof_was_made_for_is_proved_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "PROVED", frozenset())
+    code, _, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
+    assert (code, "LlamaForCausalLM is new here: proving first" in err) == (0, True)
+    monkeypatch.setattr(layers, "_INDICES", ())
+    code, out, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
+    assert (code, out) == (1, "")
+    assert "LlamaForCausalLM (llama) is refused: it does not sling exactly (a block again, cached = unc" in err
 
 
 def test_generate_writes_on_as_the_base_and_as_a_recipe(run: Run, model: Any) -> None:
