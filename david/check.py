@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from david import layers
 from david.errors import SlingError, one_line
@@ -18,8 +18,10 @@ from david.stack import stacked
 from david.views import hidden, with_hidden
 
 PREFIX, STEPS = 24, 8  # tokens read at once, and tokens read one by one after them
-_ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the logits' spread; any other dtype
-_ALLOWED_HALF = 5e-2
+_ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the logits' spread: what the order of a sum may change
+_ALLOWED_HALF = 2e-2
+_NO_MAPS = ("the base", "the identity", "after reset")
+_TIDY = 5e-2  # a base whose cache changes more than this has a cache that changes its logits
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Certificate:
         claims = max(len(finding.claim) for finding in self.findings)
         lines = [
             f"{'PASSED' if self.passed else 'FAILED'}: slinging {self.architecture} ({self.model_type}), "
-            f"{self.num_layers} layers, {self.dtype} on {self.device}",
+            f"{self.num_layers} layers, {self.dtype} on {self.device}, on text",
             f"with {made}",
             "",
             *(f"{f.recipe:<{wide}}  {f.claim:<{claims}}  {_word(f)}" for f in self.findings),
@@ -88,9 +90,10 @@ def check(model: PreTrainedModel) -> Certificate:
         raise SlingError("check() proves it on a base: this model is slung, so reset it first")
     if model.training:
         raise SlingError("the model is in training mode, where dropout makes logits random: call model.eval() first")
-    known = layers.is_known(model)
-    setattr(model, layers.PROVED_HERE, True)
-    passed = False
+    before = layers.is_proved(model)
+    if not before:
+        setattr(model, layers.PROVED_HERE, True)
+    proved = False
     try:
         certificate = Certificate(
             architecture=type(model).__name__,
@@ -102,9 +105,9 @@ def check(model: PreTrainedModel) -> Certificate:
             maps={name: str(recipe) for name, recipe in maps(base_depth(model)).items()},
             findings=tuple(_findings(model)),
         )
-        passed = certificate.passed
+        proved = certificate.passed and _compared(certificate.findings)
     finally:
-        if known or not passed:
+        if not before and not proved:
             delattr(model, layers.PROVED_HERE)
     return certificate
 
@@ -127,8 +130,8 @@ def maps(n_layers: int) -> dict[str, Recipe]:
     last, half = n_layers - 1, n_layers // 2
     named: dict[str, list[int]] = {
         "a block again": [*range(half + 1), *range(max(half - 1, 0), n_layers)],
-        "layers skipped": [0, *range(2, n_layers - 2), last],
-        "a stretch reversed": [0, *range(n_layers - 2, 0, -1), last],
+        "layers skipped": [0, *range(2, n_layers - 2), last] if n_layers > 4 else [last],
+        "a stretch reversed": [0, *range(n_layers - 2, 0, -1), last] if n_layers > 3 else [*range(last, -1, -1)],
         "every layer twice": [layer for layer in range(n_layers) for _ in range(2)],
     }
     damped = Recipe((*range(n_layers), last), (0.5, *[1.0] * (n_layers - 1), -0.5))
@@ -144,20 +147,23 @@ def whole(model: Any, tokens: Tensor, **options: Any) -> Tensor:
 
 def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, **options: Any) -> Tensor:
     """Logits before each token from `start` on, `[B, T − start, V]`: read one by one with the model's own cache."""
-    out = model.generate(
-        input_ids=tokens[:, :start],
-        attention_mask=torch.ones_like(tokens)[:, :start] if mask is None else mask[:, :start],
-        max_new_tokens=tokens.shape[1] - start,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=None,
-        pad_token_id=0,
-        use_cache=True,
-        output_logits=True,
-        return_dict_in_generate=True,
-        logits_processor=[_Told(tokens)],
-        **options,
-    )
+    kept, model.generation_config = model.generation_config, GenerationConfig()  # whatever its user has set
+    try:
+        out = model.generate(
+            input_ids=tokens[:, :start],
+            attention_mask=torch.ones_like(tokens)[:, :start] if mask is None else mask[:, :start],
+            max_new_tokens=tokens.shape[1] - start,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+            logits_processor=[_Told(tokens)],
+            **options,
+        )
+    finally:
+        model.generation_config = kept
     return torch.stack(out.logits, 1)
 
 
@@ -180,7 +186,7 @@ class _Base:
     uncached: Tensor  # [1, T, V]
     cached: Tensor | str
     allowed: float
-    tidy: bool  # whether the base's own cache changes nothing
+    rounding: float | None  # how far its own cache leads from its logits; None where that is more than rounding
 
 
 def _findings(model: PreTrainedModel) -> list[Finding]:
@@ -206,45 +212,68 @@ def _findings(model: PreTrainedModel) -> list[Finding]:
 def _base(model: PreTrainedModel) -> tuple[_Base, Finding]:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     numbers = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, vocabulary, (1, PREFIX + STEPS), generator=numbers).to(model.device)
-    uncached, cached = _uncached(model, tokens), _cached(model, tokens)
-    if isinstance(uncached, str):
-        raise SlingError(f"{type(model).__name__} itself does not run on token ids: {uncached}")
+    tokens = torch.randint(3, vocabulary, (1, PREFIX + STEPS), generator=numbers).to(_home_device(model))
+    uncached, again = _uncached(model, tokens), _uncached(model, tokens)
+    if isinstance(uncached, str) or isinstance(again, str):
+        raise SlingError(f"{type(model).__name__} itself does not run on token ids alone: {uncached}")
+    if not torch.equal(uncached, again):
+        raise SlingError(
+            f"{type(model).__name__} itself gives other logits each time: there is nothing to compare with"
+        )
+    cached, claim = _cached(model, tokens), "cached = uncached"
     allowed = _ALLOWED.get(model.dtype, _ALLOWED_HALF)
-    claim = "cached = uncached"
     if isinstance(cached, str):
-        return _Base(tokens, uncached, cached, allowed, False), Finding("the base", claim, None, told=cached)
+        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, told=cached)
     own = difference(cached, uncached[:, PREFIX - 1 : -1])
-    if own > max(_ALLOWED_HALF, allowed):
+    if own > _TIDY:
         told = f"not of the base itself ({own:.1e}): not asked of its slings"
-        return _Base(tokens, uncached, cached, allowed, False), Finding("the base", claim, None, own, told)
-    return _Base(tokens, uncached, cached, max(allowed, 10 * own), True), Finding("the base", claim, True, own)
+        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, own, told)
+    return _Base(tokens, uncached, cached, allowed, own), Finding("the base", claim, True, own)
 
 
 def _on_map(model: PreTrainedModel, name: str, recipe: Recipe, base: _Base) -> list[Finding]:
+    tokens = base.tokens
     try:
         with slung(model, recipe):
-            uncached, cached = _uncached(model, base.tokens), _cached(model, base.tokens)
+            uncached, cached = _uncached(model, tokens), _cached(model, tokens)
     except SlingError as error:
         return [Finding(name, "refused", None, told=str(error))]
-    found = []
-    if base.tidy and isinstance(cached, Tensor) and isinstance(uncached, Tensor):
-        found.append(_same(name, "cached = uncached", cached, uncached[:, PREFIX - 1 : -1], base.allowed))
+    found, of_the_stack = [], 0.0
     if _room_for(model, recipe):
         copied = stacked(model, recipe)
-        found.append(_same(name, "uncached = stacked", uncached, _uncached(copied, base.tokens), base.allowed))
-        found.append(_same(name, "cached = stacked", cached, _cached(copied, base.tokens), base.allowed))
+        its_uncached, its_cached = _uncached(copied, tokens), _cached(copied, tokens)
         del copied
+        found.append(_same(name, "uncached = stacked", uncached, its_uncached, base.allowed))
+        found.append(_same(name, "cached = stacked", cached, its_cached, base.allowed))
+        if isinstance(its_uncached, Tensor) and isinstance(its_cached, Tensor):
+            of_the_stack = difference(its_cached, its_uncached[:, PREFIX - 1 : -1])
     elif layers.is_coupled(model):
         told = "no room for a copy, and its layers hand on more than a hidden state"
         found.append(Finding(name, "uncached = stacked", None, told=told))
     else:
-        called = layer_by_layer(model, recipe, base.tokens)
+        called = layer_by_layer(model, recipe, tokens)
         found.append(_same(name, "uncached = layer by layer", uncached, called, base.allowed))
+    if base.rounding is not None and isinstance(cached, Tensor) and isinstance(uncached, Tensor):
+        allowed = max(base.allowed, 10 * base.rounding, 2 * of_the_stack)  # a deeper stack rounds more
+        found.append(_same(name, "cached = uncached", cached, uncached[:, PREFIX - 1 : -1], allowed))
     beside = view(model, recipe)
-    found.append(_same(name, "a view = the sling", _uncached(beside, base.tokens), uncached))
-    found.append(_same(name, "the base beside the view", _uncached(model, base.tokens), base.uncached))
+    found.append(_same(name, "a view = the sling", _uncached(beside, tokens), uncached))
+    found.append(_same(name, "the base beside the view", _uncached(model, tokens), base.uncached))
     return found
+
+
+def _compared(findings: tuple[Finding, ...]) -> bool:
+    """Whether any sling was compared in each of the ways in which the base itself runs."""
+    asked = {finding.claim for finding in findings if finding.passed and finding.recipe not in _NO_MAPS}
+    cached = any(finding.claim == "cached = the base" and finding.passed for finding in findings)
+    return any(claim.startswith("uncached") for claim in asked) and (
+        not cached or any(claim.startswith("cached") for claim in asked)
+    )
+
+
+def _home_device(model: PreTrainedModel) -> torch.device:
+    """Where to put tokens: offloaded weights are on meta, and accelerate moves what their modules are given."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **options: Any) -> Tensor:
@@ -335,7 +364,7 @@ def _room_for(model: PreTrainedModel, recipe: Recipe) -> bool:
 def _word(finding: Finding) -> str:
     if finding.passed is None:
         return finding.told
-    number = (
-        "" if finding.difference is None else "bit-equal" if finding.difference == 0 else f"{finding.difference:.1e}"
-    )
-    return " ".join(word for word in ("FAILED" if not finding.passed else "", number or "yes", finding.told) if word)
+    apart = finding.difference
+    number = "bit-equal" if apart == 0 else "" if apart is None else f"{apart:.1e}"
+    said = number or finding.told or ("yes" if finding.passed else "no")
+    return said if finding.passed else f"FAILED {said}"

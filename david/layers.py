@@ -109,11 +109,18 @@ def find(model: nn.Module) -> Stack:
     if not isinstance(model, PreTrainedModel):
         raise SlingError(f"expected a transformers model (PreTrainedModel); got {type(model).__name__}")
     config = model.config.get_text_config(decoder=True)
+    owner, name = _kept_home(model) or _home(model, config)
+    return Stack(owner, name, tuple(_configs(owner, name, config)))
+
+
+def _refuse(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """`SlingError` for a model of a kind that is not known to be slung exactly."""
     kind = config.model_type
     for type_ in (model.config.model_type, kind):
         if type_ in REFUSED:
             raise SlingError(f"model type {type_!r} is refused: {REFUSED[type_]}")
-    if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
+    reads_encoder = config.is_encoder_decoder or getattr(config, "add_cross_attention", False)
+    if reads_encoder or model.config.is_encoder_decoder:
         raise SlingError(
             f"{type(model).__name__} is refused: it is an encoder-decoder ({kind!r}), whose layers read the encoder "
             "as well. A decoder-only model works"
@@ -126,11 +133,13 @@ def find(model: nn.Module) -> Stack:
     for type_, setting, needed, reason in _NEEDED:
         if kind == type_ and (value := getattr(config, setting)) != needed:
             raise SlingError(
-                f"{type(model).__name__} is refused with {setting}={value!r}: {reason}. "
-                f"Load it with {setting}={needed!r}"
+                f"model type {kind!r} is refused with {setting}={value!r}: {reason}. Load it with {setting}={needed!r}"
             )
-    owner, name = _home(model, config)
-    return Stack(owner, name, tuple(_configs(owner, name, config)))
+
+
+def _kept_home(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
+    """The owner of a slung model's layers, and the list's name in it."""
+    return next(((module, vars(module)[KEPT].name) for module in model.modules() if KEPT in vars(module)), None)
 
 
 def is_proved(model: nn.Module) -> bool:
@@ -154,10 +163,8 @@ def is_coupled(model: nn.Module) -> bool:
 
 
 def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, str]:
-    """The one module that holds the list of decoder layers, and the list's name in it."""
-    for module in model.modules():
-        if KEPT in vars(module):
-            return module, vars(module)[KEPT].name
+    """The one module that holds the list of a base's decoder layers, and the list's name in it."""
+    _refuse(model, config)
     depth = next(getattr(config, name) for name in _DEPTHS if name in vars(config) or name == _DEPTHS[-1])
     found = list(_lists(model, config, model.config, depth))
     if len(found) != 1:
@@ -244,11 +251,11 @@ def _per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
     heterogeneous configuration overrides; and the class, since some of these lists are computed.
     """
     depth = type(config).attribute_map.get(_DEPTHS[-1], _DEPTHS[-1])
-    follow = (depth, _OVERRIDES, *_NUMBERS)
+    follow = (depth, _OVERRIDES, *_CACHE_DEPTHS, *_NUMBERS)
     return {"__class__": type(config)} | {
         name: value
         for name, value in vars(config).items()
-        if name in follow or (name in _DEPTHS + _CACHE_DEPTHS and value == n_layers) or _has_each(name, value, n_layers)
+        if name in follow or (name in _DEPTHS and value == n_layers) or _has_each(name, value, n_layers)
     }
 
 
@@ -329,11 +336,7 @@ def check(stack: Stack, base: Values, recipe: Recipe) -> None:
     if kind in _UNSCALED and any(scale != 1 for scale in recipe.scales):
         raise SlingError(f"scales are refused for model type {kind!r}: {_UNSCALED[kind]}. Without scales it works")
     home, values, first = base[0][stack.name], base[1], recipe.repeat_map[0]
-    misleads = {
-        "minimax": values.get("layer_types", [""] * len(home))[first] != "full_attention",
-        "mllama_text_model": first in (values.get("cross_attention_layers") or ()),
-    }
-    if misleads.get(kind):
+    if _misleads(kind, values, first):
         raise SlingError(
             f"layer {first} cannot be the first visit of a {kind!r} model: the length of a cached text is read off the "
             "first visit, and this layer keeps no keys of the text. Begin with a layer of self-attention"
@@ -346,6 +349,13 @@ def check(stack: Stack, base: Values, recipe: Recipe) -> None:
                 f"layer {layer} of this {kind!r} model shares the {shared} of layer {source}: "
                 f"a map must visit layer {source} before it"
             )
+
+
+def _misleads(kind: str, values: Mapping[str, Any], layer: int) -> bool:
+    """Whether a cache whose length is read off its first place reads it wrong with this layer there."""
+    if kind == "minimax":
+        return bool(values["layer_types"][layer] != "full_attention")
+    return kind == "mllama_text_model" and layer in values["cross_attention_layers"]
 
 
 def _sources(home: nn.ModuleList, values: Mapping[str, Any]) -> dict[int, tuple[int, str]]:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from david import layers
-from david.errors import RecipeError
+from david.errors import RecipeError, SlingError
 from david.layers import Stack, Values
 from david.recipe import Recipe
 from david.views import module_view
@@ -51,6 +51,9 @@ def sling(
     (see `Recipe.from_ratios`), or `repeat_map_raw` with `scales` if wanted. A map always speaks of the base's layers,
     also when the model is slung already.
 
+    Move, cast or freeze the base, not its sling: `.to()`, `requires_grad_()` and gradient checkpointing do not reach
+    layers that a sling leaves out. Two models built on one configuration object are both told of a sling's depth.
+
     Raises `RecipeError` for a recipe that does not fit the model and `SlingError` for a model that is refused; the
     model is then what it was before.
 
@@ -61,17 +64,12 @@ def sling(
     base = _base(stack)
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
     layers.check(stack, base.values, wanted)
-    # transformers installs these on the layers of the moment: done now, the base's layers have them after a reset too.
-    maybe_install_capturing_hooks(stack.owner)
-    visits = nn.ModuleList(
-        layers.visited(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(wanted)
-    )
-    visits.training = base.home.training
+    visits = _visits(stack, base, wanted)
     before = _now(stack)
     try:
-        _put(stack, layers.followed(stack, base.values, visits, wanted.repeat_map), base)
+        _put(model, stack, layers.followed(stack, base.values, visits, wanted.repeat_map), base)
     except BaseException:
-        _put(stack, *before)
+        _put(model, stack, *before)
         raise
     return model
 
@@ -81,9 +79,7 @@ def reset(model: Model) -> Model:
     stack = layers.find(model)
     base = _base(stack)
     if base.home is not stack.layers:
-        if stack.owner.training != base.training:  # train() or eval() while slung did not reach the base's layers
-            base.home.train(stack.owner.training)
-        _put(stack, base.values, None)
+        _put(model, stack, base.values, None)
     return model
 
 
@@ -103,11 +99,14 @@ def slung(
         ...     perplexity(model, corpus)
     """
     stack = layers.find(model)
-    before = _now(stack)
+    before, training = _now(stack), stack.owner.training
     try:
         yield sling(model, recipe, ratio_repeat=ratio_repeat, repeat_map_raw=repeat_map_raw, scales=scales)
     finally:
-        _put(stack, *before)
+        _base(stack)  # in step with the mode set in between
+        _put(model, stack, *before)
+        if stack.owner.training != training:
+            stack.layers.train(stack.owner.training)
 
 
 def view(
@@ -125,15 +124,16 @@ def view(
     stack = layers.find(model)
     base = _base(stack)
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
-    maybe_install_capturing_hooks(stack.owner)
-    replace = layers.config_copies(model)
-    configs = tuple(replace[id(config)] for config in stack.configs)
+    _visits(stack, base, wanted)  # refusals come before anything is touched
+    copies = layers.config_copies(model)
+    configs = tuple(copies[id(config)] for config in stack.configs)
     home = {}
     for name, value in base.values[0].items():
         if isinstance(value, nn.Module):  # the view's own, made of the base's, stands where a sling's stands now
-            replace[id(getattr(stack.owner, name))] = home[name] = module_view(value, replace)
-    second = module_view(model, replace)
-    _put(Stack(replace[id(stack.owner)], stack.name, configs), [base.values[0] | home, *base.values[1:]], None)
+            copies[id(getattr(stack.owner, name))] = home[name] = module_view(value, copies)
+    second = module_view(model, copies)
+    own = Stack(copies[id(stack.owner)], stack.name, configs)
+    _put(second, own, [base.values[0] | home, *base.values[1:]], None)
     return sling(second, wanted)
 
 
@@ -169,20 +169,55 @@ class David:
 
 
 def _base(stack: Stack) -> _Base:
+    """What is kept of the base, its layers in the mode that was set while they were out."""
     kept: _Base | None = stack.owner.__dict__.get(layers.KEPT)
-    return kept or _Base(stack.name, stack.layers, layers.now(stack), stack.owner.training)
+    if kept is None:
+        return _Base(stack.name, stack.layers, layers.now(stack), stack.owner.training)
+    if kept.training != stack.owner.training:
+        kept.home.train(stack.owner.training)
+        kept = stack.owner.__dict__[layers.KEPT] = replace(kept, training=stack.owner.training)
+    return kept
+
+
+def _visits(stack: Stack, base: _Base, recipe: Recipe) -> nn.ModuleList:
+    """The list of a recipe's visits.
+
+    transformers installs the hooks that capture hidden states on the layers of the moment. They are put on the base's
+    first, so that these have them after a reset too; and before that, the visits are made once in vain, since a
+    refusal must leave the model untouched.
+    """
+
+    def made() -> nn.ModuleList:
+        visits = (layers.visited(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe))
+        return nn.ModuleList(visits)
+
+    visits = made()
+    if not getattr(stack.owner, "_output_capturing_hooks_installed", False):
+        maybe_install_capturing_hooks(stack.owner)
+        visits = made()
+    visits.training = base.home.training
+    return visits
 
 
 def _now(stack: Stack) -> tuple[Values, _Base | None]:
     return layers.now(stack), stack.owner.__dict__.get(layers.KEPT)
 
 
-def _put(stack: Stack, values: Values, base: _Base | None) -> None:
+def _put(model: nn.Module, stack: Stack, values: Values, base: _Base | None) -> None:
     """Set the layers and what goes with them, and the memory of the base (None where these are the base's own)."""
     layers.put(stack, values)
     stack.owner.__dict__.pop(layers.KEPT, None)
+    model.__dict__.pop("save_pretrained", None)
     if base is not None:
         stack.owner.__dict__[layers.KEPT] = base
+        model.__dict__["save_pretrained"] = _refuse_saving
+
+
+def _refuse_saving(*_args: object, **_kwargs: object) -> None:
+    raise SlingError(
+        "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. "
+        "Save the recipe (recipe.save), or David.reset(model) first"
+    )
 
 
 def _wanted(

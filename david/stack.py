@@ -32,7 +32,7 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """
     if is_slung(model):
         raise SlingError("stacked() copies a base: this model is slung, so reset it first")
-    prefix = _layer_prefix(list(model.state_dict()))
+    prefix = _layer_prefix(model)
     base: Any = model.get_submodule(prefix)
     recipe.check(len(base))
     configs: dict[int, Any] = {}
@@ -43,6 +43,7 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     kind = model.config.get_text_config(decoder=True).model_type
     told = set()
     for module in copied.modules():
+        module.__dict__.pop("_compiled_call", None)  # compiled of the base, which it would still run
         config = module.__dict__.get("config")
         if getattr(config, "model_type", None) == kind and id(config) not in told:
             told.add(id(config))
@@ -57,10 +58,15 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     return copied.eval()
 
 
-def _layer_prefix(keys: Sequence[str]) -> str:
+def _layer_prefix(model: PreTrainedModel) -> str:
     """The part of the weights' names before the numbers of the text model's layers, such as `model.layers`."""
     other = r"altup|audio|depth_decoder|embed_tokens|image|lm_heads|mtp|rotary|vision|visual|vq"
-    found = {match[1] for key in keys if (match := re.match(r"(.*?)\.\d+\.", key)) and not re.search(other, match[1])}
+    keys = [match[1] for key in model.state_dict() if (match := re.match(r"(.*?)\.\d+\.", key))]
+    found = {prefix for prefix in keys if not re.search(other, prefix)}
+    if len(found) > 1:  # a composite model: those of the part that writes
+        decoder = model.get_decoder()
+        path = next((name for name, module in model.named_modules() if module is decoder), "")
+        found = {prefix for prefix in found if prefix.startswith(f"{path}.")}
     if len(found) != 1:
         raise SlingError(f"expected one list of layers among the weights' names; found {sorted(found) or 'none'}")
     return found.pop()

@@ -1,5 +1,6 @@
 """A second module tree on the same parameters and buffers; a visit of a layer."""
 
+import copy
 import functools
 import types
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from david.errors import SlingError
 
 Module = TypeVar("Module", bound=nn.Module)
+_COMPILED = ("_compiled_call", "_last_compile_config")  # what `generate` compiled of the base: a view compiles its own
 
 
 def module_view(module: Module, replace: dict[int, Any]) -> Module:
@@ -20,10 +22,10 @@ def module_view(module: Module, replace: dict[int, Any]) -> Module:
     if id(module) in replace:
         return replace[id(module)]  # type: ignore[no-any-return]
     if is_rotary(module):
-        return module
+        return _own_rotary(module) if _grows(module) else module
     view = object.__new__(type(module))
     replace[id(module)] = view
-    state = dict(module.__dict__)
+    state = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
     for name, value in state.items():
         if isinstance(value, nn.Module):
             state[name] = module_view(value, replace)
@@ -72,6 +74,18 @@ def is_rotary(module: nn.Module) -> bool:
     return leaf and bool(module._buffers) and "layer_idx" not in module.__dict__
 
 
+def _grows(rotary: nn.Module) -> bool:
+    """Whether it remembers the longest text it has seen (`rope_type: dynamic`)."""
+    kinds = [value for name, value in vars(rotary).items() if name.endswith("rope_type")]
+    return any(kind == "dynamic" or (isinstance(kind, dict) and "dynamic" in kind.values()) for kind in kinds)
+
+
+def _own_rotary(module: Module) -> Module:
+    own = copy.copy(module)
+    own.__dict__["_buffers"] = dict(module._buffers)
+    return own
+
+
 class _Damping:
     """A forward hook that makes a visit `h + scale · (layer(h) − h)`."""
 
@@ -90,20 +104,25 @@ def _bind(view: nn.Module, module: nn.Module) -> None:
     """
     if module.__dict__.get("_compiled_call_impl") is not None:
         raise SlingError(f"{type(module).__name__} is refused: it is compiled. Sling first, then compile its layers")
-    forward = module.__dict__.get("forward")
-    if forward is None:
-        return
-    if module.__dict__.get("_hf_hook") is None or not _is_partial_of(forward, module):
-        raise SlingError(
-            f"{type(module).__name__} is refused: its forward was replaced on the instance, which a view cannot "
-            "follow. Sling first, or take the replacement away"
-        )
-    old = module.__dict__["_old_forward"]
-    if getattr(old, "__self__", None) is not module:
-        raise SlingError(f"{type(module).__name__} is refused: accelerate's hook lies over a replaced forward")
-    view.__dict__["_old_forward"] = own = types.MethodType(old.__func__, view)
-    view.__dict__["forward"] = functools.update_wrapper(functools.partial(forward.func, view), own)
+    for name, value in module.__dict__.items():
+        bound = _bound(value, module, view)
+        if bound is not None:
+            view.__dict__[name] = bound
+        elif name in ("forward", "_old_forward"):
+            raise SlingError(
+                f"{type(module).__name__} is refused: its forward was replaced on the instance, which a view cannot "
+                "follow. Sling first, or take the replacement away"
+            )
 
 
-def _is_partial_of(forward: Any, module: nn.Module) -> bool:
-    return isinstance(forward, functools.partial) and forward.args == (module,) and not forward.keywords
+def _bound(value: Any, module: nn.Module, view: nn.Module) -> Any:
+    """A method of a module, or a partial of one, as the view's own; None for what is not bound to the module."""
+    if isinstance(value, types.MethodType) and value.__self__ is module:
+        return types.MethodType(value.__func__, view)
+    if isinstance(value, functools.partial):
+        function = _bound(value.func, module, view)
+        if function is not None or any(part is module for part in value.args):
+            args = [view if part is module else part for part in value.args]
+            own = functools.partial(function or value.func, *args, **value.keywords)
+            return functools.update_wrapper(own, value, updated=()) if hasattr(value, "__wrapped__") else own
+    return None

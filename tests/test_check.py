@@ -28,9 +28,9 @@ def test_a_certificate_holds_every_proof() -> None:
     assert claims(certificate, "the identity") == ["uncached = the base", "cached = the base"]
     for name in check.maps(6):
         assert claims(certificate, name) == [
-            "cached = uncached",
             "uncached = stacked",
             "cached = stacked",
+            "cached = uncached",
             "a view = the sling",
             "the base beside the view",
         ]
@@ -41,7 +41,7 @@ def test_a_certificate_holds_every_proof() -> None:
 def test_it_prints_a_page_and_json() -> None:
     certificate = David.check(tiny_named("llama"))
     page = str(certificate)
-    assert page.startswith("PASSED: slinging LlamaForCausalLM (llama), 6 layers, float32 on cpu\nwith david ")
+    assert page.startswith("PASSED: slinging LlamaForCausalLM (llama), 6 layers, float32 on cpu, on text\nwith david ")
     assert f"torch {torch.__version__}" in page
     assert f"every layer twice: {check.maps(6)['every layer twice']}" in page
     told = json.loads(json.dumps(certificate.to_dict()))
@@ -166,6 +166,7 @@ def test_an_unproved_type_is_slung_once_its_check_passed(monkeypatch: pytest.Mon
     with pytest.raises(SlingError, match=r"David\.check\(model\)"):
         David.sling(model, [0, 1])
     assert David.check(model).passed
+    assert David.check(model).passed  # and a second proof takes nothing away
     David.sling(model, [0, 1])
     David.reset(model)
     David.view(model, [0, 1])
@@ -180,6 +181,35 @@ def test_an_unproved_type_whose_check_fails_stays_refused(monkeypatch: pytest.Mo
     assert not David.check(model).passed
     with pytest.raises(SlingError, match="no proof"):
         David.sling(model, [0, 1])
+
+
+def test_what_its_user_has_set_for_generation_is_not_in_the_way() -> None:
+    model = tiny_named("llama")
+    model.generation_config.num_return_sequences = 2
+    model.generation_config.do_sample = True
+    kept = model.generation_config
+    certificate = David.check(model)
+    assert certificate.passed
+    assert "cached = stacked" in claims(certificate, "a block again")
+    assert model.generation_config is kept
+
+
+def test_a_base_that_is_random_is_refused() -> None:
+    with pytest.raises(SlingError, match="other logits each time"):
+        David.check(tiny_model("reformer", hash_seed=None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_raises_no_alarm(dtype: torch.dtype) -> None:
+    for name in ("llama", "bamba"):
+        certificate = David.check(tiny_named(name).to(dtype))
+        assert certificate.passed, str(certificate)
+
+
+def test_scales_that_are_a_little_wrong_are_seen_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = layers.damp
+    monkeypatch.setattr(layers, "damp", lambda view, scale: whole(view, scale if scale == 1 else scale + 0.05))
+    assert "uncached = stacked" in failed(David.check(tiny_named("llama").to(torch.bfloat16)))
 
 
 def test_a_check_of_a_proved_type_leaves_no_mark() -> None:

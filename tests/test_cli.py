@@ -268,7 +268,9 @@ def test_a_type_that_no_proof_was_made_for_is_proved_first(run: Run, monkeypatch
     monkeypatch.setattr(layers, "_INDICES", ())
     code, out, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, out) == (1, "")
-    assert "LlamaForCausalLM (llama) is refused: it does not sling exactly (a block again, cached = unc" in err
+    assert (
+        "LlamaForCausalLM (llama) is refused: it does not sling exactly (a block again, cached = stacked: FAILED" in err
+    )
 
 
 def test_generate_writes_on_as_the_base_and_as_a_recipe(run: Run, model: Any) -> None:

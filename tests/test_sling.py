@@ -1,6 +1,7 @@
 """What sling, view, slung and reset promise, on models that differ in mechanism; experiments/architectures has all."""
 
 import copy
+import functools
 import gc
 from typing import Any
 
@@ -450,7 +451,8 @@ def test_offloaded_weights_come_and_go_at_each_visit(name: str) -> None:
 
 
 def replaced(model: Any) -> None:
-    model.model.layers[1].self_attn.forward = model.model.layers[1].self_attn.forward
+    attention = model.model.layers[1].self_attn
+    attention.forward = lambda *args, **kwargs: type(attention).forward(attention, *args, **kwargs)
 
 
 def hooked_and_replaced(model: Any) -> None:
@@ -472,12 +474,85 @@ def misnumbered(model: Any) -> None:
     model.model.layers[1].self_attn.layer_idx = 2
 
 
+def test_methods_bound_to_the_base_are_the_views_own(tiny: Any) -> None:
+    """Each kept on the instance, where a shallow copy would go on running the base."""
+    reversal = [5, 4, 3, 2, 1, 0]
+    options = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+    right = stacked(tiny, Recipe(reversal)).generate(TOKENS, do_sample=False, **options)
+    attention = tiny.model.layers[1].self_attn
+    attention.forward = attention.forward  # bound, as a method
+    tiny.generate = functools.partial(tiny.generate, do_sample=False)
+    assert not torch.equal(tiny.generate(TOKENS, **options), right)
+    view = David.view(tiny, reversal)
+    assert torch.equal(view.generate(TOKENS, **options), right)
+    with David.slung(tiny, reversal):
+        assert torch.equal(tiny.generate(TOKENS, **options), right)
+
+
+def test_what_generate_compiled_of_the_base_is_not_a_views(tiny: Any) -> None:
+    tiny._compiled_call = torch.compile(tiny.__call__, backend="eager")  # as it does for a static cache on a GPU
+    view = David.view(tiny, [2, 1, 0])
+    assert "_compiled_call" not in vars(view)
+    assert "_compiled_call" not in vars(stacked(tiny, Recipe([2, 1, 0])))
+    assert "_compiled_call" in vars(tiny)
+
+
+def test_a_view_does_not_remember_its_bases_longest_text() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=16)
+    view = David.view(model, REPEATS)
+    before = logits(model)
+    with torch.no_grad():
+        view(torch.arange(60)[None] + 3)
+    assert torch.equal(logits(model), before)
+    assert torch.equal(logits(David.view(model, list(range(6)))), before)
+
+
+@pytest.mark.parametrize("end", ["sling", "slung", "view", "reset"])
+def test_a_mode_set_while_slung_holds_for_every_layer(end: str, tiny: Any) -> None:
+    def modes(model: Any) -> set[bool]:
+        return {module.training for module in model.modules()}
+
+    if end == "slung":
+        with David.slung(tiny, [0, 1]):
+            tiny.train()
+        assert modes(tiny) == {True}
+        return
+    David.sling(tiny, [0, 1]).train()
+    if end == "view":
+        assert modes(David.view(tiny, [4, 5])) == {True}
+        return
+    David.reset(tiny) if end == "reset" else David.sling(tiny, [4, 5])
+    assert modes(tiny) == {True}
+    tiny.eval()
+    assert modes(David.reset(tiny)) == {False}
+
+
+def test_a_slung_model_is_not_saved_as_another(tiny: Any, tmp_path: Any) -> None:
+    for slung in (David.view(tiny, [0, 1]), David.sling(tiny, [0, 1])):
+        with pytest.raises(SlingError, match="cannot be saved"):
+            slung.save_pretrained(tmp_path / "model")
+    with David.slung(tiny, [2]):
+        pass
+    with pytest.raises(SlingError, match="cannot be saved"):
+        tiny.save_pretrained(tmp_path / "model")
+    David.reset(tiny).save_pretrained(tmp_path / "model")
+    assert torch.equal(logits(type(tiny).from_pretrained(tmp_path / "model")), logits(tiny))
+
+
+def test_a_refused_layer_leaves_no_hooks_behind(tiny: Any) -> None:
+    replaced(tiny)
+    with pytest.raises(SlingError):
+        David.sling(tiny, [0, 1])
+    assert not any(module._forward_hooks for module in tiny.modules())
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (replaced, "LlamaAttention is refused: its forward was replaced on the instance"),
         (hooked_and_replaced, "its forward was replaced on the instance"),
-        (replaced_and_hooked, "accelerate's hook lies over a replaced forward"),
+        (replaced_and_hooked, "LlamaDecoderLayer is refused: its forward was replaced on the instance"),
         (compiled, "LlamaDecoderLayer is refused: it is compiled"),
         (misnumbered, "layer 1 is refused: its LlamaAttention carries layer_idx 2"),
     ],
@@ -552,9 +627,15 @@ REFUSED = {
         r"BertLMHeadModel is refused: .*\('bert'\), whose layers read the encoder",
     ),
     "not proved": (distilbert, r"model type 'distilbert' is refused: no proof .*`David\.check\(model\)`"),
-    "big_bird": (lambda: tiny_named("big_bird-sparse"), "BigBirdForCausalLM is refused with attention_type='block_sp"),
-    "mvp": (lambda: tiny_model("mvp", use_prompt=True), "MvpForCausalLM is refused with use_prompt=True: its prompts"),
-    "rwkv": (lambda: tiny_named("rwkv-rescaled"), "RwkvForCausalLM is refused with rescale_every=2: it divides"),
+    "big_bird": (
+        lambda: tiny_named("big_bird-sparse"),
+        "model type 'big_bird' is refused with attention_type='block_sp",
+    ),
+    "mvp": (
+        lambda: tiny_model("mvp", use_prompt=True),
+        "model type 'mvp' is refused with use_prompt=True: its prompts",
+    ),
+    "rwkv": (lambda: tiny_named("rwkv-rescaled"), "model type 'rwkv' is refused with rescale_every=2: it divides"),
 }
 
 
