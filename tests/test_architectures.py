@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -138,14 +139,21 @@ def test_what_a_configuration_overrides_for_single_layers_follows(monkeypatch: p
 
 
 def test_the_sweep_sees_weights_that_a_sling_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = David.reset
+    whole = David.slung
 
-    def careless(model: Any) -> Any:
+    @contextmanager
+    def careless(model: Any, recipe: Any) -> Any:
+        with whole(model, recipe):
+            yield
         next(model.parameters()).data.mul_(1.01)
-        return whole(model)
 
-    monkeypatch.setattr(David, "reset", careless)
+    monkeypatch.setattr(David, "slung", careless)
     assert "the base is not what it was" in sweep.attempt("llama").reason
+
+
+def test_the_sweep_sees_a_second_witness_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "layer_by_layer", lambda model, tokens, **_: sweep.whole(model, tokens) + 1)
+    assert "calling the layers one by one is the same in 0 of 7 maps" in sweep.attempt("llama").reason
 
 
 def test_the_sweep_sees_layers_that_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
