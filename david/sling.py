@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -210,14 +211,17 @@ def _put(model: nn.Module, stack: Stack, values: Values, base: _Base | None) -> 
     model.__dict__.pop("save_pretrained", None)
     if base is not None:
         stack.owner.__dict__[layers.KEPT] = base
-        model.__dict__["save_pretrained"] = _refuse_saving
+        model.__dict__["save_pretrained"] = partial(_save_pretrained, model)
 
 
-def _refuse_saving(*_args: object, **_kwargs: object) -> None:
-    raise SlingError(
-        "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. "
-        "Save the recipe (recipe.save), or David.reset(model) first"
-    )
+def _save_pretrained(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    """What stands on the instance of a model that was slung."""
+    if is_slung(model):
+        raise SlingError(
+            "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. "
+            "Save the recipe (recipe.save), or David.reset(model) first"
+        )
+    return type(model).save_pretrained(model, *args, **kwargs)
 
 
 def _wanted(

@@ -65,8 +65,8 @@ def _layer_prefix(model: PreTrainedModel) -> str:
     found = {prefix for prefix in keys if not re.search(other, prefix)}
     if len(found) > 1:  # a composite model: those of the part that writes
         decoder = model.get_decoder()
-        path = next((name for name, module in model.named_modules() if module is decoder), "")
-        found = {prefix for prefix in found if prefix.startswith(f"{path}.")}
+        path = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+        found = {prefix for prefix in found if prefix.startswith(path)}
     if len(found) != 1:
         raise SlingError(f"expected one list of layers among the weights' names; found {sorted(found) or 'none'}")
     return found.pop()
