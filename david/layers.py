@@ -114,7 +114,9 @@ def _refuse(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     kind = config.model_type
     for type_ in (model.config.model_type, kind):
         if type_ in REFUSED:
-            raise SlingError(f"model type {type_!r} is refused: {REFUSED[type_]}")
+            raise SlingError(
+                f"model type {type_!r} is refused: {REFUSED[type_]}. A decoder-only model with one list of layers works"
+            )
     reads_encoder = config.is_encoder_decoder or getattr(config, "add_cross_attention", False)
     if reads_encoder or model.config.is_encoder_decoder:
         raise SlingError(
