@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from david.checkpoint import export
     from david.corpus import Corpus
     from david.engine import score_recipes
     from david.errors import DavidError
@@ -24,6 +25,7 @@ __all__ = [
     "DavidError",
     "Recipe",
     "Score",
+    "export",
     "load_model",
     "perplexity",
     "score_recipes",
@@ -36,6 +38,7 @@ _HOME = {
     "DavidError": "errors",
     "Recipe": "recipe",
     "Score": "score",
+    "export": "checkpoint",
     "load_model": "models",
     "perplexity": "score",
     "score_recipes": "engine",

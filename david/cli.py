@@ -7,25 +7,42 @@ import json
 import logging
 import math
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from david.errors import DavidError, RecipeError, SearchError
+from david.options import (
+    DEFAULT_DATA,
+    Bos,
+    Column,
+    Convention,
+    ConventionOption,
+    DataOption,
+    Device,
+    Dtype,
+    HeldOut,
+    Json,
+    MaxLength,
+    Model,
+    Out,
+    Ratios,
+    RecipeOption,
+    Seed,
+    Slice,
+    Storage,
+    StudyName,
+    Top,
+    Window,
+    Windows,
+    as_range,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from david.corpus import Corpus
     from david.recipe import Recipe
-
-
-class Convention(StrEnum):
-    """The conventions of `score.perplexity`."""
-
-    window = "window"
-    llamacpp = "llamacpp"
-
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,33 +50,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Rearrange the layers of a language model by reference, score it, search for better ones.",
 )
-
-Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or demo.")]
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="A recipe JSON, or its notation: '0:12, 8:30', '0:12, 8:12*0.5, 12:30'.")
-]
-Ratios = Annotated[str | None, typer.Option(help="Slices of the depth instead of a recipe: '0:0.3, 0.2:1'.")]
-DataOption = Annotated[
-    str, typer.Option("--data", help="A text, JSON lines, parquet or CSV file, a Hub dataset, or python-topics.")
-]
-Slice = Annotated[str | None, typer.Option(help="Rows of the data: 'test[:200]', '[10%:20%]'.")]
-Column = Annotated[str, typer.Option(help="The data's column that holds the text.")]
-Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
-Windows = Annotated[int, typer.Option(min=1, help="How many windows to score.")]
-HeldOut = Annotated[int, typer.Option(min=2, help="How many further windows judge the best recipes, once.")]
-ConventionOption = Annotated[Convention, typer.Option(help="Which tokens are scored.")]
-Bos = Annotated[bool | None, typer.Option(help="BOS as each window's first token; left out, the tokenizer's habit.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; left out, as stored.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; left out, the accelerator if there is one.")]
-Out = Annotated[Path, typer.Option(help="The run's folder: study, tables, plots, best.json.")]
-Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the folder's study.db.")]
-StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
-Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
-Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-DEFAULT_DATA = "python-topics"
 
 
 @app.command()
@@ -96,7 +86,7 @@ def search(
     from david.space import named
 
     check_folder(out)
-    wanted = named(space, scales=None if scales is None else _range(scales, "--scales"), max_length=max_length)
+    wanted = named(space, scales=None if scales is None else as_range(scales, "--scales"), max_length=max_length)
 
     from david.study import search as run_search
 
@@ -241,7 +231,7 @@ def explain(
     """
     from david.explain import explain as tell
 
-    _one_of(recipe, ratios)
+    one_of(recipe, ratios)
     if ratios is not None and model is None:
         raise RecipeError("--ratios need --model, whose depth they are of")
     costs = None
@@ -272,6 +262,36 @@ def check(
     _print(certificate.to_dict(), str(certificate), as_json)
     if not certificate.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    recipe: Annotated[str, typer.Argument(help="A recipe JSON, or its notation: '0:12, 8:30'.")],
+    folder: Annotated[Path, typer.Argument(help="Where the checkpoint goes: a folder that is new or empty.")],
+    model: Annotated[str | None, typer.Option(help="The base; left out, the one that the recipe file names.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="The largest file of weights.")] = "5GB",
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Write a recipe as an ordinary checkpoint, its layers really stacked, for engines that cannot sling.
+
+    Example: david export "0:12, 8:30" stacked --model demo
+    """
+    from david.recipe import Recipe
+
+    wanted = Recipe.of(recipe)
+    source = model or (wanted.base.model if wanted.base is not None else None)
+    if source is None:
+        raise RecipeError("the recipe does not name its base: say which with --model")
+
+    from david import checkpoint
+
+    checkpoint.check_target(folder)
+    checkpoint.check_recipe(wanted)
+    loaded, tokenizer = _load(source, dtype, device)
+    _tell_other_weights(wanted, loaded)
+    checkpoint.export(loaded, wanted, folder, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=True)
+    typer.echo(f"{folder}: {len(wanted)} layers, {checkpoint.folder_size(folder)}")
 
 
 @app.command()
@@ -382,34 +402,26 @@ def _objective(convention: Convention) -> Any:
 def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None, loaded: Any = None) -> "Recipe":
     from david.recipe import Recipe
 
-    _one_of(recipe, ratios)
+    one_of(recipe, ratios)
     if ratios is not None:
-        slices = [_range(part, "--ratios") for part in ratios.split(",")]
+        slices = [as_range(part, "--ratios") for part in ratios.split(",")]
         return Recipe.from_ratios(n_layers or 0, slices)
     wanted = Recipe.of(recipe or "")
     if n_layers is not None:
         wanted.check(n_layers)
-    if loaded is not None and wanted.base is not None and wanted.base.fingerprint is not None:
-        from david.models import fingerprint
-
-        if fingerprint(loaded) != wanted.base.fingerprint:
-            sys.stderr.write(
-                f"note: the recipe was made on other weights ({wanted.base.model}); it is run all the same\n"
-            )
+    if loaded is not None:
+        _tell_other_weights(wanted, loaded)
     return wanted
 
 
-def _one_of(recipe: str | None, ratios: str | None) -> None:
-    if (recipe is None) == (ratios is None):
-        raise RecipeError("give a recipe or --ratios, one of the two")
+def _tell_other_weights(wanted: "Recipe", loaded: Any) -> None:
+    """A note where a recipe was made on other weights than those that are loaded."""
+    if wanted.base is None or wanted.base.fingerprint is None:
+        return
+    from david.models import fingerprint
 
-
-def _range(text: str, option: str) -> tuple[float, float]:
-    try:
-        low, high = map(float, text.split(":"))
-    except ValueError:
-        raise RecipeError(f"cannot read {option} {text!r}: expected low:high, such as 0.1:1") from None
-    return low, high
+    if fingerprint(loaded) != wanted.base.fingerprint:
+        sys.stderr.write(f"note: the recipe was made on other weights ({wanted.base.model}); it is run all the same\n")
 
 
 def _print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:

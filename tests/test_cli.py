@@ -34,7 +34,7 @@ FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json"} | PLOTS
 WINDOW = 16
 ON_DATA = "model --data data.txt --window 16"
 SEARCH = f"search {ON_DATA} --windows 3 --held-out 4 --top 2 --out run"
-COMMANDS = ["search", "scan", "score", "check", "explain", "generate", "report"]
+COMMANDS = ["search", "scan", "score", "check", "explain", "export", "generate", "report"]
 
 Run = Callable[..., tuple[int, str, str]]
 

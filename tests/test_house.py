@@ -36,6 +36,7 @@ HEAVY = [
     "check",
     "corpus",
     "models",
+    "checkpoint",
     "score",
     "tasks",
     "engine",
@@ -43,7 +44,7 @@ HEAVY = [
     "store",
     "study",
 ]
-ORDER = [*LIGHT, *HEAVY, "chat", "cli"]
+ORDER = [*LIGHT, *HEAVY, "chat", "options", "cli"]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")

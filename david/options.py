@@ -1,0 +1,59 @@
+"""The options that several commands share: one wording and one meaning each; and how some are read."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from david.errors import RecipeError
+
+
+class Convention(StrEnum):
+    """The conventions of `score.perplexity`."""
+
+    window = "window"
+    llamacpp = "llamacpp"
+
+
+Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or demo.")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="A recipe JSON, or its notation: '0:12, 8:30', '0:12, 8:12*0.5, 12:30'.")
+]
+Ratios = Annotated[str | None, typer.Option(help="Slices of the depth instead of a recipe: '0:0.3, 0.2:1'.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="A text, JSON lines, parquet or CSV file, a Hub dataset, or python-topics.")
+]
+Slice = Annotated[str | None, typer.Option(help="Rows of the data: 'test[:200]', '[10%:20%]'.")]
+Column = Annotated[str, typer.Option(help="The data's column that holds the text.")]
+Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
+Windows = Annotated[int, typer.Option(min=1, help="How many windows to score.")]
+HeldOut = Annotated[int, typer.Option(min=2, help="How many further windows judge the best recipes, once.")]
+ConventionOption = Annotated[Convention, typer.Option(help="Which tokens are scored.")]
+Bos = Annotated[bool | None, typer.Option(help="BOS as each window's first token; left out, the tokenizer's habit.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; left out, as stored.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; left out, the accelerator if there is one.")]
+Out = Annotated[Path, typer.Option(help="The run's folder: study, tables, plots, best.json.")]
+Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the folder's study.db.")]
+StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
+Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
+Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+DEFAULT_DATA = "python-topics"
+
+
+def one_of(recipe: str | None, ratios: str | None) -> None:
+    """`RecipeError` unless exactly one of the two is given."""
+    if (recipe is None) == (ratios is None):
+        raise RecipeError("give a recipe or --ratios, one of the two")
+
+
+def as_range(text: str, option: str) -> tuple[float, float]:
+    """What `low:high` stands for; `RecipeError` where it is something else."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise RecipeError(f"cannot read {option} {text!r}: expected low:high, such as 0.1:1") from None
+    return low, high
