@@ -102,11 +102,21 @@ class Stack:
 
 def find(model: nn.Module) -> Stack:
     """The decoder layers of a model; `SlingError` when they are not known to be slung exactly."""
-    if not isinstance(model, PreTrainedModel):
-        raise SlingError(f"expected a transformers model (PreTrainedModel); got {type(model).__name__}")
-    config = model.config.get_text_config(decoder=True)
-    owner, name = _kept_home(model) or _home(model, config)
+    inner = unwrapped(model)
+    config = inner.config.get_text_config(decoder=True)
+    owner, name = _kept_home(inner) or _home(inner, config)
     return Stack(owner, name, tuple(_configs(owner, name, config)))
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside what holds it alone, such as PEFT's classes and what `torch.compile` returns."""
+    inner = model
+    while not isinstance(inner, PreTrainedModel):
+        inside = list(inner.children())
+        if len(inside) != 1:
+            raise SlingError(f"expected a transformers model (PreTrainedModel); got {type(model).__name__}")
+        inner = inside[0]
+    return inner
 
 
 def _refuse(model: PreTrainedModel, config: PreTrainedConfig) -> None:
@@ -142,8 +152,9 @@ def _kept_home(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
 
 def is_proved(model: nn.Module) -> bool:
     """Whether slinging was proved exact for its type, or by `check` for the model in hand."""
-    kind = model.config.get_text_config(decoder=True).model_type  # type: ignore[union-attr,operator]
-    return kind in PROVED or bool(model.__dict__.get(PROVED_HERE))
+    inner = unwrapped(model)
+    kind = inner.config.get_text_config(decoder=True).model_type
+    return kind in PROVED or bool(inner.__dict__.get(PROVED_HERE))
 
 
 def is_known(model: nn.Module) -> bool:
@@ -301,7 +312,20 @@ def _with_lists(
             continue
         if isinstance(value, list | tuple) and len(value) == n_layers:
             lists[name] = type(value)(value[layer] for layer in repeat_map)
-    return type(kind.__name__, (kind,), {"__module__": kind.__module__} | lists) if lists else kind
+    return _class_with(kind, lists) if lists else kind
+
+
+def _class_with(kind: type[PreTrainedConfig], lists: dict[str, Any]) -> type[PreTrainedConfig]:
+    """A configuration's class in which some computed lists are these."""
+
+    def reduce(config: PreTrainedConfig) -> tuple[Any, ...]:  # pickle finds no class by this name
+        return _empty_with, (kind, lists), vars(config)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__reduce__": reduce} | lists)
+
+
+def _empty_with(kind: type[PreTrainedConfig], lists: dict[str, Any]) -> PreTrainedConfig:
+    return object.__new__(_class_with(kind, lists))
 
 
 def _numbers(old: Any, repeat_map: Sequence[int]) -> Any:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
+from transformers.utils import output_capturing as capturing
 
 from david import layers
 from david.errors import RecipeError, SlingError
@@ -27,7 +27,7 @@ Ratios = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class _Base:
-    """What a slung model keeps of its base: its list of layers, all that followed the map, and its mode.
+    """What a slung model keeps of its base: its list of layers, and all that followed the map.
 
     It is kept on the module that holds the layers: whoever holds the model finds it there, and copies carry it.
     """
@@ -35,7 +35,6 @@ class _Base:
     name: str
     home: nn.ModuleList
     values: Values
-    training: bool
 
 
 def sling(
@@ -52,8 +51,9 @@ def sling(
     (see `Recipe.from_ratios`), or `repeat_map_raw` with `scales` if wanted. A map always speaks of the base's layers,
     also when the model is slung already.
 
-    Move, cast or freeze the base, not its sling: `.to()`, `requires_grad_()` and gradient checkpointing do not reach
-    layers that a sling leaves out. Two models built on one configuration object are both told of a sling's depth.
+    Freeze the base, not its sling, and set gradient checkpointing, compilation and adapters there: these reach the
+    layers of the moment, while `.to()`, `.half()` and `.train()` reach those that a sling leaves out too. Two models
+    built on one configuration object are both told of a sling's depth.
 
     Raises `RecipeError` for a recipe that does not fit the model and `SlingError` for a model that is refused; the
     model is then what it was before.
@@ -65,7 +65,7 @@ def sling(
     base = _base(stack)
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
     layers.check(stack, base.values, wanted)
-    visits = _visits(stack, base, wanted)
+    visits = _visits(base, wanted)
     before = _now(stack)
     try:
         _put(model, stack, layers.followed(stack, base.values, visits, wanted.repeat_map), base)
@@ -104,7 +104,6 @@ def slung(
     try:
         yield sling(model, recipe, ratio_repeat=ratio_repeat, repeat_map_raw=repeat_map_raw, scales=scales)
     finally:
-        _base(stack)  # in step with the mode set in between
         _put(model, stack, *before)
         if stack.owner.training != training:
             stack.layers.train(stack.owner.training)
@@ -125,7 +124,7 @@ def view(
     stack = layers.find(model)
     base = _base(stack)
     wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
-    _visits(stack, base, wanted)  # refusals come before anything is touched
+    _visits(base, wanted)  # refusals come before anything is touched
     copies = layers.config_copies(model)
     configs = tuple(copies[id(config)] for config in stack.configs)
     home = {}
@@ -170,34 +169,25 @@ class David:
 
 
 def _base(stack: Stack) -> _Base:
-    """What is kept of the base, its layers in the mode that was set while they were out."""
     kept: _Base | None = stack.owner.__dict__.get(layers.KEPT)
-    if kept is None:
-        return _Base(stack.name, stack.layers, layers.now(stack), stack.owner.training)
-    if kept.training != stack.owner.training:
-        kept.home.train(stack.owner.training)
-        kept = stack.owner.__dict__[layers.KEPT] = replace(kept, training=stack.owner.training)
-    return kept
+    return kept or _Base(stack.name, stack.layers, layers.now(stack))
 
 
-def _visits(stack: Stack, base: _Base, recipe: Recipe) -> nn.ModuleList:
-    """The list of a recipe's visits.
-
-    transformers installs the hooks that capture hidden states on the layers of the moment. They are put on the base's
-    first, so that these have them after a reset too; and before that, the visits are made once in vain, since a
-    refusal must leave the model untouched.
-    """
-
-    def made() -> nn.ModuleList:
-        visits = (layers.visited(base.home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe))
-        return nn.ModuleList(visits)
-
-    visits = made()
-    if not getattr(stack.owner, "_output_capturing_hooks_installed", False):
-        maybe_install_capturing_hooks(stack.owner)
-        visits = made()
-    visits.training = base.home.training
+def _visits(base: _Base, recipe: Recipe) -> nn.ModuleList:
+    """The list of a recipe's visits. What is done to all of a model is done to the layers that it leaves out too."""
+    home = base.home
+    visits = nn.ModuleList(
+        layers.visited(home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe)
+    )
+    visits.training = home.training
+    for name in ("_apply", "train"):  # under `to`, `half`, `eval` and the like
+        visits.__dict__[name] = partial(_also, home, visits, name)
     return visits
+
+
+def _also(home: nn.ModuleList, visits: nn.ModuleList, name: str, *args: Any, **kwargs: Any) -> Any:
+    getattr(home, name)(*args, **kwargs)
+    return getattr(nn.ModuleList, name)(visits, *args, **kwargs)
 
 
 def _now(stack: Stack) -> tuple[Values, _Base | None]:
@@ -207,21 +197,55 @@ def _now(stack: Stack) -> tuple[Values, _Base | None]:
 def _put(model: nn.Module, stack: Stack, values: Values, base: _Base | None) -> None:
     """Set the layers and what goes with them, and the memory of the base (None where these are the base's own)."""
     layers.put(stack, values)
+    _captured(stack)
     stack.owner.__dict__.pop(layers.KEPT, None)
-    model.__dict__.pop("save_pretrained", None)
+    holders = [module for module in (model, layers.unwrapped(model)) if hasattr(module, "save_pretrained")]
+    for holder in holders:
+        holder.__dict__.pop("save_pretrained", None)
     if base is not None:
         stack.owner.__dict__[layers.KEPT] = base
-        model.__dict__["save_pretrained"] = partial(_save_pretrained, model)
+        for holder in holders:
+            holder.__dict__["save_pretrained"] = partial(_save_pretrained, holder)
 
 
-def _save_pretrained(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+def _captured(stack: Stack) -> None:
+    """Where transformers hooked the layers of the moment to capture hidden states, hook those of this moment too.
+
+    It does so once, when first asked; so the owner is shown to it again, with nothing but the layers in it.
+    """
+    owner, hooked = stack.owner, "_output_capturing_hooks_installed"
+    if not vars(owner).get(hooked) or any(_captures(module) for module in stack.layers.modules()):
+        return
+    modules = owner._modules
+    owner._modules = {stack.name: stack.layers}
+    try:
+        delattr(owner, hooked)
+        capturing.maybe_install_capturing_hooks(owner)
+    finally:
+        owner._modules = modules
+
+
+def _captures(module: nn.Module) -> bool:
+    return any(getattr(hook, "__module__", "") == capturing.__name__ for hook in module._forward_hooks.values())
+
+
+def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
     """What stands on the instance of a model that was slung."""
-    if is_slung(model):
+    if is_slung(model) and not _has_own_adapters(model):
         raise SlingError(
-            "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. "
-            "Save the recipe (recipe.save), or David.reset(model) first"
+            "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. Save the "
+            "recipe (recipe.save), write it stacked (david export), or David.reset(model) first"
         )
     return type(model).save_pretrained(model, *args, **kwargs)
+
+
+def _has_own_adapters(model: nn.Module) -> bool:
+    """Whether adapters were put on a sling's own visits: `save_pretrained` then writes these alone."""
+    if getattr(model, "peft_config", None) is None:
+        return False
+    stack = layers.find(model)
+    bases = {id(weight) for weight in _base(stack).home.parameters()}
+    return any(id(weight) not in bases for weight in stack.layers.parameters())
 
 
 def _wanted(

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import types
 from typing import Any, TypeVar
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from david.errors import SlingError
 
 Module = TypeVar("Module", bound=nn.Module)
-_COMPILED = ("_compiled_call", "_last_compile_config")  # what `generate` compiled of the base: a view compiles its own
+# What stands on an instance in the place of its class's forward, by accelerate, torch or a user.
+_FORWARDS = {"forward": "forward", "_old_forward": "forward", "_compiled_call_impl": "compiled call"}
 
 
 def module_view(module: Module, replace: dict[int, Any]) -> Module:
@@ -25,7 +27,7 @@ def module_view(module: Module, replace: dict[int, Any]) -> Module:
         return _own_rotary(module) if _grows(module) else module
     view = object.__new__(type(module))
     replace[id(module)] = view
-    state = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
+    state = module.__dict__.copy()
     for name, value in state.items():
         if isinstance(value, nn.Module):
             state[name] = module_view(value, replace)
@@ -37,7 +39,7 @@ def module_view(module: Module, replace: dict[int, Any]) -> Module:
         name: None if child is None else module_view(child, replace) for name, child in module._modules.items()
     }
     view.__dict__.update(state)
-    _bind(view, module)
+    _bind(view, module, replace)
     return view
 
 
@@ -97,32 +99,36 @@ class _Damping:
         return with_hidden(output, before + self.scale * (hidden(output) - before))
 
 
-def _bind(view: nn.Module, module: nn.Module) -> None:
+def _bind(view: nn.Module, module: nn.Module, views: dict[int, Any]) -> None:
     """Methods kept on the instance still run the base's module, with its place in the cache: make them the view's.
 
     accelerate keeps two (`add_hook_to_module`): `_old_forward`, bound to the module, and `forward`, a partial of it.
+    torch keeps a compiled call.
     """
-    if module.__dict__.get("_compiled_call_impl") is not None:
-        raise SlingError(f"{type(module).__name__} is refused: it is compiled. Sling first, then compile its layers")
     for name, value in module.__dict__.items():
-        bound = _bound(value, module, view)
+        bound = _bound(value, views)
         if bound is not None:
             view.__dict__[name] = bound
-        elif name in ("forward", "_old_forward"):
+        elif name in _FORWARDS and value is not None:
             raise SlingError(
-                f"{type(module).__name__} is refused: its forward was replaced on the instance, which a view cannot "
-                "follow. Sling first, or take the replacement away"
+                f"{type(module).__name__} is refused: its {_FORWARDS[name]} was replaced on the instance, which a view "
+                "cannot follow. Sling first, or take the replacement away"
             )
 
 
-def _bound(value: Any, module: nn.Module, view: nn.Module) -> Any:
-    """A method of a module, or a partial of one, as the view's own; None for what is not bound to the module."""
-    if isinstance(value, types.MethodType) and value.__self__ is module:
-        return types.MethodType(value.__func__, view)
+def _bound(value: Any, views: dict[int, Any]) -> Any:
+    """A method of a module that has a view, a partial or a compilation of one, as the view's own; else None."""
+    if isinstance(value, types.MethodType):
+        view = views.get(id(value.__self__))
+        return None if view is None else types.MethodType(value.__func__, view)
     if isinstance(value, functools.partial):
-        function = _bound(value.func, module, view)
-        if function is not None or any(part is module for part in value.args):
-            args = [view if part is module else part for part in value.args]
+        function = _bound(value.func, views)
+        if function is not None or any(id(part) in views for part in value.args):
+            args = [views.get(id(part), part) for part in value.args]
             own = functools.partial(function or value.func, *args, **value.keywords)
             return functools.update_wrapper(own, value, updated=()) if hasattr(value, "__wrapped__") else own
+    if hasattr(value, "_torchdynamo_orig_callable"):
+        function = _bound(value._torchdynamo_orig_callable, views)
+        compiler = inspect.getclosurevars(value).nonlocals.get("self")  # with the backend and options it was given
+        return None if function is None or compiler is None else compiler(function)
     return None

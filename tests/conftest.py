@@ -27,6 +27,18 @@ def tiny() -> Any:
     return tiny_model("llama")
 
 
+@pytest.fixture
+def compiler() -> None:
+    """Skips a test where torch cannot compile to machine code."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("no C++ compiler: install g++")
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
