@@ -41,10 +41,17 @@ from david.views import is_rotary
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _RUNS = "The recipe itself runs without a checkpoint: david generate --recipe"
 _BESIDE = 2**20  # bytes for the files beside the weights, besides a tokenizer
-# Attributes that say how a model is used, not what it computes.
-_OF_USE = frozenset({"all_tied_weights_keys", "gradient_checkpointing", "name_or_path", "training"})
-# Settings of a configuration that say what it is of; its class says what type.
-_OF_ORIGIN = frozenset({"architectures", "dtype", "model_type", "name_or_path", "torch_dtype", "transformers_version"})
+# Attributes that say how a model is used, or how it was built, and not what it computes.
+_OF_USE = frozenset(
+    {"all_tied_weights_keys", "gradient_checkpointing", "layer_block_map", "layers_are_rescaled", "name_or_path"}
+    | {"training"}
+)
+# Settings of a configuration that say where it is from (its class says what type), or what is compared in the layers.
+_OF_ORIGIN = frozenset(
+    {"architectures", "dtype", "kv_sharing_modes", "model_type", "name_or_path", "torch_dtype", "transformers_version"}
+)
+_STORES = "store_full_length_kv"  # an attribute of attentions whose keys and values later layers share
+_PACKED_WIDTHS = ("embedding_dim", "out_features")
 
 
 def export(
@@ -240,11 +247,13 @@ def _planned(beside: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int)
     """Everything that can be decided and proved without the values of the weights."""
     stack = layers.find(beside)
     prefix = next(name for name, module in beside.named_modules() if module is stack.layers)
+    _follow_sharing(stack)
     config = _configuration(beside)
     read = _read_back(config, beside)
     built = _built(read, beside)
     weights = _weights(beside, stack, n_layers, recipe)
     _compare(weights, built, prefix)
+    _check_padding(weights, built)
     _compare_configurations(stack, layers.find(built))
     tied = _check_ties(weights, built)
     ignored = set(beside._keys_to_ignore_on_save or ())
@@ -255,6 +264,15 @@ def _planned(beside: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int)
     if written != values:
         raise SlingError(f"{written} values would be written where the configuration's model has {values}: {_RUNS}")
     return _Plan(weights, config, _loader(read, beside), tuple(_shards(bundles, limit)), bundles, values)
+
+
+def _follow_sharing(stack: Stack) -> None:
+    """Gemma 3n and 4 say by one number how many of the last layers share keys and values: as many as of the visits."""
+    shared = [getattr(getattr(visit, "self_attn", None), "is_kv_shared_layer", False) for visit in stack.layers]
+    last = next((place for place, shares in enumerate(reversed(shared)) if not shares), len(shared))
+    for config in stack.configs:
+        if "num_kv_shared_layers" in vars(config):
+            config.num_kv_shared_layers = last
 
 
 def _configuration(beside: PreTrainedModel) -> dict[str, Any]:
@@ -279,20 +297,24 @@ def _read_back(config: dict[str, Any], beside: PreTrainedModel) -> PreTrainedCon
     with tempfile.TemporaryDirectory() as place:
         _write_json(Path(place) / "config.json", config)
         try:
-            return AutoConfig.from_pretrained(place, trust_remote_code=False)
+            read = AutoConfig.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # each configuration checks itself in its own way
             raise SlingError(
                 f"a {type(beside.config).__name__} cannot say what this recipe needs: {one_line(error)}. {_RUNS}"
             ) from None
+    if not isinstance(beside.config, type(read)):
+        raise SlingError(
+            f"its {type(beside.config).__name__} would be read back as a {type(read).__name__}, another type. {_RUNS}"
+        )
+    return read
 
 
 def _built(config: PreTrainedConfig, beside: PreTrainedModel) -> PreTrainedModel:
     """What transformers builds from the configuration: real buffers, no values of parameters."""
     kind = type(beside)
-    options = {"attn_implementation": own} if (own := beside.config._attn_implementation) else {}
     try:
         with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-            return kind._from_config(config, dtype=beside.dtype, **options)
+            return kind._from_config(config, dtype=beside.dtype)
     except Exception as error:  # the code of any model
         raise SlingError(
             f"{kind.__name__} cannot be built with this recipe's configuration: {one_line(error)}. {_RUNS}"
@@ -409,6 +431,8 @@ def _compare(weights: _Weights, built: PreTrainedModel, prefix: str) -> None:
         for name in (*theirs, *(name for name in ours if name not in theirs)):
             if mine.get(path) is stack.owner and isinstance(settings.get(name), list):
                 continue  # read when the model was built; what the configuration says now is compared below
+            if name == _STORES and ours.get(name) and theirs.get(name) is False:
+                continue  # the last that stores is read, and all that share come after it
             if ours.get(name, _ABSENT) != theirs.get(name, _ABSENT):
                 raise SlingError(_difference(path, name, ours, theirs, prefix, type(weights.beside.config)))
         _compare_buffers(weights, path, mine[path], its[path])
@@ -456,6 +480,9 @@ def _facts(weights: _Weights | None, path: str, module: nn.Module | None) -> dic
     if isinstance(of_all := own.get("layer_dic"), dict):  # Zamba 2: a block that layers share knows them all by number
         numbers = {int(part) for part in path.split(".") if part.isdigit()}
         own["layer_dic"] = {number: entry for number, entry in of_all.items() if number in numbers}
+    if weights is not None and any(f"{path}.{name}" in weights.packed for name in module._parameters):
+        parts = len(weights.order) / weights.n_layers
+        own |= {name: int(own[name] * parts) for name in _PACKED_WIDTHS if name in own}
     return facts | {name: value for name, value in own.items() if value is not _OTHER}
 
 
@@ -514,6 +541,32 @@ def _compare_dtypes(weights: _Weights, built: PreTrainedModel) -> None:
                 f"{name} is {has} here and would be read back as {read}: load the base with one dtype "
                 "(load_model(…, dtype=…)), then export"
             )
+
+
+def _check_padding(weights: _Weights, built: PreTrainedModel) -> None:
+    """Some types clear the padding token's embedding when they are read (Youtu): it must be zero then."""
+    if not any(_clears_padding(part) for part in built.modules() if isinstance(part, PreTrainedModel)):
+        return
+    for path, module in weights.beside.named_modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            row = weights.load(f"{path}.weight")[module.padding_idx]
+            if row.any():
+                raise SlingError(
+                    f"{path} has values for the padding token, {module.padding_idx}, which transformers sets to zero "
+                    f"when it reads a {type(built).__name__}: it would be another model. {_RUNS}"
+                )
+
+
+def _clears_padding(model: PreTrainedModel) -> bool:
+    probe = nn.Embedding(2, 1, padding_idx=0)
+    nn.init.ones_(probe.weight)
+    probe.weight._is_hf_initialized = True  # type: ignore[attr-defined]  # how transformers marks what was read
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model._init_weights(probe)
+    except Exception:  # the code of any model: it wants more than a module, so nothing is known of it
+        return True
+    return probe.weight[0].item() == 0
 
 
 def _compare_configurations(mine: Stack, its: Stack) -> None:

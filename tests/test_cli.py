@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -297,6 +298,23 @@ def test_sampled_text_follows_the_seed(run: Run) -> None:
     assert len({text(1), text(2), text(3)}) > 1
 
 
+def test_export_writes_a_checkpoint_that_is_the_recipe_and_says_where(run: Run, place: Path, model: Any) -> None:
+    recipe = Recipe.parse("0:4, 2:6")
+    tokens = torch.arange(12).unsqueeze(0)
+    ours = Recipe(recipe.repeat_map, base=Base(model="model", num_layers=6))
+    ours.save(place / "ours.json")
+    for k, line in enumerate(("export ours.json", "export --model model")):
+        code, printed, err = run(line, *([str(recipe)] if k else []), f"stacked{k}", "--max-shard-size", "50KB")
+        assert code == 0, err
+        assert re.fullmatch(rf"stacked{k}: 8 layers, \d+\.\d kB\n", printed)
+        assert "writing" in err
+        again = AutoModelForCausalLM.from_pretrained(place / f"stacked{k}")
+        with torch.no_grad():
+            assert torch.allclose(again(tokens).logits, stacked(model, recipe)(tokens).logits, atol=1e-5)
+        assert AutoTokenizer.from_pretrained(place / f"stacked{k}").get_vocab()["w5"] == 5
+        assert Recipe.load(place / f"stacked{k}" / "recipe.json") == recipe
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str, run: Run) -> None:
     code, text, _ = run(f"{command} --help")
@@ -371,6 +389,18 @@ WRONG = {
     ),
     "search, unknown sampler": (f"{SEARCH} --sampler best --out new", [], "unknown sampler 'best'"),
     "search, unknown storage": (f"{SEARCH} --storage no://x --out new", [], "storage no://x cannot be used"),
+    "export without a base": ("export 0:4 new", [], "the recipe does not name its base: say which with --model"),
+    "export, recipe file without a base": ("export seven.json new", [], "say which with --model"),
+    "export of scales": ("export six.json new --model model", [], "a checkpoint has no place for scales: visit 4"),
+    "export, unreadable recipe": ("export 0:x new --model model", [], "cannot read '0:x'"),
+    "export, layer out of range": ("export 0:9 new --model model", [], "layer 8 is out of range"),
+    "export, recipe for another number of layers": ("export seven.json new --model model", [], "out of range"),
+    "export, unknown model": ("export 0:4 new --model ./nowhere", [], "no such model: './nowhere'"),
+    "export into a folder in use": ("export 0:4 model --model model", [], "model is not empty"),
+    "export into a file": ("export 0:4 data.txt --model model", [], "data.txt is a file"),
+    "export into a folder in a file": ("export 0:4 data.txt/new --model model", [], "data.txt"),
+    "export, shards of no size": ("export 0:4 new --model model --max-shard-size big", [], "the shard size 'big'"),
+    "export, unknown dtype": ("export 0:4 new --model model --dtype int4", [], "unknown dtype 'int4'"),
     "report of a storage that is not there": (
         "report --storage sqlite:///gone.db --out new",
         [],
