@@ -68,8 +68,8 @@ def export(
     Plain transformers reads it back with the very logits of the slung model. The model may be slung, offloaded or
     spread over devices, and is left alone. The folder gets `config.json`, the weights in shards of at most
     `max_shard_size` (bytes, or text such as `"5GB"`; a single tensor may be larger), the tokenizer if there is one,
-    `recipe.json`, and a model card. Beside the base, memory holds one shard at a time. What is cut off half way leaves
-    nothing that looks whole.
+    `recipe.json`, and a model card. Hooks that are put on the model are not in a checkpoint. Beside the base, memory
+    holds one shard at a time. What is cut off half way leaves nothing that looks whole.
 
     Raises `RecipeError` for a recipe that does not fit the model; `SlingError` for what no checkpoint of this type can
     say (scales, quantised weights, adapters, a map that its configuration has no words for); `SearchError` for a folder
@@ -78,7 +78,7 @@ def export(
     Example:
         >>> export(model, "0:12, 8:30", "stacked", tokenizer=tokenizer)  # doctest: +SKIP
     """
-    target = Path(folder)
+    target = Path(folder).resolve()
     check_target(target)
     limit = _bytes(max_shard_size)
     wanted = Recipe.of(recipe)
@@ -95,10 +95,10 @@ def export(
         if tokenizer is not None:
             _write_tokenizer(tokenizer, place)
         if beside.can_generate():
-            beside.generation_config.save_pretrained(place)
+            beside.generation_config.to_json_file(place / "generation_config.json")  # as it is, also where unwise
         _write_json(place / "config.json", plan.config)
         _write_json(place / "model.safetensors.index.json", index)
-    return target
+    return Path(folder)
 
 
 def check_target(folder: str | os.PathLike[str]) -> None:
@@ -689,6 +689,7 @@ def _told(model: PreTrainedModel, recipe: Recipe) -> Recipe:
     name = _published(base)
     if name is None and recipe.base is not None and recipe.base.fingerprint == base.fingerprint:
         name = _published(recipe.base)
+    if name is not None and name != base.model and recipe.base is not None:
         base = base.model_copy(update={"revision": recipe.base.revision})
     made = Versions(
         david=__version__,
@@ -729,7 +730,7 @@ def _card(plan: _Plan, recipe: Recipe) -> str:
         f'model = {plan.loader}.from_pretrained("this folder, or its name on the Hub")\n```\n\n'
         "## The same without this checkpoint\n\n"
         "On the base's own weights, in place and with no byte copied, with "
-        "[David](https://github.com/EGjoni/David) and the `recipe.json` of this folder:\n\n"
+        "David and the `recipe.json` of this folder:\n\n"
         "```python\nfrom david import David, load_model\n\n"
         f"model, tokenizer = load_model({source})\n"
         'David.sling(model, "recipe.json")\n```\n\n'

@@ -210,7 +210,7 @@ def test_a_model_of_half_precision_comes_back_with_every_tensor_of_its_type(
     assert '"float32"' not in (tmp_path / "out/config.json").read_text()
 
 
-@pytest.mark.parametrize("how", ["cpu", "disk"])
+@pytest.mark.parametrize("how", ["cpu", "disk", "map"])
 @pytest.mark.parametrize("name", ["llama-tied", "mixtral", "gemma4_text"])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_an_offloaded_base_is_exported_tensor_by_tensor(name: str, how: str, tmp_path: Path) -> None:
@@ -218,9 +218,18 @@ def test_an_offloaded_base_is_exported_tensor_by_tensor(name: str, how: str, tmp
     export(model, recipe, tmp_path / "plain", max_shard_size=SHARD)
     if how == "cpu":
         cpu_offload(model, execution_device=torch.device("cpu"))
-    else:
+    elif how == "disk":
         disk_offload(model, tmp_path / "offloaded", execution_device=torch.device("cpu"))
-    assert all(weight.is_meta for weight in model.parameters())
+    else:  # as `from_pretrained` spreads a model that is larger than memory
+        model.save_pretrained(tmp_path / "base")
+        parts = [path for path, _ in model.model.named_children() if path != "layers"]
+        places = dict.fromkeys(["lm_head", *(f"model.{part}" for part in parts), "model.layers.0"], "cpu")
+        places |= {f"model.layers.{k}": "disk" for k in range(1, 6)}
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", device_map=places, offload_folder=tmp_path / "offloaded"
+        )
+        assert any(weight.is_meta for weight in model.parameters())
+    assert how == "map" or all(weight.is_meta for weight in model.parameters())
     export(model, recipe, tmp_path / "out", max_shard_size=SHARD)
     assert same(tensors(tmp_path / "out"), tensors(tmp_path / "plain"))
     assert (tmp_path / "out/config.json").read_text() == (tmp_path / "plain/config.json").read_text()
@@ -336,6 +345,35 @@ def test_a_class_that_the_automatic_one_does_not_give_is_named_in_the_card(tmp_p
     assert "import MusicgenForCausalLM" in (folder / "README.md").read_text()
     copied = own_memory(stacked(model, Recipe.parse(REPEAT)))
     assert torch.equal(logits(read(folder, type(model))), logits(copied))
+
+
+def test_a_generation_configuration_that_transformers_would_not_save_is_kept_as_it_is(
+    tiny: Any, tmp_path: Path
+) -> None:
+    tiny.generation_config.temperature = 0.5  # without sampling
+    folder = export(tiny, REPEAT, tmp_path / "out")
+    assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.5
+
+
+def test_what_was_run_before_leaves_no_trace(tmp_path: Path) -> None:
+    """Rotary embeddings that grow with the longest text, and RWKV's note that it is in evaluation."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    for name, model in (
+        ("dynamic", tiny_model("llama", rope_parameters=rope, max_position_embeddings=8)),
+        ("rwkv", tiny_named("rwkv")),
+    ):
+        logits(model)
+        folder = export(model, REPEAT, tmp_path / name)
+        with David.slung(model, REPEAT):
+            assert torch.equal(logits(read(folder)), logits(own_memory(model)))
+
+
+def test_a_link_to_an_empty_folder_is_that_folder(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    assert export(tiny, REPEAT, tmp_path / "link") == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there/config.json").is_file()
 
 
 # ---- what is refused
