@@ -77,10 +77,10 @@ _OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps what single la
 _SHARED_END = "first_kv_shared_layer_idx"  # an attribute of the owner
 # Attributes that carry a layer's number for its place in the cache, and those that carry it for its arithmetic.
 _INDICES = ("layer_idx", "layer_id")
-_KEPT_INDICES = (("RwkvBlock", "layer_id"),)
+KEPT_INDICES = (("RwkvBlock", "layer_id"),)
 _SLOTS = {"LongcatFlashDecoderLayer": 2}  # its two attentions have the places 2 · layer and 2 · layer + 1
 # Modules beside the layers whose output holds a part for each layer, packed: [B, T, N · part].
-_PACKED = ("embed_tokens_per_layer", "per_layer_model_projection")
+PACKED = ("embed_tokens_per_layer", "per_layer_model_projection")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _configs(owner: nn.Module, name: str, config: PreTrainedConfig) -> Iterator[
 
 def now(stack: Stack) -> Values:
     """What follows a map, as it is now: the owner's layers and what goes with them, a configuration's lists."""
-    owner = {stack.name: stack.layers} | {name: child for name in _PACKED if (child := stack.owner._modules.get(name))}
+    owner = {stack.name: stack.layers} | {name: child for name in PACKED if (child := stack.owner._modules.get(name))}
     owner |= {name: value for name, value in vars(stack.owner).items() if name in (*_NUMBERS, _SHARED_END)}
     return [owner, *(_per_layer(config, len(stack.layers)) for config in stack.configs)]
 
@@ -340,7 +340,7 @@ def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
         own = vars(module)
         for name in _INDICES:
             carried = own.get(name)
-            if carried is None or carried < 0 or (type(module).__name__, name) in _KEPT_INDICES:
+            if carried is None or carried < 0 or (type(module).__name__, name) in KEPT_INDICES:
                 continue
             parts = _SLOTS.get(type(layer).__name__, 1) if path else 1
             if carried // parts != index:

@@ -80,7 +80,7 @@ def test_a_base_whose_cache_changes_its_logits_is_told_and_is_no_failure() -> No
         ("_INDICES", (), "llama", {"cached = stacked", "cached = uncached"}),
         ("_has_each", lambda *_: False, "gemma3_text", {"uncached = stacked"}),
         ("damp", lambda *_: None, "llama", {"uncached = stacked", "cached = stacked"}),
-        ("_PACKED", (), "gemma3n_text", {"uncached = stacked"}),
+        ("PACKED", (), "gemma3n_text", {"uncached = stacked"}),
     ],
 )
 def test_it_fails_where_a_mechanism_is_missing(

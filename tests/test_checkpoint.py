@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import david
-from david import David, Recipe, checkpoint, export
+from david import David, Recipe, checkpoint, export, rebuilt
 from david.errors import DavidError, RecipeError, SearchError, SlingError
 from david.models import fingerprint
 from david.origin import Base
@@ -496,7 +496,7 @@ def test_without_the_structural_check_a_wrong_checkpoint_is_written(
         model.model.layers[2].self_attn.scaling *= 2
     with pytest.raises(SlingError, match=r"visit \d would have"):
         export(model, recipe, tmp_path / "out")
-    monkeypatch.setattr(checkpoint, "_compare", lambda *_: None)
+    monkeypatch.setattr(rebuilt, "_compare", lambda *_: None)
     export(model, recipe, tmp_path / "out")
     assert not torch.allclose(logits(read(tmp_path / "out")), logits(own_memory(stacked(model, recipe))), atol=1e-3)
 
@@ -506,7 +506,7 @@ def test_without_the_check_of_ties_two_tensors_come_back_as_one(
 ) -> None:
     _tied_in_words_alone(tiny)
     before = logits(David.view(tiny, REPEAT))
-    monkeypatch.setattr(checkpoint, "_check_ties", lambda _weights, built: set(built.all_tied_weights_keys))
+    monkeypatch.setattr(rebuilt, "_check_ties", lambda _weights, built: set(built.all_tied_weights_keys))
     export(tiny, REPEAT, tmp_path / "out")
     assert not torch.allclose(logits(read(tmp_path / "out")), before, atol=1e-3)
 
@@ -523,7 +523,7 @@ def test_without_the_check_of_padding_a_row_comes_back_as_zeros(
     assert torch.equal(logits(read(tmp_path / "zero")), logits(own_memory(stacked(model, Recipe.parse(REPEAT)))))
     with torch.no_grad():
         model.model.embed_tokens.weight[0] = 1
-    monkeypatch.setattr(checkpoint, "_check_padding", lambda *_: None)
+    monkeypatch.setattr(rebuilt, "_check_padding", lambda *_: None)
     export(model, REPEAT, tmp_path / "out")
     assert not torch.allclose(
         logits(read(tmp_path / "out")), logits(own_memory(stacked(model, Recipe.parse(REPEAT)))), atol=1e-3

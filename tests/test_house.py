@@ -36,6 +36,8 @@ HEAVY = [
     "check",
     "corpus",
     "models",
+    "card",
+    "rebuilt",
     "checkpoint",
     "score",
     "tasks",
