@@ -69,6 +69,7 @@ class Way:
     own: bool = False  # `before` makes weights, so that the stacked copy is one of the base after it
     plain: bool = False  # asked of recipes without scales only
     allowed: float = ROUNDING
+    unit: Callable[[Tensor], Tensor] = torch.std  # of what is compared: in which differences are told
     needs: str = ""  # a package, or "g++"
     slow: bool = False
 
@@ -165,6 +166,10 @@ def gradients(model: Any) -> Tensor:
     model.zero_grad()
     model(input_ids=TEXT, labels=TEXT, use_cache=False).loss.backward()
     return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+
+def largest(values: Tensor) -> Tensor:
+    return values.abs().max()
 
 
 def forced(cache: str) -> Callable[[Any], Tensor]:
@@ -340,8 +345,8 @@ WAYS = (
     Way("layers compiled", logits, before=layers_compiled, needs="g++", slow=True, allowed=HALF),
     # adapters and gradients
     Way("PEFT adapter", greedy, before=with_adapter, own=True, needs="peft"),
-    Way("gradients", gradients, reference=weights_tied),
-    Way("gradients, checkpointed", gradients, before=in_training, reference=trained_tied),
+    Way("gradients", gradients, reference=weights_tied, unit=largest),
+    Way("gradients, checkpointed", gradients, before=in_training, reference=trained_tied, unit=largest),
     # copies and files
     Way("deepcopy", greedy, after=copied_deeply, reference=unchanged),
     Way("pickle", greedy, after=pickled, reference=unchanged),
@@ -386,7 +391,7 @@ def _compare(
         return found
     if not isinstance(found, Tensor) or not isinstance(right, Tensor):
         return f"{_word(found)}, where the stacked copy: {_word(right)}"
-    apart = far(found, right)
+    apart = far(found, right, way.unit)
     row.difference = max(row.difference, apart)
     if apart > way.allowed:
         return f"{apart:.1e} from the stacked copy"
@@ -424,11 +429,11 @@ def _same(one: Tensor | Exception, other: Tensor) -> bool:
     return isinstance(one, Tensor) and torch.equal(one, other)
 
 
-def far(one: Tensor, other: Tensor) -> float:
-    """The largest difference, in standard deviations of what is right; infinite where the shapes differ."""
+def far(one: Tensor, other: Tensor, unit: Callable[[Tensor], Tensor] = torch.std) -> float:
+    """The largest difference, in a unit of what is right; infinite where the shapes differ."""
     if one.shape != other.shape:
         return float("inf")
-    return float((one - other).abs().max() / other.std()) if not torch.equal(one, other) else 0.0
+    return 0.0 if torch.equal(one, other) else float((one - other).abs().max() / unit(other))
 
 
 def _lacking(needs: str) -> str:
