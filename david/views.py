@@ -127,7 +127,7 @@ def _bound(value: Any, views: dict[int, Any]) -> Any:
             args = [views.get(id(part), part) for part in value.args]
             own = functools.partial(function or value.func, *args, **value.keywords)
             return functools.update_wrapper(own, value, updated=()) if hasattr(value, "__wrapped__") else own
-    if hasattr(value, "_torchdynamo_orig_callable"):
+    if isinstance(value, types.FunctionType) and hasattr(value, "_torchdynamo_orig_callable"):
         function = _bound(value._torchdynamo_orig_callable, views)
         compiler = inspect.getclosurevars(value).nonlocals.get("self")  # with the backend and options it was given
         return None if function is None or compiler is None else compiler(function)
