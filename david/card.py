@@ -32,6 +32,8 @@ def told(model: PreTrainedModel, recipe: Recipe) -> Recipe:
         transformers=transformers.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if recipe.base is not None and recipe.base.fingerprint not in (None, base.fingerprint):
+        recipe = replace(recipe, scores=(), search=None)  # of other weights
     return replace(recipe, base=base.model_copy(update={"model": name}), made_with=recipe.made_with or made)
 
 
@@ -58,9 +60,12 @@ def card(recipe: Recipe, loader: str, values: int, dtype: str, size: str) -> str
     named = base.model or f"a {base.architecture} of {base.num_layers} layers"
     named = "SmolLM2-135M-Instruct (David's `demo`)" if base.model == DEMO else named
     front = ["---", *([f"base_model: {json.dumps(hub)}", "base_model_relation: merge"] if hub else [])]
-    front += ["library_name: transformers", "pipeline_tag: text-generation", "tags:"]
+    front += ["license: apache-2.0"] if base.model == DEMO else []
+    front += ["library_name: transformers"]
+    front += ["pipeline_tag: text-generation"] if loader == "AutoModelForCausalLM" else []
+    front += ["tags:"]
     front += ["- david", "- frankenmerge", "- layer-repetition", "---"]
-    source = json.dumps(base.model or "the base")
+    source = json.dumps(base.model or "the folder of the base, or its name on the Hub")
     return "\n".join(front) + (
         f"\n\n# {named}, its layers in another order\n\n"
         f"This checkpoint has {len(recipe)} layers, made of the {base.num_layers} of {named} without any training: "
@@ -68,7 +73,7 @@ def card(recipe: Recipe, loader: str, values: int, dtype: str, size: str) -> str
         f"```\n{recipe}\n\n{recipe.picture}\n```\n\n"
         f"The map: `{list(recipe.repeat_map)}`\n\n"
         "## Use\n\n```python\n"
-        f"from transformers import {loader}, AutoTokenizer\n\n"
+        f"from transformers import {loader}\n\n"
         f'model = {loader}.from_pretrained("this folder, or its name on the Hub")\n```\n\n'
         "## The same without this checkpoint\n\n"
         "On the base's own weights, in place and with no byte copied, with "

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from david import layers
 from david.card import card, loader, told
 from david.errors import DavidError, SearchError, SlingError, one_line
-from david.layers import unwrapped
 from david.rebuilt import RUNS, Rebuilt, Weights, rebuilt
 from david.recipe import Recipe
 from david.report import check_folder
@@ -60,10 +60,12 @@ def export(
     target = Path(folder).resolve()
     check_target(target)
     limit = _bytes(max_shard_size)
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise DavidError(f"expected a tokenizer, as load_model gives it; got {type(tokenizer).__name__}")
     wanted = Recipe.of(recipe)
     check_recipe(wanted)
     _refuse_weights(model)
-    model = unwrapped(model)
+    model = layers.unwrapped(model)
     beside = view(model, wanted)
     plan = _planned(beside, wanted, base_depth(model), limit)
     _check_room(target, plan.bytes)
@@ -86,7 +88,15 @@ def export(
 def check_target(folder: str | os.PathLike[str]) -> None:
     """`SearchError` unless a checkpoint can be written there: nothing is there yet, or an empty folder."""
     target = Path(folder)
-    if target.is_dir() and any(target.iterdir()):
+    if Path.cwd().is_relative_to(target.absolute()):
+        raise SearchError(
+            f"{target} is where this command runs: give a folder that is new, such as {target / 'stacked'}"
+        )
+    try:
+        filled = target.is_dir() and any(target.iterdir())
+    except OSError as error:
+        raise SearchError(f"{target} cannot be written: {one_line(error)}") from None
+    if filled:
         raise SearchError(
             f"{target} is not empty: give a folder that is new or empty, so that nothing is mixed or lost"
         )
@@ -127,15 +137,15 @@ class _Plan:
         return sum(size for bundle in self.bundles for size in bundle.made.values())
 
 
-def _refuse_weights(model: nn.Module) -> None:
+def _refuse_weights(wrapped: nn.Module) -> None:
     """`SlingError` for weights that a plain checkpoint cannot hold."""
-    adapted = next((module for module in model.modules() if type(module).__module__.startswith("peft.")), None)
-    if adapted is not None or getattr(model, "_hf_peft_config_loaded", False):
+    model = layers.unwrapped(wrapped)
+    if layers.has_adapters(wrapped):
         raise SlingError(
-            f"the model carries an adapter (PEFT{'' if adapted is None else f', {type(adapted).__name__}'}), which a "
-            "checkpoint of the whole model does not hold: merge it first (merge_and_unload), then export"
+            "the model carries an adapter (PEFT), which a checkpoint of the whole model does not hold: merge it first "
+            "(merge_and_unload), then export"
         )
-    quantised = getattr(model, "hf_quantizer", None) or getattr(unwrapped(model).config, "quantization_config", None)
+    quantised = getattr(model, "hf_quantizer", None) or getattr(model.config, "quantization_config", None)
     if quantised:
         raise SlingError(
             f"the weights are quantised ({type(quantised).__name__}): a stacked checkpoint of such weights cannot be "

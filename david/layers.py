@@ -112,7 +112,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside what holds it alone, such as PEFT's classes and what `torch.compile` returns."""
     inner = model
     while not isinstance(inner, PreTrainedModel):
-        inside = list(inner.children())
+        inside = list(inner.children()) if isinstance(inner, nn.Module) else []
         if len(inside) != 1:
             raise SlingError(f"expected a transformers model (PreTrainedModel); got {type(model).__name__}")
         inner = inside[0]
@@ -155,6 +155,20 @@ def is_proved(model: nn.Module) -> bool:
     inner = unwrapped(model)
     kind = inner.config.get_text_config(decoder=True).model_type
     return kind in PROVED or bool(inner.__dict__.get(PROVED_HERE))
+
+
+def has_adapters(module: nn.Module) -> bool:
+    """Whether PEFT put adapters into it."""
+    return any(type(part).__module__.startswith("peft.") for part in module.modules())
+
+
+def carry_adapters(old: nn.Module, new: nn.Module) -> None:
+    """Let the same adapters be active in other layers: PEFT keeps that in each layer."""
+    names = ("_active_adapter", "_disable_adapters")
+    state = next((vars(part) for part in old.modules() if names[0] in vars(part)), None)
+    for part in new.modules() if state is not None else ():
+        if names[0] in vars(part):
+            vars(part).update({name: state[name] for name in names})  # type: ignore[index]
 
 
 def is_known(model: nn.Module) -> bool:

@@ -130,7 +130,7 @@ def _cached_values(config: PreTrainedConfig, index: int, layer: nn.Module) -> in
 def describe(model: PreTrainedModel) -> Base:
     """What a recipe file says of its base: where the model came from, its architecture, depth and fingerprint."""
     return Base(
-        model=model.config._name_or_path or None,
+        model=getattr(model.config, "_name_or_path", None) or None,
         revision=getattr(model.config, "_commit_hash", None),
         architecture=type(model).__name__,
         num_layers=base_depth(model),

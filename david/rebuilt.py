@@ -29,7 +29,7 @@ RUNS = "The recipe itself runs without a checkpoint: david generate --recipe"
 # Attributes that say how a model is used, or how it was built, and not what it computes.
 _OF_USE = frozenset(
     {"all_tied_weights_keys", "gradient_checkpointing", "layer_block_map", "layers_are_rescaled", "name_or_path"}
-    | {"training"}
+    | {"training", "vocab_size"}  # the shapes of the embeddings are compared
 )
 # Settings of a configuration that say where it is from (its class says what type), or what is compared in the layers.
 _OF_ORIGIN = frozenset(
@@ -64,7 +64,10 @@ class Weights:
         """A tensor's values; those of a packed one in the map's order, in memory of their own."""
         tensor = self.state[name]
         if tensor.is_meta:
-            tensor = load_offloaded_parameter(self.beside, name)
+            try:
+                tensor = load_offloaded_parameter(self.beside, name)
+            except ValueError as error:
+                raise SlingError(f"{name} has no values: {one_line(error)}") from None
         if name not in self.packed:
             return tensor
         dimension = self.packed[name]

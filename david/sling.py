@@ -1,6 +1,7 @@
 """Make a loaded model run a recipe by reference: in place, for the length of a `with`, or beside it."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=nn.Module)
 AnyRecipe = Recipe | str | os.PathLike[str] | Sequence[int]
 Ratios = Sequence[tuple[float, float]]
+_TO_ALL = ("_apply", "train")  # under `to`, `half`, `eval` and the like
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ def sling(
     (see `Recipe.from_ratios`), or `repeat_map_raw` with `scales` if wanted. A map always speaks of the base's layers,
     also when the model is slung already.
 
-    Freeze the base, not its sling, and set gradient checkpointing, compilation and adapters there: these reach the
-    layers of the moment, while `.to()`, `.half()` and `.train()` reach those that a sling leaves out too. Two models
-    built on one configuration object are both told of a sling's depth.
+    Freeze the base, not its sling, and compile it, load, switch and delete its adapters, and set its gradient
+    checkpointing before slinging: on a slung model these reach its visits, and go with them. `.to()`, `.half()` and
+    `.train()` reach the layers that a sling leaves out too. Two models built on one configuration object are both told
+    of a sling's depth.
 
     Raises `RecipeError` for a recipe that does not fit the model and `SlingError` for a model that is refused; the
     model is then what it was before.
@@ -61,9 +64,14 @@ def sling(
     Example:
         >>> David.sling(model, repeat_map_raw=[0, 1, 2, 1, 2, 3])  # doctest: +SKIP
     """
+    wanted = _wanted(base_depth(model), recipe, ratio_repeat, repeat_map_raw, scales)
+    _tell_of_adapters(layers.find(model))
+    return _slung(model, wanted)
+
+
+def _slung(model: Model, wanted: Recipe) -> Model:
     stack = layers.find(model)
     base = _base(stack)
-    wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
     layers.check(stack, base.values, wanted)
     visits = _visits(base, wanted)
     before = _now(stack)
@@ -80,6 +88,7 @@ def reset(model: Model) -> Model:
     stack = layers.find(model)
     base = _base(stack)
     if base.home is not stack.layers:
+        _tell_of_adapters(stack)
         _put(model, stack, base.values, None)
     return model
 
@@ -102,9 +111,11 @@ def slung(
     stack = layers.find(model)
     before, training = _now(stack), stack.owner.training
     try:
-        yield sling(model, recipe, ratio_repeat=ratio_repeat, repeat_map_raw=repeat_map_raw, scales=scales)
+        yield _slung(model, _wanted(base_depth(model), recipe, ratio_repeat, repeat_map_raw, scales))
     finally:
+        home = _base(stack).home
         _put(model, stack, *before)
+        layers.carry_adapters(home, stack.layers)
         if stack.owner.training != training:
             stack.layers.train(stack.owner.training)
 
@@ -134,7 +145,7 @@ def view(
     second = module_view(model, copies)
     own = Stack(copies[id(stack.owner)], stack.name, configs)
     _put(second, own, [base.values[0] | home, *base.values[1:]], None)
-    return sling(second, wanted)
+    return _slung(second, wanted)
 
 
 def base_layers(model: nn.Module) -> nn.ModuleList:
@@ -169,25 +180,35 @@ class David:
 
 
 def _base(stack: Stack) -> _Base:
+    """What is kept of the base, with those adapters active that were switched on while its layers were out."""
     kept: _Base | None = stack.owner.__dict__.get(layers.KEPT)
-    return kept or _Base(stack.name, stack.layers, layers.now(stack))
+    if kept is None:
+        return _Base(stack.name, stack.layers, layers.now(stack))
+    layers.carry_adapters(stack.layers, kept.home)
+    return kept
+
+
+def _tell_of_adapters(stack: Stack) -> None:
+    """A warning where adapters go with the visits that they were put on, or stay in a base that lost them only here."""
+    on_visits, on_base = (layers.has_adapters(part) for part in (stack.layers, _base(stack).home))
+    if on_visits and not on_base:
+        warnings.warn(
+            "the adapters that were put on this sling's visits go with it (save_pretrained keeps them)", stacklevel=3
+        )
+    if on_base and not on_visits:
+        warnings.warn(
+            "adapters were unloaded from a sling's visits, and the base still has them: unload them from the base",
+            stacklevel=3,
+        )
 
 
 def _visits(base: _Base, recipe: Recipe) -> nn.ModuleList:
-    """The list of a recipe's visits. What is done to all of a model is done to the layers that it leaves out too."""
     home = base.home
     visits = nn.ModuleList(
         layers.visited(home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe)
     )
     visits.training = home.training
-    for name in ("_apply", "train"):  # under `to`, `half`, `eval` and the like
-        visits.__dict__[name] = partial(_also, home, visits, name)
     return visits
-
-
-def _also(home: nn.ModuleList, visits: nn.ModuleList, name: str, *args: Any, **kwargs: Any) -> Any:
-    getattr(home, name)(*args, **kwargs)
-    return getattr(nn.ModuleList, name)(visits, *args, **kwargs)
 
 
 def _now(stack: Stack) -> tuple[Values, _Base | None]:
@@ -196,16 +217,26 @@ def _now(stack: Stack) -> tuple[Values, _Base | None]:
 
 def _put(model: nn.Module, stack: Stack, values: Values, base: _Base | None) -> None:
     """Set the layers and what goes with them, and the memory of the base (None where these are the base's own)."""
+    for name in _TO_ALL:  # a list that is out of use keeps nothing alive
+        stack.layers.__dict__.pop(name, None)
     layers.put(stack, values)
     _captured(stack)
     stack.owner.__dict__.pop(layers.KEPT, None)
-    holders = [module for module in (model, layers.unwrapped(model)) if hasattr(module, "save_pretrained")]
+    holders = [module for module in (model, *model.modules()) if hasattr(module, "save_pretrained")]
     for holder in holders:
         holder.__dict__.pop("save_pretrained", None)
     if base is not None:
         stack.owner.__dict__[layers.KEPT] = base
+        for name in _TO_ALL:
+            stack.layers.__dict__[name] = partial(_to_all, base.home, stack.layers, name)
         for holder in holders:
             holder.__dict__["save_pretrained"] = partial(_save_pretrained, holder)
+
+
+def _to_all(home: nn.ModuleList, visits: nn.ModuleList, name: str, *args: Any, **kwargs: Any) -> Any:
+    """What is done to all of a model is done to the layers that its sling leaves out too."""
+    getattr(home, name)(*args, **kwargs)
+    return getattr(nn.ModuleList, name)(visits, *args, **kwargs)
 
 
 def _captured(stack: Stack) -> None:
@@ -240,12 +271,9 @@ def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _has_own_adapters(model: nn.Module) -> bool:
-    """Whether adapters were put on a sling's own visits: `save_pretrained` then writes these alone."""
-    if getattr(model, "peft_config", None) is None:
-        return False
+    """Whether adapters were put on a sling's own visits, and none on its base: `save_pretrained` then writes these."""
     stack = layers.find(model)
-    bases = {id(weight) for weight in _base(stack).home.parameters()}
-    return any(id(weight) not in bases for weight in stack.layers.parameters())
+    return layers.has_adapters(stack.layers) and not layers.has_adapters(_base(stack).home)
 
 
 def _wanted(

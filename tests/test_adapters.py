@@ -68,6 +68,30 @@ def test_an_adapter_is_switched_off_and_on_while_slung(tiny: Any) -> None:
     with model.disable_adapter():
         assert torch.equal(logits(model), without)
     assert torch.equal(logits(model), right)
+    with model.disable_adapter():
+        David.sling(model, RECIPE)
+    assert torch.equal(logits(model), right)
+
+
+def test_the_adapter_that_was_chosen_while_slung_is_the_one_in_use_afterwards(tiny: Any) -> None:
+    model = adapted(tiny)
+    model.add_adapter("other", peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model.eval()
+    first = logits(model)
+    model.set_adapter("other")
+    second, right = logits(model), logits(stacked(tiny, RECIPE))
+    model.set_adapter("default")
+    for leave in (David.reset, lambda model: David.sling(model, RECIPE)):
+        David.sling(model, [0, 1, 3]).set_adapter("other")
+        leave(model)
+        David.sling(model, RECIPE)
+        assert torch.equal(logits(model), right)
+        assert torch.equal(logits(David.reset(model)), second)
+        model.set_adapter("default")
+    with David.slung(model, RECIPE):
+        model.set_adapter("other")
+    assert torch.equal(logits(model), second)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.filterwarnings("ignore:Al")  # PEFT notes that a repeated layer was merged, or unmerged, at its first visit
@@ -103,7 +127,26 @@ def test_adapters_made_on_visits_are_saved_for_the_same_sling_and_gone_after_a_r
     model.save_pretrained(tmp_path / "healed")
     again = peft.PeftModel.from_pretrained(David.sling(tiny_named("llama"), RECIPE), tmp_path / "healed").eval()
     assert torch.equal(logits(again), right)
-    assert torch.equal(logits(David.reset(model)), base)
+    with David.slung(model, [0, 1]):
+        assert not torch.equal(logits(model), right)
+    assert torch.equal(logits(model), right)
+    with pytest.warns(UserWarning, match="go with it"):
+        David.reset(model)
+    assert torch.equal(logits(model), base)
+
+
+def test_adapters_of_the_base_are_not_saved_beside_those_of_visits(tiny: Any, tmp_path: Any) -> None:
+    model = David.sling(adapted(tiny), RECIPE)
+    model.add_adapter("visits", peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(SlingError, match="a slung model cannot be saved"):
+        model.save_pretrained(tmp_path / "adapter")
+
+
+def test_adapters_that_are_unloaded_from_the_visits_alone_are_told_of(tiny: Any) -> None:
+    model = David.sling(adapted(tiny), RECIPE)
+    model.unload()
+    with pytest.warns(UserWarning, match="unload them from the base"):
+        David.reset(model)
 
 
 def test_a_wrapper_with_more_than_a_model_in_it_is_refused(tiny: Any) -> None:

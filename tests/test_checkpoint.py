@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import david
 from david import David, Recipe, checkpoint, export, rebuilt
 from david.errors import DavidError, RecipeError, SearchError, SlingError
 from david.models import fingerprint
-from david.origin import Base
+from david.origin import Base, Convention, Data, Measurement
 from david.stack import stacked
 
 TOKENS = torch.arange(14).unsqueeze(0) * 5 + 3  # [1, T]
@@ -397,7 +398,8 @@ def _mixed(model: Any) -> None:
 
 
 def _adapter(model: Any) -> None:
-    model._hf_peft_config_loaded = True
+    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
 
 
 def _tied_in_words_alone(model: Any) -> None:
@@ -454,6 +456,51 @@ def test_a_configuration_that_reads_back_as_another_type_is_refused(tmp_path: Pa
     with pytest.raises(SlingError, match="its MistralConfig would be read back as a MinistralConfig"):
         export(model, REPEAT, tmp_path / "out")
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("thing", [None, "demo", 5, nn.Linear(2, 2)])
+def test_what_is_no_model_is_refused(thing: Any, tmp_path: Path) -> None:
+    with pytest.raises(SlingError, match="expected a transformers model"):
+        export(thing, REPEAT, tmp_path / "stacked")
+
+
+def test_what_is_no_tokenizer_is_refused_before_anything_is_written(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(DavidError, match="expected a tokenizer"):
+        export(tiny, REPEAT, tmp_path / "stacked", tokenizer="demo")
+    assert left(tmp_path) == []
+
+
+def test_the_folder_in_which_the_command_runs_is_refused(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in (".", tmp_path, tmp_path.parent, "x" * 300):
+        with pytest.raises(SearchError):
+            export(tiny, REPEAT, place)
+
+
+def test_scores_of_other_weights_do_not_go_with_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
+    convention, data = Convention(name="window", window=8, bos=False), Data(source="words", sha256="0")
+    told = {
+        "metric": "perplexity",
+        "value": 20.1,
+        "base": 20.3,
+        "nll_difference": -0.01,
+        "tokens": 16,
+        "held_out": True,
+    }
+    scored = Measurement(**told, convention=convention, data=data)
+    mine = Recipe.parse(REPEAT)
+    for print_, kept in ((fingerprint(tiny), (scored,)), ("sha256:0", ())):
+        base = Base(model="org/other", architecture="LlamaForCausalLM", num_layers=6, fingerprint=print_)
+        folder = export(tiny, replace(mine, base=base, scores=(scored,)), tmp_path / print_[-4:].replace(":", ""))
+        assert Recipe.load(folder / "recipe.json").scores == kept
+
+
+def test_a_vocabulary_that_was_resized_is_exported(tiny: Any, tmp_path: Path) -> None:
+    tiny.resize_token_embeddings(VOCABULARY + 4, mean_resizing=False)
+    with David.slung(tiny, REPEAT):
+        assert torch.equal(logits(read(export(tiny, REPEAT, tmp_path / "stacked"))), logits(own_memory(tiny)))
 
 
 @pytest.mark.parametrize("size", ["", "big", "-5GB", 0, "5XB", "GB"])

@@ -1,8 +1,10 @@
 """Copies, files, moves and casts of a slung model: right, or refused in words; never a checkpoint of something else."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +71,10 @@ def test_a_slung_model_is_not_saved_as_another(tiny: Any, tmp_path: Any) -> None
             copy.deepcopy(slung).save_pretrained(tmp_path / "model")
         with pytest.raises(SlingError, match="cannot be saved"):
             pickled(slung).save_pretrained(tmp_path / "model")
+    with pytest.raises(SlingError, match="cannot be saved"):
+        tiny.model.save_pretrained(
+            tmp_path / "model"
+        )  # no weight of it comes twice, so that safetensors would write it
     with David.slung(tiny, [2]):
         pass
     with pytest.raises(SlingError, match="cannot be saved"):
@@ -77,6 +83,21 @@ def test_a_slung_model_is_not_saved_as_another(tiny: Any, tmp_path: Any) -> None
     David.reset(tiny.model)  # the same layers by another handle
     tiny.save_pretrained(tmp_path / "model")
     assert torch.equal(logits(type(tiny).from_pretrained(tmp_path / "model")), logits(tiny))
+
+
+def test_a_model_that_was_slung_is_freed_as_soon_as_nothing_holds_it(tiny: Any) -> None:
+    model = copy.deepcopy(tiny)
+    with David.slung(model, RECIPE):
+        pass
+    David.reset(David.sling(model, RECIPE))
+    weights = [weakref.ref(weight) for weight in model.parameters()]
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("make", [David.sling, David.view])
