@@ -10,10 +10,12 @@ import copy
 import csv
 import importlib.util
 import pickle
+import shutil
 import sys
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -190,10 +192,7 @@ def attention(kind: str) -> Change:
 def offloaded_to_disk(model: Any, _recipe: Recipe) -> Any:
     from accelerate import disk_offload
 
-    folder = tempfile.TemporaryDirectory()
-    model = disk_offload(model, folder.name, execution_device=torch.device("cpu"))
-    model.kept_folder = folder
-    return model
+    return disk_offload(model, _folder_of(model), execution_device=torch.device("cpu"))
 
 
 def offloaded_to_cpu(model: Any, _recipe: Recipe) -> Any:
@@ -210,10 +209,14 @@ def split(model: Any, _recipe: Recipe) -> Any:
     prefix = next(name for name, module in model.named_modules() if module is home)
     places = {f"{prefix}.{i}": "disk" if i % 2 else "cpu" for i in range(len(home))}
     places |= {name: "cpu" for name, _ in model.named_modules() if name and not _around(name, prefix)}
-    folder = tempfile.TemporaryDirectory()
-    model = dispatch_model(model, places, main_device="cpu", offload_dir=folder.name)
-    model.kept_folder = folder
-    return model
+    return dispatch_model(model, places, main_device="cpu", offload_dir=_folder_of(model))
+
+
+def _folder_of(model: Any) -> str:
+    """A folder that is there as long as the model is."""
+    folder = tempfile.mkdtemp()
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _around(name: str, prefix: str) -> bool:
