@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from david import layers
+from david import layers, memory
 from david.errors import SlingError, one_line
 from david.recipe import Recipe
 from david.sling import base_depth, base_layers, is_slung, slung, view
@@ -355,10 +354,7 @@ def _room_for(model: PreTrainedModel, recipe: Recipe) -> bool:
         return False  # spread over devices or offloaded
     layer = sum(weight.nbytes for weight in base_layers(model).parameters()) / base_depth(model)
     needed = sum(weight.nbytes for weight in weights) + layer * len(recipe)
-    free = (
-        torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else psutil.virtual_memory().available
-    )
-    return bool(needed < free / 2)
+    return bool(needed < memory.free(model.device) / 2)
 
 
 def _word(finding: Finding) -> str:

@@ -129,7 +129,7 @@ class Corpus:
         """The first n windows; `CorpusError` when there are fewer."""
         if not 0 < n <= len(self):
             raise CorpusError(f"take({n}) of a corpus of {len(self)} windows: ask for 1 … {len(self)}")
-        return self._part(0, n)
+        return self.part(0, n)
 
     def split(self, *sizes: int) -> tuple["Corpus", ...]:
         """Consecutive disjoint parts of so many windows each, such as `corpus.split(16, 32)`.
@@ -143,9 +143,10 @@ class Corpus:
                 "take a longer text, fewer windows or shorter ones"
             )
         bounds = np.cumsum([0, *sizes]).tolist()
-        return tuple(self._part(start, stop) for start, stop in itertools.pairwise(bounds))
+        return tuple(self.part(start, stop) for start, stop in itertools.pairwise(bounds))
 
-    def _part(self, start: int, stop: int) -> "Corpus":
+    def part(self, start: int, stop: int) -> "Corpus":
+        """Its windows start … stop − 1."""
         return replace(
             self,
             windows=self.windows[start:stop],

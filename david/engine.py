@@ -1,13 +1,36 @@
-"""Scores many recipes of one model on one corpus."""
+"""Scores many recipes of one model on one corpus: each distinct visit once, or else sling, score, reset."""
 
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
+from tqdm.auto import tqdm
 
+from david import memory
 from david.corpus import Corpus
+from david.errors import DavidError, ScoreError, one_line
+from david.forward import input_device
+from david.plan import Plan, groups
 from david.recipe import Recipe
-from david.score import Objective, Score, perplexity
-from david.sling import slung
+from david.score import Objective, Score, check_fits, first_scored, perplexity
+from david.sling import as_base, base_depth, check_recipe, slung
+from david.visits import Meter, Runner, State
+
+Path = tuple[tuple[int, float], ...]  # the visits (layer, scale) that lead to a state
+Outcome = Score | DavidError
+Drop = Callable[[int, range, Sequence[float]], bool]
+Done = Callable[[float], Any]
+
+_TOKENS_AT_ONCE = 1024  # go through a layer together: with more, two cores are no faster
+_TOKENS_AT_ONCE_WIDE = 8192  # … on an accelerator, or where a layer is loaded for them
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}  # nats a token: what the order of sums may change
+_ROUNDING_HALF = 3e-2
+_BEST = 8  # recipes whose states are kept between calls, besides the base's
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def score_recipes(
@@ -16,13 +39,305 @@ def score_recipes(
     corpus: Corpus,
     *,
     objective: Objective = perplexity,
+    memory_budget: int | None = None,
+    progress: bool = False,
 ) -> list[Score]:
-    """The score of each recipe, in their order: sling, score, reset, one after the other.
+    """The score of each recipe, in their order. The model is afterwards what it was, also when a score raises.
 
-    The model is afterwards what it was, also when a score raises.
+    With `perplexity` (or a `functools.partial` of it) as the objective, recipes that share beginnings share the work:
+    each distinct visit is made once for all of them. Any other objective `(model, corpus) → Score` is called on the
+    slung model, recipe by recipe. `memory_budget` is how many bytes of hidden states may be held at once (left out, a
+    quarter of the memory that is free); a smaller one costs visits, never exactness.
+
+    Raises `RecipeError` or `SlingError` for a recipe that the model cannot run, and `ScoreError` where one cannot be
+    scored.
     """
-    scores = []
     for recipe in recipes:
-        with slung(model, recipe):
-            scores.append(objective(model, corpus))
+        check_recipe(model, recipe)
+    cost = Plan.of(recipes, base_depth(model)).cost
+    worth = cost.visits + cost.ends < cost.visits_one_by_one + cost.recipes  # else its self-check costs more
+    engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget, shared=worth)
+    scores = []
+    with tqdm(total=engine.work(recipes), unit="visit", unit_scale=True, disable=not progress) as bar:
+        for outcome in engine.outcomes(recipes, done=bar.update):
+            if isinstance(outcome, DavidError):
+                raise outcome
+            scores.append(outcome)
     return scores
+
+
+class Engine:
+    """Scores recipes of a model on a corpus, call after call.
+
+    With `keeps`, states of the base's beginning and of the best recipes' are kept between calls, so that a recipe costs
+    only what follows its first difference from them. `batches` are the ranges of windows that go through a layer
+    together; with `rung`, the first is so many windows, and at each further rung as many again as were seen before, so
+    that recipes can be dropped early. Where the engine does not fit the model or the objective, or is not `shared`,
+    recipes are scored one by one: sling, score, reset.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        corpus: Corpus,
+        *,
+        objective: Objective = perplexity,
+        memory_budget: int | None = None,
+        rung: int | None = None,
+        shared: bool = True,
+        keeps: bool = False,
+    ) -> None:
+        if memory_budget is not None and memory_budget < 1:
+            raise ScoreError(f"memory_budget must be at least 1 byte; got {memory_budget}")
+        self.model, self.corpus, self.objective = model, corpus, objective
+        self.n_layers, self.meter = base_depth(model), Meter()
+        self.end_visits, self.visit_seconds = 1.0, math.nan  # as the self-check finds them, of one window
+        self._runner: Runner | None = None
+        self._keeps = keeps
+        self._kept: dict[range, dict[Path, State]] = {}
+        self._best: list[tuple[float, Recipe]] = []
+        self._options = _options(objective)
+        if self._options is None:  # it may do anything with the model and the corpus
+            self.batches = [range(len(corpus))]
+            return
+        self._convention = self._options.get("convention", "window")
+        self._first = first_scored(corpus, self._convention)
+        check_fits(model, corpus)
+        if shared:
+            self._attach(self._options)
+        device = torch.device("cpu") if self.streamed else input_device(model)
+        self._budget = memory_budget or memory.free(device) // 4
+        self.batches = list(_batches(len(corpus), self._windows_at_once(), rung))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether layers are loaded for each call, so that all recipes of a batch go through them together."""
+        return self._runner is not None and self._runner.streamed
+
+    def work(self, recipes: Sequence[Recipe]) -> float:
+        """What scoring these costs, in visits of a batch of windows; an end is `end_visits` of them."""
+        cost = Plan.of(recipes, self.n_layers).cost
+        visits, ends = (cost.visits, cost.ends) if self._runner else (cost.visits_one_by_one, cost.recipes)
+        return (visits + self.end_visits * ends) * len(self.batches)
+
+    def _windows_at_once(self) -> int:
+        """Windows in a batch: as many as make a layer's call efficient, and two states of them fit into the budget."""
+        wide = self.streamed or input_device(self.model).type != "cpu"
+        efficient = (_TOKENS_AT_ONCE_WIDE if wide else _TOKENS_AT_ONCE) // self.corpus.window
+        return max(1, min(efficient, self._budget // (2 * self._window_bytes)))
+
+    @property
+    def _window_bytes(self) -> int:
+        """Bytes of the hidden state of one window."""
+        return self.corpus.window * (self._runner.token_bytes if self._runner is not None else 1)
+
+    def outcomes(
+        self,
+        recipes: Sequence[Recipe],
+        *,
+        drop: Drop | None = None,
+        done: Done = lambda _visits: None,
+    ) -> list[Outcome]:
+        """The score of each recipe, or why it has none.
+
+        After each batch of windows `drop` is told a recipe's number, the batch, and the NLL of each of its windows;
+        where it says True the recipe's score ends there, with fewer windows than the corpus has. `done` is told the
+        work as it is done, in visits.
+        """
+        failed = dict(self._refusals(recipes))
+        if self._options is None:
+            return [failed.get(i) or self._by_objective(recipe) for i, recipe in enumerate(recipes)]
+        found: list[list[float]] = [[] for _ in recipes]
+        alive = [i for i in range(len(recipes)) if i not in failed]
+        place = 0
+        with as_base(self.model), torch.inference_mode():
+            while place < len(self.batches) and alive:
+                batch = self.batches[place]
+                try:
+                    values = self._values([recipes[i] for i in alive], batch, done)
+                except (RuntimeError, MemoryError) as error:
+                    if not self._halved(place, error):
+                        raise
+                    continue
+                place += 1
+                for i, its in zip(alive, values, strict=True):
+                    found[i] += its
+                if drop is not None and place < len(self.batches):
+                    alive = [i for i, its in zip(alive, values, strict=True) if not drop(i, batch, its)]
+        outcomes = [failed.get(i) or self._score(nll) for i, nll in enumerate(found)]
+        self._keep_best(recipes, outcomes)
+        return outcomes
+
+    def _refusals(self, recipes: Sequence[Recipe]) -> Iterator[tuple[int, DavidError]]:
+        for i, recipe in enumerate(recipes):
+            try:
+                check_recipe(self.model, recipe)
+            except DavidError as error:
+                yield i, error
+
+    def _by_objective(self, recipe: Recipe) -> Outcome:
+        try:
+            with slung(self.model, recipe):
+                return self.objective(self.model, self.corpus)
+        except DavidError as error:
+            return error
+
+    def _score(self, nll: Sequence[float]) -> Outcome:
+        """The score of the first windows of the corpus, or of all."""
+        wrong = next((i for i, value in enumerate(nll) if math.isnan(value)), None)
+        if wrong is not None:
+            return ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
+        tokens = (self.corpus.window - self._first,) * len(nll)
+        return Score(tuple(nll), tokens, self.corpus.documents[: len(nll)], self._convention)
+
+    def _values(self, recipes: Sequence[Recipe], batch: range, done: Done) -> list[list[float]]:
+        """The NLL of each window of a batch, of each recipe."""
+        if self._runner is None:
+            return [self._one_by_one(recipe, batch, done) for recipe in recipes]
+        found: dict[int, list[float]] = {}
+        for numbers in self._groups(recipes, batch):
+            plan = Plan.of([recipes[i] for i in numbers], self.n_layers)
+            paths = plan.paths() if self._keeps else {}
+            pool = self._kept.setdefault(batch, {})
+            known = {node: pool[path] for node, path in paths.items() if path in pool}
+            nll = self._runner.nll(
+                plan,
+                self._order(plan, known),
+                self.corpus.windows[batch.start : batch.stop],
+                meter=self.meter,
+                known=known,
+                keep=partial(self._keep, pool, paths),
+                tick=lambda is_end: done(self.end_visits if is_end else 1.0),
+            )
+            found |= {i: nll[end] for i, end in zip(numbers, plan.ends, strict=True)}
+        return [found[i] for i in range(len(recipes))]
+
+    def _one_by_one(self, recipe: Recipe, batch: range, done: Done) -> list[float]:
+        windows = self.corpus.part(batch.start, batch.stop)
+        with slung(self.model, recipe):
+            score = perplexity(self.model, windows, **self._options or {})
+        done(len(recipe) + self.end_visits)
+        return list(score.window_nll)
+
+    def _order(self, plan: Plan, known: Mapping[int, State]) -> list[int]:
+        return plan.elevator(known) if self.streamed else plan.depth_first(known)
+
+    def _groups(self, recipes: Sequence[Recipe], batch: range) -> Iterator[list[int]]:
+        """Recipes, by their numbers, that are run together: all, where the budget holds their states."""
+        states = max(1, (self._budget - self.meter.held) // (self._window_bytes * len(batch)))
+        plan = Plan.of(recipes, self.n_layers)
+        if plan.peak(self._order(plan, {})) <= states:
+            yield list(range(len(recipes)))
+        else:
+            yield from groups(recipes, self.n_layers, states, elevator=self.streamed)
+
+    def _keep(self, pool: dict[Path, State], paths: Mapping[int, Path], node: int, state: State) -> bool:
+        """Take a state into a pool, where there is room; every k-th of a path, where there is not room for all."""
+        share = self._budget // (2 * len(self.batches))  # the other half is for the run itself
+        stride = -(-self.n_layers * state.nbytes // max(1, share))
+        path = paths.get(node)
+        if path is None or len(path) % stride or self.meter.held + state.nbytes > self._budget // 2:
+            return False
+        pool[path] = state
+        self.meter.hold(state.nbytes)
+        return True
+
+    def _keep_best(self, recipes: Sequence[Recipe], outcomes: Sequence[Outcome]) -> None:
+        """Let go of all states but those on the way of the base and of the best recipes."""
+        if not self._keeps:
+            return
+        whole = [
+            (-math.inf if recipe == self._base else score.nll, recipe)
+            for recipe, score in zip(recipes, outcomes, strict=True)
+            if isinstance(score, Score) and len(score.window_nll) == len(self.corpus)
+        ]
+        self._best = sorted([*self._best, *whole], key=lambda scored: scored[0])[: _BEST + 1]
+        ways = {tuple(recipe)[:depth] for _, recipe in self._best for depth in range(1, len(recipe) + 1)}
+        for pool in self._kept.values():
+            for path in [path for path in pool if path not in ways]:
+                self.meter.hold(-pool.pop(path).nbytes)
+
+    def _halved(self, place: int, error: Exception) -> bool:
+        """Whether an error was a want of memory, and the batches from this place on could be made smaller."""
+        batch, text = self.batches[place], str(error).lower()
+        lacking = isinstance(error, MemoryError) or any(part in text for part in _NO_MEMORY)
+        if self._runner is None or not lacking or len(batch) == 1:
+            return False
+        half = len(batch) // 2
+        _say(f"no memory for {len(batch)} windows at once: going on with {half}")
+        rest = [batch[i : i + half] for batch in self.batches[place:] for i in range(0, len(batch), half)]
+        self.batches[place:] = rest
+        self._kept.clear()
+        self.meter.held = 0
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
+    def _attach(self, options: Mapping[str, Any]) -> None:
+        """Make the runner, and check it against the plain way on a recipe of two seams and the base."""
+        model = type(self.model).__name__
+        try:
+            with as_base(self.model), torch.inference_mode():
+                runner = Runner.of(self.model, self.corpus.windows, self._first)
+            why = runner if isinstance(runner, str) else self._apart(runner, options)
+        except Exception as error:  # any kind: the code of any model
+            runner = why = f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(runner, str) or why is not None:
+            _say(f"{model} does not go through the engine ({why}): its recipes are scored one by one")
+        else:
+            self._runner = runner
+
+    def _apart(self, runner: Runner, options: Mapping[str, Any]) -> str | None:
+        """How far the runner leads from the plain way, where that is more than rounding."""
+        few = self.corpus.take(min(2, len(self.corpus)))
+        recipes = [self._base, _two_seams(self.model, self.n_layers)]
+        plan, meter = Plan.of(recipes, self.n_layers), Meter(exact=True)
+        with as_base(self.model), torch.inference_mode():
+            order = plan.elevator() if runner.streamed else plan.depth_first()
+            found = runner.nll(plan, order, few.windows, meter=meter)
+        for recipe, end in zip(recipes, plan.ends, strict=True):
+            with slung(self.model, recipe):
+                plain = perplexity(self.model, few, **options)
+            apart = abs(sum(found[end]) / plain.tokens - plain.nll)
+            allowed = _ROUNDING.get(next(self.model.parameters()).dtype, _ROUNDING_HALF)
+            if not apart <= allowed:
+                return f"it gives the recipe {recipe} another NLL, by {apart:.1e} nats a token"
+        self.end_visits = (meter.end_seconds / meter.ends) / (meter.visit_seconds / meter.visits)
+        self.visit_seconds = meter.visit_seconds / meter.visits / len(few)
+        return None
+
+    @property
+    def _base(self) -> Recipe:
+        return Recipe.identity(self.n_layers)
+
+
+def _two_seams(model: nn.Module, n_layers: int) -> Recipe:
+    """A recipe that goes back twice, with one visit damped where the model has a hidden state to damp."""
+    low, high = n_layers // 3, 2 * n_layers // 3
+    visits = [*range(low + 1), *range(max(low - 1, 0), high + 1), *range(max(high - 1, 0), n_layers)]
+    damped = Recipe(tuple(visits), tuple(0.5 if place == low + 1 else 1.0 for place in range(len(visits))))
+    try:
+        check_recipe(model, damped)
+    except DavidError:
+        return Recipe(damped.repeat_map)
+    return damped
+
+
+def _options(objective: Objective) -> dict[str, Any] | None:
+    """The options of an objective that is `perplexity`; None of any other."""
+    if objective is perplexity:
+        return {}
+    whole = isinstance(objective, partial) and objective.func is perplexity and not objective.args
+    return dict(objective.keywords) if whole else None  # type: ignore[attr-defined]
+
+
+def _batches(n_windows: int, at_once: int, rung: int | None) -> Iterator[range]:
+    start, stop = 0, rung or n_windows
+    while start < n_windows:
+        stop = min(stop, n_windows)
+        yield from (range(low, min(low + at_once, stop)) for low in range(start, stop, at_once))
+        start, stop = stop, 2 * stop
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)

@@ -1,8 +1,7 @@
 """What a model makes of a corpus: the negative log-likelihood of each window."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from david import layers
 from david.corpus import Corpus
 from david.errors import ScoreError
-from david.views import hidden, with_hidden
+from david.forward import end, forward, input_device, text_config
+from david.views import hidden
 
 ConventionName = Literal["window", "llamacpp"]
 Objective = Callable[[nn.Module, Corpus], "Score"]
@@ -60,18 +60,14 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
     Raises `ScoreError` when the windows do not fit the model, or when a window's NLL is not a number (an infinite
     one is a score).
     """
-    if convention not in ("window", "llamacpp"):
-        raise ScoreError(f"unknown convention {convention!r}: expected 'window' or 'llamacpp'")
     if batch < 1:
         raise ScoreError(f"batch must be at least 1; got {batch}")
-    first = 1 if convention == "window" else corpus.window // 2 + 1
-    if first >= corpus.window:
-        raise ScoreError(f"convention {convention!r} needs windows of at least 3 tokens; got {corpus.window}")
+    first = first_scored(corpus, convention)
     check_fits(model, corpus)
     sums: list[float] = []
     with torch.inference_mode():
         for windows in torch.split(corpus.windows, batch):
-            nll = _token_nll(model, windows.to(_device(model)), first)  # [B, scored]
+            nll = _token_nll(model, windows.to(input_device(model)), first)  # [B, scored]
             sums += nll.double().sum(dim=1).tolist()
     wrong = next((i for i, value in enumerate(sums) if math.isnan(value)), None)
     if wrong is not None:
@@ -79,28 +75,43 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
     return Score(tuple(sums), (corpus.window - first,) * len(corpus), corpus.documents, convention)
 
 
+def first_scored(corpus: Corpus, convention: str) -> int:
+    """The first position of a window whose token a convention scores; all behind it are scored too."""
+    if convention not in ("window", "llamacpp"):
+        raise ScoreError(f"unknown convention {convention!r}: expected 'window' or 'llamacpp'")
+    first = 1 if convention == "window" else corpus.window // 2 + 1
+    if first >= corpus.window:
+        raise ScoreError(f"convention {convention!r} needs windows of at least 3 tokens; got {corpus.window}")
+    return first
+
+
 def _token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
     """NLL of the tokens from position `first` on, `[B, T − first]` in float32, of windows `[B, T]`."""
-    scored = windows[:, first:]
-    vocabulary = _config(model).vocab_size
-    chunk = max(1, _LOGITS_BYTES // (4 * vocabulary * len(windows)))
-    chunked = chunk < windows.shape[1] and layers.is_known(model) and not layers.is_coupled(model)
-    last = _last_output(model, windows) if chunked else None
-    if last is None:
-        logits = _forward(model, windows).logits[:, first - 1 : -1]  # [B, T − first, V]
-        return _cross_entropy(logits, scored)
-    states = hidden(last)[:, first - 1 : -1]  # [B, T − first, D]
-    parts = []
-    for part, targets in zip(torch.split(states, chunk, dim=1), torch.split(scored, chunk, dim=1), strict=True):
-        parts.append(_cross_entropy(_end(model, last, part, targets), targets))
-    return torch.cat(parts, dim=1)
+    chunked = positions_at_once(model, len(windows)) < windows.shape[1]
+    last = _last_output(model, windows) if chunked and layers.is_known(model) and not layers.is_coupled(model) else None
+    if last is not None:
+        return end_nll(model, last, hidden(last), windows, first)
+    return _cross_entropy(forward(model, windows).logits[:, first - 1 : -1], windows[:, first:])
 
 
-def _forward(model: nn.Module, tokens: Tensor, **options: Any) -> Any:
-    """The model's output without a cache, whatever its configuration would have it return besides."""
-    if getattr(_config(model), "output_router_logits", False):
-        options["output_router_logits"] = False  # the load-balancing loss they are for needs every layer's
-    return model(input_ids=tokens, use_cache=False, return_dict=True, **options)
+def end_nll(
+    model: nn.Module, form: Any, states: Tensor, windows: Tensor, first: int, *, by_position: bool = True
+) -> Tensor:
+    """NLL of the tokens from position `first` on, `[B, T − first]`, as the end of a model tells it.
+
+    Of finished states `[B, T, D]`; `form` is what the last layer hands on, of any text. An end that works
+    `by_position` (see `ends_by_position`) makes large logits in chunks.
+    """
+    targets, chunk = windows[:, first:], positions_at_once(model, len(windows))
+    if not by_position or chunk >= windows.shape[1]:
+        return _cross_entropy(end(model, form, states, windows)[:, first - 1 : -1], targets)
+    parts = zip(torch.split(states[:, first - 1 : -1], chunk, dim=1), torch.split(targets, chunk, dim=1), strict=True)
+    return torch.cat([_cross_entropy(end(model, form, part, tokens), tokens) for part, tokens in parts], dim=1)
+
+
+def positions_at_once(model: nn.Module, n_windows: int) -> int:
+    """Of how many positions of each of so many windows the logits are made at once."""
+    return max(1, _LOGITS_BYTES // (4 * int(text_config(model).vocab_size) * n_windows))
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -121,67 +132,34 @@ def _last_output(model: nn.Module, windows: Tensor) -> Any:
     handle = layers.find(model).layers[-1].register_forward_hook(lambda _module, _args, output: caught.append(output))
     few = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     try:
-        logits = _forward(model, windows, **few).logits[:, -1:]
+        logits = forward(model, windows, **few).logits[:, -1:]
     finally:
         handle.remove()
-    if len(caught) != 1 or hidden(caught[0]).shape[:2] != windows.shape:
+    if len(caught) != 1 or not ends_by_position(model, caught[0], windows, logits):
         return None
-    again = _end(model, caught[0], hidden(caught[0])[:, -1:], windows[:, -1:])
-    near = (again - logits).abs().max() <= _END_SPREAD * logits.std()
-    return caught[0] if near else None
+    return caught[0]
 
 
-def _end(model: nn.Module, last: Any, states: Tensor, tokens: Tensor) -> Tensor:
-    """Logits `[B, t, V]` that the end of a model (norm, head, …) makes of finished states `[B, t, D]`."""
-    with _layers_give(model, with_hidden(last, states)):
-        logits: Tensor = _forward(model, tokens).logits
-    return logits
+def ends_by_position(model: nn.Module, last: Any, windows: Tensor, logits: Tensor) -> bool:
+    """Whether a model's end makes of a part of the last layer's output what it makes of that part of the whole.
 
-
-class _Given(nn.Module):
-    """Stands in the place of all layers and hands on a finished output; in all else it is like the last of them."""
-
-    def __init__(self, like: nn.Module, output: Any) -> None:
-        super().__init__()
-        self.__dict__ |= {"_like": like, "_given": output}  # names that no layer has
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_like"], name)
-
-    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        return self._given
-
-
-@contextmanager
-def _layers_give(model: nn.Module, output: Any) -> Iterator[None]:
-    """A finished hidden state in the place of all layers: the model's own forward then is its end (norm, head, …)."""
-    stack = layers.find(model)
-    before, final = layers.now(stack), len(stack.layers) - 1
-    end = nn.ModuleList([_Given(stack.layers[final], output)])
-    try:
-        layers.put(stack, layers.followed(stack, before, end, [final]))
-        yield
-    finally:
-        layers.put(stack, before)
+    `logits` `[B, 1, V]` are those of the windows' last token.
+    """
+    states = hidden(last)
+    if states.shape[:2] != windows.shape:
+        return False
+    again = end(model, last, states[:, -1:], windows[:, -1:])
+    return bool((again - logits).abs().max() <= _END_SPREAD * logits.std())
 
 
 def check_fits(model: nn.Module, corpus: Corpus) -> None:
     """`ScoreError` unless a corpus can be scored by a model: its length, its vocabulary, and no training mode."""
     if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
-    longest = getattr(_config(model), "max_position_embeddings", None)
+    longest = getattr(text_config(model), "max_position_embeddings", None)
     if longest is not None and 0 < longest < corpus.window:  # XLNet says -1: any length
         raise ScoreError(f"windows of {corpus.window} tokens are longer than the model takes ({longest} positions)")
     weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     top = int(corpus.windows.max())
     if weight is not None and top >= (rows := weight.shape[0]):  # MusicGen has a list of embeddings
         raise ScoreError(f"token {top} is not in the model's vocabulary of {rows}: the corpus has another tokenizer")
-
-
-def _config(model: nn.Module) -> Any:
-    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
-
-
-def _device(model: nn.Module) -> torch.device:
-    device = next(model.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device  # offloaded: accelerate moves what it is given

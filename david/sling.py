@@ -120,6 +120,26 @@ def slung(
             stack.layers.train(stack.owner.training)
 
 
+@contextmanager
+def as_base(model: nn.Module) -> Iterator[None]:
+    """A model as its base for the length of a `with`, slung or not; afterwards it is what it was on entry."""
+    stack = layers.find(model)
+    before = _now(stack)
+    try:
+        reset(model)
+        yield
+    finally:
+        _put(model, stack, *before)
+
+
+def check_recipe(model: nn.Module, recipe: Recipe) -> None:
+    """`RecipeError` or `SlingError` where a model cannot run a recipe; nothing is touched."""
+    stack = layers.find(model)
+    base = _base(stack)
+    recipe.check(len(base.home))
+    layers.check(stack, base.values, recipe)
+
+
 def view(
     model: Model,
     recipe: AnyRecipe | None = None,

@@ -29,8 +29,10 @@ LIGHT = [
     "report",
 ]
 HEAVY = [
+    "memory",
     "views",
     "layers",
+    "forward",
     "sling",
     "stack",
     "check",
@@ -41,6 +43,7 @@ HEAVY = [
     "checkpoint",
     "score",
     "tasks",
+    "visits",
     "engine",
     "strategy",
     "store",

@@ -1,0 +1,184 @@
+"""Runs a plan on a batch of windows: each layer is called with what the model's own forward gives it, once a visit."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from david import layers, memory
+from david.forward import Given, given, input_device, outputs
+from david.plan import ROOT, Plan
+from david.score import end_nll, ends_by_position
+from david.views import hidden
+
+_FORM_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class State:
+    """A hidden state of a batch of windows, and the dictionaries that layers fill for one another (shared keys)."""
+
+    hidden: Tensor  # [B, T, D]
+    carried: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        beside = [part for value in self.carried.values() for parts in value.values() for part in parts]
+        return int(self.hidden.nbytes + sum(part.nbytes for part in beside if isinstance(part, Tensor)))
+
+
+@dataclass
+class Meter:
+    """What runs have cost: visits and ends made, the seconds these took, bytes of states held now and at most."""
+
+    visits: int = 0
+    ends: int = 0
+    visit_seconds: float = 0.0
+    end_seconds: float = 0.0
+    held: int = 0
+    peak: int = 0
+    exact: bool = False  # wait for the device after each
+
+    @contextmanager
+    def timing(self, *, is_end: bool) -> Iterator[None]:
+        """Count a visit or an end, and how long it takes."""
+        start = time.perf_counter()
+        yield
+        if self.exact and torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        took = time.perf_counter() - start
+        if is_end:
+            self.ends, self.end_seconds = self.ends + 1, self.end_seconds + took
+        else:
+            self.visits, self.visit_seconds = self.visits + 1, self.visit_seconds + took
+
+    def hold(self, nbytes: int) -> None:
+        """Count a state that is held from now on, or with a negative number one that no longer is."""
+        self.held += nbytes
+        self.peak = max(self.peak, self.held)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A base whose layers can be called one by one. Made by `Runner.of`; the model must stand as its base in all calls.
+
+    `forms` are what each layer hands on, of a few tokens; `first` is the first scored position of a window.
+    """
+
+    model: nn.Module
+    home: nn.ModuleList
+    forms: tuple[Any, ...]
+    by_position: bool
+    first: int
+    streamed: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, windows: Tensor, first: int) -> "Runner | str":
+        """The runner of a base that stands as such, or why it has none. A few tokens of `windows` are read."""
+        home = layers.find(model).layers
+        if layers.is_coupled(model):
+            return "its layers hand on more than a hidden state"
+        few = windows[:1, :_FORM_TOKENS].to(input_device(model))
+        forms, logits = outputs(model, few)
+        if len(forms) != len(home):
+            return "its forward does not call each layer once"
+        by_position = ends_by_position(model, forms[-1], few, logits[:, -1:])
+        return cls(model, home, tuple(forms), by_position, first, memory.is_offloaded(home))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the hidden state of one token."""
+        state = hidden(self.forms[0])
+        return int(state.nbytes // min(_FORM_TOKENS, state.shape[-2]))
+
+    def nll(
+        self,
+        plan: Plan,
+        order: Sequence[int],
+        windows: Tensor,
+        *,
+        meter: Meter,
+        known: Mapping[int, State] | None = None,
+        keep: Callable[[int, State], bool] = lambda _node, _state: False,
+        tick: Callable[[bool], None] = lambda _is_end: None,
+    ) -> dict[int, list[float]]:
+        """NLL in nats of each window of `[B, T]` at each end of a plan: the nodes of `order` are run one by one.
+
+        `known` are states that need not be made; `keep` is offered each that was, and says whether it holds it from now
+        on; `tick` is called for each node with whether it was an end.
+        """
+        states, before = dict(known or {}), meter.held
+        windows = windows.to(input_device(self.model))
+        told = given(self.model, windows, list(self.forms))
+        kept, left = set(states), plan.uses(order)
+        found: dict[int, list[float]] = {}
+
+        def have(node: int, state: State) -> None:
+            if node != ROOT and keep(node, state):
+                kept.add(node)
+            elif node in left:
+                meter.hold(state.nbytes)
+            if node in left:
+                states[node] = state
+
+        try:
+            have(ROOT, self._put(told.state, _empty_mappings(told)))
+            for layer, nodes in groupby(order, key=lambda node: plan.layers[node]):
+                with memory.held(self._modules(layer)) if self.streamed else nullcontext():
+                    for node in nodes:
+                        parent = plan.parents[node]
+                        with meter.timing(is_end=plan.is_end(node)):
+                            if plan.is_end(node):
+                                found[node] = self._end(states[parent], windows)
+                            else:
+                                have(node, self._visit(told, layer, plan.scales[node], states[parent]))
+                        left[parent] -= 1
+                        if not left[parent] and parent not in kept:
+                            meter.hold(-states.pop(parent).nbytes)
+                        tick(plan.is_end(node))
+        except BaseException:
+            meter.held = before
+            raise
+        return found
+
+    def _visit(self, told: Given, layer: int, scale: float, state: State) -> State:
+        """The state behind a visit: `h + scale · (layer(h) − h)`, as `views.damp` has it."""
+        args, kwargs = told.calls[layer]
+        carried = {name: copy.copy(value) for name, value in state.carried.items()}
+        if args:
+            output = self.home[layer](state.hidden, *args[1:], **(kwargs | carried))
+        else:
+            output = self.home[layer](**(kwargs | carried | {"hidden_states": state.hidden}))
+        after = hidden(output)
+        if scale != 1:
+            before = state.hidden.to(after.device)
+            after = before + scale * (after - before)
+        return self._put(after, carried)
+
+    def _end(self, state: State, windows: Tensor) -> list[float]:
+        nll = end_nll(self.model, self.forms[-1], state.hidden, windows, self.first, by_position=self.by_position)
+        return nll.double().sum(dim=1).tolist()
+
+    def _put(self, state: Tensor, carried: Mapping[str, Any]) -> State:
+        """A state where states wait: in the host's memory where layers are streamed through the device's."""
+        return State(state.to("cpu") if self.streamed else state, carried)
+
+    def _modules(self, layer: int) -> Iterator[nn.Module]:
+        """The modules of a layer; of the end, all that are in none."""
+        if layer < len(self.home):
+            return self.home[layer].modules()
+        inside = set(self.home.modules())
+        return (module for module in self.model.modules() if module not in inside)
+
+
+def _empty_mappings(told: Given) -> dict[str, Any]:
+    """The dictionaries that are empty when the first layer is called: layers fill them for one another."""
+    _, kwargs = told.calls[0]
+    return {name: value for name, value in kwargs.items() if isinstance(value, MutableMapping) and not value}
