@@ -146,7 +146,7 @@ class Engine:
         """
         failed = dict(self._refusals(recipes))
         if self._options is None:
-            return [failed.get(i) or self._by_objective(recipe) for i, recipe in enumerate(recipes)]
+            return [failed.get(i) or self._by_objective(recipe, done) for i, recipe in enumerate(recipes)]
         found: list[list[float]] = [[] for _ in recipes]
         alive = [i for i in range(len(recipes)) if i not in failed]
         place = 0
@@ -160,10 +160,14 @@ class Engine:
                         raise
                     continue
                 place += 1
-                for i, its in zip(alive, values, strict=True):
+                told, alive = zip(alive, values, strict=True), []
+                for i, its in told:
+                    if isinstance(its, DavidError):
+                        failed[i] = its
+                        continue
                     found[i] += its
-                if drop is not None and place < len(self.batches):
-                    alive = [i for i, its in zip(alive, values, strict=True) if not drop(i, batch, its)]
+                    if drop is None or place == len(self.batches) or not drop(i, batch, its):
+                        alive.append(i)
         outcomes = [failed.get(i) or self._score(nll) for i, nll in enumerate(found)]
         self._keep_best(recipes, outcomes)
         return outcomes
@@ -175,12 +179,14 @@ class Engine:
             except DavidError as error:
                 yield i, error
 
-    def _by_objective(self, recipe: Recipe) -> Outcome:
+    def _by_objective(self, recipe: Recipe, done: Done) -> Outcome:
         try:
             with slung(self.model, recipe):
-                return self.objective(self.model, self.corpus)
+                score = self.objective(self.model, self.corpus)
         except DavidError as error:
             return error
+        done(len(recipe) + self.end_visits)
+        return score if not math.isnan(score.nll) else ScoreError("the objective's NLL is not a number")
 
     def _score(self, nll: Sequence[float]) -> Outcome:
         """The score of the first windows of the corpus, or of all."""
@@ -190,8 +196,8 @@ class Engine:
         tokens = (self.corpus.window - self._first,) * len(nll)
         return Score(tuple(nll), tokens, self.corpus.documents[: len(nll)], self._convention)
 
-    def _values(self, recipes: Sequence[Recipe], batch: range, done: Done) -> list[list[float]]:
-        """The NLL of each window of a batch, of each recipe."""
+    def _values(self, recipes: Sequence[Recipe], batch: range, done: Done) -> Sequence[list[float] | DavidError]:
+        """The NLL of each window of a batch, of each recipe; or why there is none."""
         if self._runner is None:
             return [self._one_by_one(recipe, batch, done) for recipe in recipes]
         found: dict[int, list[float]] = {}
@@ -212,10 +218,13 @@ class Engine:
             found |= {i: nll[end] for i, end in zip(numbers, plan.ends, strict=True)}
         return [found[i] for i in range(len(recipes))]
 
-    def _one_by_one(self, recipe: Recipe, batch: range, done: Done) -> list[float]:
+    def _one_by_one(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
         windows = self.corpus.part(batch.start, batch.stop)
-        with slung(self.model, recipe):
-            score = perplexity(self.model, windows, **self._options or {})
+        try:
+            with slung(self.model, recipe):
+                score = perplexity(self.model, windows, **self._options or {})
+        except DavidError as error:
+            return error
         done(len(recipe) + self.end_visits)
         return list(score.window_nll)
 

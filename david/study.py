@@ -1,10 +1,10 @@
 """The study loop: ask, run, tell; resume; judge the best on windows that the search has not seen."""
 
-import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -12,15 +12,15 @@ import torch
 import transformers
 from optuna import Study
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from torch import nn
 from tqdm.auto import tqdm
 
 import david
 from david import report, store, table
 from david.corpus import Corpus
-from david.engine import score_recipes
-from david.errors import DavidError, ScoreError, SearchError
+from david.engine import Engine
+from david.errors import DavidError, SearchError
 from david.models import describe
 from david.recipe import Recipe
 from david.score import Objective, Score, check_fits, perplexity
@@ -29,6 +29,7 @@ from david.space import Space, named, params_of
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
 _FAILURES_BEFORE_END = 20
+_QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
 
 
 def search(
@@ -46,16 +47,22 @@ def search(
     study_name: str = "david",
     sampler: str | BaseSampler = "tpe",
     seed: int = 0,
+    batch: int | None = None,
+    memory_budget: int | None = None,
     top: int = 5,
     progress: bool = True,
 ) -> Study:
     """Search for recipes with a lower NLL than the base's, until `n_trials` distinct ones (the base counts) are scored.
 
-    Each trial asks the study's sampler for a recipe of the `space`, scores it on `corpus` (see `score_recipes`) and
+    Each trial asks the study's sampler for a recipe of the `space`, scores it on `corpus` (see `engine.Engine`) and
     tells the study the mean NLL, to be minimised. The base comes first, the recipes of `queue` next. A
     recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
     comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
     windows, once. With `out`, that folder gets tables, plots and `best.json` (see `report.write`).
+
+    A `batch` of recipes is asked for and scored together, so that they share what they have in common; left out, the
+    queue is in batches of 32 (in one, where layers are loaded for each call) and the sampler is asked for one at a
+    time. `memory_budget` is how many bytes of hidden states may be held (see `score_recipes`).
 
     The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand
     (which keeps its own sampler); the same call again goes on where it stopped. One worker and one `seed` give the same
@@ -70,14 +77,17 @@ def search(
     """
     if n_trials < 1:
         raise SearchError(f"n_trials must be at least 1; got {n_trials}")
+    if batch is not None and batch < 1:
+        raise SearchError(f"batch must be at least 1; got {batch}")
     space = named(space) if isinstance(space, str) else space
     check_fits(model, corpus)
     if held_out is not None:
         check_fits(model, held_out)
         _check_disjoint(corpus, held_out)
-    run = _Run(model, corpus, space, objective, describe(model).num_layers, seed, by_hand=study is not None)
+    scorer = partial(Engine, model, objective=objective, memory_budget=memory_budget, keeps=True)
+    run = _Run(model, scorer, scorer(corpus), space, seed, batch, by_hand=study is not None)
     wanted = _queue(run, queue)
-    about = _about(run, held_out)
+    about = _about(run, corpus, held_out, objective)
     if study is None:
         study = store.open_for(out, storage, study_name, sampler, seed)
     if out is not None:
@@ -104,25 +114,36 @@ class _Run:
     """What a trial needs."""
 
     model: nn.Module
-    corpus: Corpus
+    engine_on: Callable[[Corpus], Engine]
+    engine: Engine  # on the search windows
     space: Space
-    objective: Objective
-    n_layers: int
     seed: int
+    batch: int | None
     by_hand: bool  # the study is the caller's, who may ask it for trials too
 
-    def score(self, recipe: Recipe, corpus: Corpus) -> Score:
-        [score] = score_recipes(self.model, [recipe], corpus, objective=self.objective)
-        if math.isnan(score.nll):
-            raise ScoreError("the objective's NLL is not a number")
-        return score
+    @property
+    def n_layers(self) -> int:
+        return self.engine.n_layers
+
+    def recipes_at_once(self, study: Study) -> int:
+        """How many to ask for: the base comes alone, so that the others find its states."""
+        queued = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        if table.base_trial(study) is None:
+            return 1
+        if self.batch is not None:
+            return self.batch
+        return max(1, queued if self.engine.streamed else min(queued, _QUEUED_AT_ONCE))
 
 
 def _loop(study: Study, run: _Run, n_trials: int, progress: bool) -> None:
-    stale = failures = 0
+    stale = failures = here = 0
     scored = len(table.complete(study))
-    with tqdm(total=n_trials, initial=min(scored, n_trials), desc="search", unit="recipe", disable=not progress) as bar:
+    with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while scored < n_trials:
+            each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
+            bar.total = bar.n + each * (n_trials - scored)
+            bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
+            bar.set_postfix_str(_standing(study))
             if stale >= _REPEATS_BEFORE_END:
                 _say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
                 return
@@ -131,46 +152,71 @@ def _loop(study: Study, run: _Run, n_trials: int, progress: bool) -> None:
             if stale >= _REPEATS_BEFORE_RANDOM:
                 study.sampler = store.sampler_named("random", run.seed, len(study.get_trials(deepcopy=False)))
             try:
-                outcome = _trial(study, run)
+                outcomes = _round(study, run, min(run.recipes_at_once(study), n_trials - scored), bar.update)
             finally:
                 study.sampler = own
-            stale = stale + 1 if outcome == "duplicate" else 0
-            failures = failures + 1 if outcome == "failed" else failures * (outcome == "duplicate")
+            for outcome in outcomes:
+                stale = stale + 1 if outcome == "duplicate" else 0
+                failures = failures + 1 if outcome == "failed" else failures * (outcome == "duplicate")
+                here += outcome == "scored"
             if failures >= _FAILURES_BEFORE_END:
                 raise SearchError(f"{failures} recipes in a row failed; the last one's reason stands above")
-            if outcome == "scored":
-                bar.update()
-                bar.set_postfix_str(_standing(study), refresh=False)
             scored = len(table.complete(study))
 
 
-def _trial(study: Study, run: _Run) -> str:
-    """Ask, run and tell one trial; whether it was scored, a duplicate, or failed."""
-    trial = study.ask()
+def _round(study: Study, run: _Run, n: int, done: Callable[[float], Any]) -> list[str]:
+    """Ask, run and tell so many trials; of each, whether it was scored, a duplicate, or failed."""
+    trials: list[Trial] = []
+    fresh: dict[str, tuple[Trial, Recipe]] = {}
+    again: list[tuple[Trial, str]] = []
+    outcomes: list[str] = []
     try:
-        trial.set_user_attr("worker", store.worker())
-        recipe = run.space(trial, run.n_layers)
-        trial.set_user_attr("recipe", str(recipe))
-        known = _known(study, str(recipe))
-        if known is None:
-            score = run.score(recipe, run.corpus)
-            known = _known(study, str(recipe))  # another worker may have been faster
-        if known is not None:
-            trial.set_user_attr("duplicate_of", known.number)
-            study.tell(trial, known.value, state=known.state)
-            return "duplicate"
-        for name, value in _kept(score).items():
-            trial.set_user_attr(name, value)
-        study.tell(trial, score.nll)
-    except DavidError as error:
-        trial.set_user_attr("error", str(error))
-        study.tell(trial, state=TrialState.FAIL)
-        _say(f"trial {trial.number} failed: {error}")
-        return "failed"
+        for _ in range(n):
+            trials.append(trial := study.ask())
+            trial.set_user_attr("worker", store.worker())
+            try:
+                recipe = run.space(trial, run.n_layers)
+            except DavidError as error:
+                outcomes.append(_failed(study, trial, error))
+                continue
+            notation = str(recipe)
+            trial.set_user_attr("recipe", notation)
+            if notation in fresh or _known(study, notation) is not None:
+                again.append((trial, notation))
+            else:
+                fresh[notation] = trial, recipe
+        scores = run.engine.outcomes([recipe for _, recipe in fresh.values()], done=done)
+        for (notation, (trial, _)), score in zip(fresh.items(), scores, strict=True):
+            if _known(study, notation) is not None:  # another worker was faster
+                again.append((trial, notation))
+            elif isinstance(score, DavidError):
+                outcomes.append(_failed(study, trial, score))
+            else:
+                for name, value in _kept(score).items():
+                    trial.set_user_attr(name, value)
+                study.tell(trial, score.nll)
+                outcomes.append("scored")
+        return outcomes + [_told_again(study, *one) for one in again]
     except BaseException:
-        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        for trial in trials:
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
-    return "scored"
+
+
+def _failed(study: Study, trial: Trial, error: DavidError) -> str:
+    trial.set_user_attr("error", str(error))
+    study.tell(trial, state=TrialState.FAIL)
+    _say(f"trial {trial.number} failed: {error}")
+    return "failed"
+
+
+def _told_again(study: Study, trial: Trial, notation: str) -> str:
+    """Tell a trial what is known of its recipe."""
+    known = _known(study, notation)
+    assert known is not None
+    trial.set_user_attr("duplicate_of", known.number)
+    study.tell(trial, known.value, state=known.state)
+    return "duplicate"
 
 
 def _known(study: Study, notation: str) -> FrozenTrial | None:
@@ -211,7 +257,9 @@ def _begin(study: Study, run: _Run, wanted: dict[str, dict[str, Any]]) -> None:
             store.enqueue(study, [params])
         else:
             _say("this space cannot say the base: it is scored outside the sampler's sight")
-            score = run.score(base, run.corpus)
+            [score] = run.engine.outcomes([base])
+            if isinstance(score, DavidError):
+                raise score
             study.add_trial(create_trial(value=score.nll, user_attrs={"recipe": str(base), **_kept(score)}))
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
     store.enqueue(study, [params for notation, params in wanted.items() if notation not in known])
@@ -222,15 +270,20 @@ def _judge(study: Study, run: _Run, held_out: Corpus, top: int, progress: bool) 
     base = table.base_trial(study)
     picked = [*([base] if base is not None else []), *table.best_of_search(study, top)]
     wanted = [trial for trial in picked if table.held_out(study, trial) is None]
-    with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress or not wanted) as bar:
+    if not wanted:
+        return
+    engine = run.engine_on(held_out)
+    with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
         for trial in wanted:
-            score = run.score(Recipe.parse(trial.user_attrs["recipe"]), held_out)
+            [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
+            if isinstance(score, DavidError):
+                raise score
             kept = table.HeldOut(score.window_nll, score.window_tokens, score.documents)
             table.keep_held_out(study, trial, kept)
             bar.update()
 
 
-def _about(run: _Run, held_out: Corpus | None) -> dict[str, Any]:
+def _about(run: _Run, corpus: Corpus, held_out: Corpus | None, objective: Objective) -> dict[str, Any]:
     """What a study is made on: what every worker that joins it must have too."""
     ours = type(run.space).__module__ == "david.space"
     return {
@@ -238,10 +291,10 @@ def _about(run: _Run, held_out: Corpus | None) -> dict[str, Any]:
         "dtype": str(next(run.model.parameters()).dtype).removeprefix("torch."),
         "space": store.name_of(run.space),
         "space_name": type(run.space).__name__.lower() if ours else store.name_of(run.space),
-        "objective": store.name_of(run.objective),
-        "window": run.corpus.window,
-        "bos": run.corpus.bos,
-        "search_data": store.data_of(run.corpus),
+        "objective": store.name_of(objective),
+        "window": corpus.window,
+        "bos": corpus.bos,
+        "search_data": store.data_of(corpus),
         "held_out_data": None if held_out is None else store.data_of(held_out),
     }
 
