@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from david.errors import SlingError
 from david.recipe import Recipe
-from david.views import damp, is_rotary, module_view
+from david.views import damp, is_rotary, module_view, parts
 
 Values = list[dict[str, Any]]  # of a stack's owner, then of each of its configurations: attribute → value
 
@@ -159,14 +159,14 @@ def is_proved(model: nn.Module) -> bool:
 
 def has_adapters(module: nn.Module) -> bool:
     """Whether PEFT put adapters into it."""
-    return any(type(part).__module__.startswith("peft.") for part in module.modules())
+    return any(kind.__module__.startswith("peft.") for kind in {type(part) for part in parts(module)})
 
 
 def carry_adapters(old: nn.Module, new: nn.Module) -> None:
     """Let the same adapters be active in other layers: PEFT keeps that in each layer."""
     names = ("_active_adapter", "_disable_adapters")
-    state = next((vars(part) for part in old.modules() if names[0] in vars(part)), None)
-    for part in new.modules() if state is not None else ():
+    state = next((vars(part) for part in parts(old) if names[0] in vars(part)), None)
+    for part in parts(new) if state is not None else ():
         if names[0] in vars(part):
             vars(part).update({name: state[name] for name in names})  # type: ignore[index]
 
@@ -221,13 +221,12 @@ def _configs(owner: nn.Module, name: str, config: PreTrainedConfig) -> Iterator[
     """Each configuration object that the text model keeps beside its layers, once."""
     told = {id(config)}
     yield config
-    for path, module in owner.named_modules():
+    for _, module in owner.named_modules({owner.get_submodule(name)}):  # a layer may have a copy, with what is its own
         other = module.__dict__.get("config")
         if (
             isinstance(other, PreTrainedConfig)
             and other.model_type == config.model_type
             and id(other) not in told
-            and not path.startswith(f"{name}.")  # a layer may have a copy, with what is its own
             and not is_rotary(module)  # a view shares these with its base, whose configuration must not follow
         ):
             told.add(id(other))
@@ -350,18 +349,18 @@ def _numbers(old: Any, repeat_map: Sequence[int]) -> Any:
 def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
     """Base layer `index` as visit `slot`: a view of it, with its own place in the cache, damped to its scale."""
     view = module_view(layer, {})
-    for path, module in view.named_modules():
+    for module in parts(view):
         own = vars(module)
         for name in _INDICES:
             carried = own.get(name)
             if carried is None or carried < 0 or (type(module).__name__, name) in KEPT_INDICES:
                 continue
-            parts = _SLOTS.get(type(layer).__name__, 1) if path else 1
-            if carried // parts != index:
+            places = 1 if module is view else _SLOTS.get(type(layer).__name__, 1)
+            if carried // places != index:
                 raise SlingError(f"layer {index} is refused: its {type(module).__name__} carries {name} {carried}")
-            setattr(module, name, slot * parts + carried % parts)
+            own[name] = slot * places + carried % places
         if "layer_dic" in own:  # Zamba 2: the number of a layer → its adapters in a block that layers share
-            module.layer_dic = {slot: own["layer_dic"][index]}
+            own["layer_dic"] = {slot: own["layer_dic"][index]}
     damp(view, scale)
     return view
 

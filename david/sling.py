@@ -1,5 +1,6 @@
 """Make a loaded model run a recipe by reference: in place, for the length of a `with`, or beside it."""
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -64,14 +65,30 @@ def sling(
     Example:
         >>> David.sling(model, repeat_map_raw=[0, 1, 2, 1, 2, 3])  # doctest: +SKIP
     """
-    wanted = _wanted(base_depth(model), recipe, ratio_repeat, repeat_map_raw, scales)
-    _tell_of_adapters(layers.find(model))
-    return _slung(model, wanted)
-
-
-def _slung(model: Model, wanted: Recipe) -> Model:
     stack = layers.find(model)
     base = _base(stack)
+    wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
+    _tell_of_adapters(stack, base)
+    return _slung(model, stack, base, wanted)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's collector waits: a sling makes thousands of objects, and none of them is garbage.
+
+    It would search them thirty times, and now and then all that Python holds, which takes longer than ten slings.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
+def _slung(model: Model, stack: Stack, base: _Base, wanted: Recipe) -> Model:
     layers.check(stack, base.values, wanted)
     visits = _visits(base, wanted)
     before = _now(stack)
@@ -88,7 +105,7 @@ def reset(model: Model) -> Model:
     stack = layers.find(model)
     base = _base(stack)
     if base.home is not stack.layers:
-        _tell_of_adapters(stack)
+        _tell_of_adapters(stack, base)
         _put(model, stack, base.values, None)
     return model
 
@@ -111,7 +128,9 @@ def slung(
     stack = layers.find(model)
     before, training = _now(stack), stack.owner.training
     try:
-        yield _slung(model, _wanted(base_depth(model), recipe, ratio_repeat, repeat_map_raw, scales))
+        base = _base(stack)
+        wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
+        yield _slung(model, stack, base, wanted)
     finally:
         home = _base(stack).home
         _put(model, stack, *before)
@@ -165,7 +184,7 @@ def view(
     second = module_view(model, copies)
     own = Stack(copies[id(stack.owner)], stack.name, configs)
     _put(second, own, [base.values[0] | home, *base.values[1:]], None)
-    return _slung(second, wanted)
+    return _slung(second, own, _base(own), wanted)
 
 
 def base_layers(model: nn.Module) -> nn.ModuleList:
@@ -208,9 +227,9 @@ def _base(stack: Stack) -> _Base:
     return kept
 
 
-def _tell_of_adapters(stack: Stack) -> None:
+def _tell_of_adapters(stack: Stack, base: _Base) -> None:
     """A warning where adapters go with the visits that they were put on, or stay in a base that lost them only here."""
-    on_visits, on_base = (layers.has_adapters(part) for part in (stack.layers, _base(stack).home))
+    on_visits, on_base = (layers.has_adapters(part) for part in (stack.layers, base.home))
     if on_visits and not on_base:
         warnings.warn(
             "the adapters that were put on this sling's visits go with it (save_pretrained keeps them)", stacklevel=3
@@ -242,7 +261,8 @@ def _put(model: nn.Module, stack: Stack, values: Values, base: _Base | None) -> 
     layers.put(stack, values)
     _captured(stack)
     stack.owner.__dict__.pop(layers.KEPT, None)
-    holders = [module for module in (model, *model.modules()) if hasattr(module, "save_pretrained")]
+    beside = (module for _, module in model.named_modules({stack.layers}))  # a layer is nothing that one saves
+    holders = [module for module in beside if hasattr(module, "save_pretrained")]
     for holder in holders:
         holder.__dict__.pop("save_pretrained", None)
     if base is not None:

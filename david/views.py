@@ -13,6 +13,9 @@ from david.errors import SlingError
 Module = TypeVar("Module", bound=nn.Module)
 # What stands on an instance in the place of its class's forward, by accelerate, torch or a user.
 _FORWARDS = {"forward": "forward", "_old_forward": "forward", "_compiled_call_impl": "compiled call"}
+# What torch keeps in every module. A view has its hooks and its children to itself, and shares the rest.
+_TORCHS = vars(nn.Module())
+_HOOKS = frozenset(name for name, value in _TORCHS.items() if "hooks" in name and isinstance(value, dict | set))
 
 
 def module_view(module: Module, replace: dict[int, Any]) -> Module:
@@ -27,20 +30,27 @@ def module_view(module: Module, replace: dict[int, Any]) -> Module:
         return _own_rotary(module) if _grows(module) else module
     view = object.__new__(type(module))
     replace[id(module)] = view
-    state = module.__dict__.copy()
-    for name, value in state.items():
+    state, called = _state(module, replace)
+    for name, value in called:
         if isinstance(value, nn.Module):
             state[name] = module_view(value, replace)
-        elif id(value) in replace:
-            state[name] = replace[id(value)]
-        elif "hooks" in name and isinstance(value, dict | set):
-            state[name] = value.copy()
-    state["_modules"] = {
-        name: None if child is None else module_view(child, replace) for name, child in module._modules.items()
-    }
-    view.__dict__.update(state)
-    _bind(view, module, replace)
+    for name, child in state["_modules"].items():
+        if child is not None:
+            state["_modules"][name] = module_view(child, replace)
+    object.__setattr__(view, "__dict__", state)
+    _bind(view, called, replace)
     return view
+
+
+def parts(module: nn.Module) -> list[nn.Module]:
+    """What `module.modules()` gives, in less than half the time."""
+    found, left = [], [module]
+    while left:
+        part = left.pop()
+        found.append(part)
+        if part._modules:
+            left.extend(child for child in reversed(part._modules.values()) if child is not None)
+    return list(dict.fromkeys(found))
 
 
 def damp(view: nn.Module, scale: float) -> None:
@@ -72,8 +82,8 @@ def is_rotary(module: nn.Module) -> bool:
 
     A view of it would share the buffers but not the attributes, so it is used as it is.
     """
-    leaf = not module._modules and not any(p is not None for p in module._parameters.values())
-    return leaf and bool(module._buffers) and "layer_idx" not in module.__dict__
+    leaf = bool(module._buffers) and not module._modules
+    return leaf and "layer_idx" not in module.__dict__ and all(p is None for p in module._parameters.values())
 
 
 def _grows(rotary: nn.Module) -> bool:
@@ -88,6 +98,25 @@ def _own_rotary(module: Module) -> Module:
     return own
 
 
+def _state(module: nn.Module, replace: dict[int, Any]) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """What a view of a module keeps, its children still to be replaced, and what of it can be called."""
+    state = module.__dict__.copy()
+    state["_modules"] = dict(module._modules)
+    called = []
+    for name, value in state.items():
+        if name in _HOOKS:
+            state[name] = value.copy()
+        elif name in _TORCHS:
+            continue
+        elif callable(value):  # asked first: a configuration is slow to say what it is
+            called.append((name, value))
+        elif id(value) in replace:
+            state[name] = replace[id(value)]
+        elif "hooks" in name and isinstance(value, dict | set):
+            state[name] = value.copy()
+    return state, called
+
+
 class _Damping:
     """A forward hook that makes a visit `h + scale · (layer(h) − h)`."""
 
@@ -99,19 +128,19 @@ class _Damping:
         return with_hidden(output, before + self.scale * (hidden(output) - before))
 
 
-def _bind(view: nn.Module, module: nn.Module, views: dict[int, Any]) -> None:
+def _bind(view: nn.Module, called: list[tuple[str, Any]], views: dict[int, Any]) -> None:
     """Methods kept on the instance still run the base's module, with its place in the cache: make them the view's.
 
     accelerate keeps two (`add_hook_to_module`): `_old_forward`, bound to the module, and `forward`, a partial of it.
     torch keeps a compiled call.
     """
-    for name, value in module.__dict__.items():
+    for name, value in called:
         bound = _bound(value, views)
         if bound is not None:
             view.__dict__[name] = bound
         elif name in _FORWARDS and value is not None:
             raise SlingError(
-                f"{type(module).__name__} is refused: its {_FORWARDS[name]} was replaced on the instance, which a view "
+                f"{type(view).__name__} is refused: its {_FORWARDS[name]} was replaced on the instance, which a view "
                 "cannot follow. Sling first, or take the replacement away"
             )
 

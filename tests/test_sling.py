@@ -11,6 +11,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from tiny_models import N_LAYERS, VOCABULARY, tiny_config, tiny_model, tiny_named, tiny_options
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BartForConditionalGeneration,
     DistilBertConfig,
@@ -303,6 +304,40 @@ def test_slung_parameters_and_buffers_are_the_base_s_own_storages(make: Any) -> 
     assert {value.data_ptr() for value in slung.state_dict().values()} == everything
     assert {buffer.data_ptr() for buffer in slung.buffers()} == buffers
     assert sum(p.numel() for p in slung.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("order", ["repeats", "scaled"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sling_and_a_reset_ask_nothing_of_torch(name: str, order: str) -> None:
+    class Asked(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            asked.append(function)
+            return function(*args, **(kwargs or {}))
+
+    asked: list[Any] = []
+    model = tiny_named(name)
+    with Asked():
+        for _ in range(2):  # of the base, and of a sling
+            David.sling(model, MAPS[order])
+        David.reset(model)
+    assert not asked
+    with Asked():
+        logits(model)
+    assert asked
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_sling_leaves_the_garbage_collector_as_it_was(tiny: Any, enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        David.reset(David.sling(tiny, REPEATS))
+        assert gc.isenabled() is enabled
+        misnumbered(tiny)
+        with pytest.raises(SlingError):
+            David.sling(tiny, REPEATS)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "qwen3_moe", "gemma3"])
