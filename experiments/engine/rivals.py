@@ -243,8 +243,8 @@ def table(rounds: list[dict[str, Any]], job: dict[str, Any], apart_by: dict[str,
     tokens = job["tokens"]
     rate = rates(rounds, n_all, n_few)
 
-    def faster(mine: str, its: str) -> str:
-        return f"{spread([a / b for a, b in zip(rate[mine], rate[its], strict=True)])} ×"
+    def ratio(mine: str, its: str) -> str:
+        return f"{spread([a / b for a, b in zip(rate[mine], rate[its], strict=True)], 2)}"
 
     def merges(part: str, digits: int = 1) -> str:
         return spread([value for took in rounds for value in took["mergekit"][part]], digits)
@@ -260,12 +260,12 @@ def table(rounds: list[dict[str, Any]], job: dict[str, Any], apart_by: dict[str,
         ("tokens run through each recipe", *(f"{tokens[name]:,}" for name in names)),
         ("… of them scored", f"{tokens['David'] - n_windows:,}", f"{n_windows}", f"{tokens['mergekit'] - n_windows:,}"),
         ("**recipes a minute**", *(f"**{spread(rate[name])}**" for name in names)),
-        ("**David is faster by**", none, *(f"**{faster('David', name)}**" for name in names[1:])),
+        ("**David's rate over it**", none, *(f"**{ratio('David', name)}**" for name in names[1:])),
         ("recipes × tokens a minute", *(spread([tokens[name] * n for n in rate[name]], 0) for name in names)),
         ("recipes a minute, with start, load and base", *(spread(rate[f"{name}, whole"]) for name in names[:2]), none),
-        ("… David is faster by", none, faster("David, whole", "layer-scan, whole"), none),
+        ("… David's rate over it", none, ratio("David, whole", "layer-scan, whole"), none),
         ("recipes a minute, merges written in one process", none, none, spread(rate["mergekit, one process"])),
-        ("… David is faster by", none, none, faster("David", "mergekit, one process")),
+        ("… David's rate over it", none, none, ratio("David", "mergekit, one process")),
         ("seconds a recipe: to write the merge", none, none, merges("write")),
         ("… in one process", none, none, in_process),
         ("… to load it", none, none, merges("load")),
