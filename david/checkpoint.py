@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from david import layers
+from david import layers, memory
 from david.card import card, loader, told
 from david.errors import DavidError, SearchError, SlingError, one_line
 from david.rebuilt import RUNS, Rebuilt, Weights, rebuilt
@@ -29,7 +29,6 @@ from david.recipe import Recipe
 from david.report import check_folder
 from david.sling import AnyRecipe, base_depth, view
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _BESIDE = 2**20  # bytes for the files beside the weights, besides a tokenizer
 
 
@@ -59,7 +58,7 @@ def export(
     """
     target = Path(folder).resolve()
     check_target(target)
-    limit = _bytes(max_shard_size)
+    limit = memory.as_bytes(max_shard_size, "the shard size")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise DavidError(f"expected a tokenizer, as load_model gives it; got {type(tokenizer).__name__}")
     wanted = Recipe.of(recipe)
@@ -181,14 +180,6 @@ def size_text(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.1f} {name}"
     return f"{size} bytes"
-
-
-def _bytes(size: int | str) -> int:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(size).upper())
-    limit = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
-    if limit < 1:
-        raise DavidError(f"cannot read the shard size {size!r}: expected a number of bytes, or text such as '5GB'")
-    return limit
 
 
 def _planned(beside: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int) -> _Plan:

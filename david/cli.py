@@ -3,9 +3,7 @@
 Heavy modules are imported in the commands that need them, so that help and results open in a blink.
 """
 
-import json
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,18 +13,22 @@ import typer
 from david.errors import DavidError, RecipeError, SearchError
 from david.options import (
     DEFAULT_DATA,
+    Batch,
     Bos,
     Column,
     Convention,
     ConventionOption,
     DataOption,
     Device,
+    DryRun,
     Dtype,
     HeldOut,
     Json,
     MaxLength,
+    MemoryBudget,
     Model,
     Out,
+    Pruner,
     Ratios,
     RecipeOption,
     Seed,
@@ -39,6 +41,7 @@ from david.options import (
     as_range,
     one_of,
 )
+from david.printing import print_found, print_run
 
 if TYPE_CHECKING:
     from david.corpus import Corpus
@@ -71,6 +74,9 @@ def search(
     sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or qmc.")] = "tpe",
     trials: Annotated[int, typer.Option(min=1, help="Distinct recipes to score in all, the base included.")] = 40,
     seed: Seed = 0,
+    pruner: Pruner = None,
+    batch: Batch = None,
+    memory_budget: MemoryBudget = None,
     top: Top = 5,
     storage: Storage = None,
     study: StudyName = "david",
@@ -104,9 +110,12 @@ def search(
         study_name=study,
         sampler=sampler,
         seed=seed,
+        pruner=pruner,
+        batch=batch,
+        memory_budget=_budget(memory_budget),
         top=top,
     )
-    _print_run(made, out, top)
+    print_run(made, out, top)
 
 
 @app.command()
@@ -121,17 +130,23 @@ def scan(
     convention: ConventionOption = Convention.window,
     bos: Bos = None,
     max_length: MaxLength = None,
+    pruner: Pruner = None,
+    batch: Batch = None,
+    memory_budget: MemoryBudget = None,
+    dry_run: DryRun = False,
     top: Top = 5,
     storage: Storage = None,
     study: StudyName = "scan",
     out: Out = Path("scan"),
     dtype: Dtype = None,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Score every block of layers up to a length, each repeated once, as a heatmap.
 
     Example: david scan demo --max-length 2 --windows 4 --out scan
     """
+    from david.recipe import Recipe
     from david.report import check_folder
     from david.space import Block, all_blocks, longest_block
 
@@ -145,6 +160,13 @@ def scan(
     n_layers = base_depth(loaded)
     longest = longest_block(max_length, n_layers)
     every = all_blocks(n_layers, longest)
+    if dry_run:
+        from david.engine import Engine
+
+        engine = Engine(loaded, seen, objective=_objective(convention), memory_budget=_budget(memory_budget))
+        cost = engine.estimate([Recipe.identity(n_layers), *every])
+        print_found(cost.to_dict(), str(cost), as_json)
+        return
     made = run_search(
         loaded,
         seen,
@@ -157,9 +179,12 @@ def scan(
         storage=storage,
         study_name=study,
         sampler="random",
+        pruner=pruner,
+        batch=batch,
+        memory_budget=_budget(memory_budget),
         top=top,
     )
-    _print_run(made, out, top)
+    print_run(made, out, top, as_json)
 
 
 @app.command()
@@ -213,7 +238,7 @@ def score(
             f"        {difference.mean:+.6f} nats a token, paired 95% interval "
             f"{difference.low:+.6f} to {difference.high:+.6f}: {difference.word}"
         )
-    _print(found, "\n".join(lines), as_json)
+    print_found(found, "\n".join(lines), as_json)
 
 
 @app.command()
@@ -241,7 +266,7 @@ def explain(
         costs = read_costs(model)
     n_layers = None if costs is None else len(costs.layer_parameters)
     explanation = tell(_recipe(recipe, ratios, n_layers), costs)
-    _print(explanation.to_dict(), str(explanation), as_json)
+    print_found(explanation.to_dict(), str(explanation), as_json)
 
 
 @app.command()
@@ -259,7 +284,7 @@ def check(
     from david.check import check as certify
 
     certificate = certify(loaded)
-    _print(certificate.to_dict(), str(certificate), as_json)
+    print_found(certificate.to_dict(), str(certificate), as_json)
     if not certificate.passed:
         raise typer.Exit(1)
 
@@ -354,7 +379,7 @@ def report(
     if target is None:
         raise SearchError("say where to write: --out FOLDER")
     reports.write(opened, target, top=top)
-    _print_run(opened, target, top, as_json)
+    print_run(opened, target, top, as_json)
 
 
 def main() -> None:
@@ -399,6 +424,12 @@ def _objective(convention: Convention) -> Any:
     return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)  # type: ignore[arg-type]
 
 
+def _budget(size: str | None) -> int | None:
+    from david.memory import as_bytes
+
+    return None if size is None else as_bytes(size, "--memory-budget")
+
+
 def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None, loaded: Any = None) -> "Recipe":
     from david.recipe import Recipe
 
@@ -422,29 +453,3 @@ def _tell_other_weights(wanted: "Recipe", loaded: Any) -> None:
 
     if fingerprint(loaded) != wanted.base.fingerprint:
         sys.stderr.write(f"note: the recipe was made on other weights ({wanted.base.model}); it is run all the same\n")
-
-
-def _print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
-    from david import report as reports
-    from david import table
-
-    board = table.leaderboard(study, top)
-    sentence = reports.verdict(board)
-    found = {"folder": str(out), "verdict": sentence, "leaderboard": json.loads(board.to_json(orient="records"))}
-    text = f"{reports.board_text(board)}\n\n{sentence}\n\n{out}: " + ", ".join(
-        sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    )
-    _print(found, text, as_json)
-
-
-def _print(found: Any, text: str, as_json: bool) -> None:
-    sys.stdout.write((json.dumps(_finite(found), indent=2) if as_json else text) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Infinity and NaN are no JSON: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,9 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ from david import memory
 from david.corpus import Corpus
 from david.errors import DavidError, ScoreError, one_line
 from david.forward import input_device
-from david.plan import Plan, groups
+from david.plan import Estimate, Plan, groups
 from david.recipe import Recipe
 from david.score import Objective, Score, check_fits, first_scored, perplexity
 from david.sling import as_base, base_depth, check_recipe, slung
@@ -91,7 +93,8 @@ class Engine:
             raise ScoreError(f"memory_budget must be at least 1 byte; got {memory_budget}")
         self.model, self.corpus, self.objective = model, corpus, objective
         self.n_layers, self.meter = base_depth(model), Meter()
-        self.end_visits, self.visit_seconds = 1.0, math.nan  # as the self-check finds them, of one window
+        self.end_visits = 1.0  # what an end costs, as the self-check finds it
+        self._reason: str | None = None  # why recipes are scored one by one
         self._runner: Runner | None = None
         self._keeps = keeps
         self._kept: dict[range, dict[Path, State]] = {}
@@ -110,6 +113,11 @@ class Engine:
         self.batches = list(_batches(len(corpus), self._windows_at_once(), rung))
 
     @property
+    def window_tokens(self) -> int:
+        """Scored tokens of a window."""
+        return self.corpus.window - self._first
+
+    @property
     def streamed(self) -> bool:
         """Whether layers are loaded for each call, so that all recipes of a batch go through them together."""
         return self._runner is not None and self._runner.streamed
@@ -119,6 +127,25 @@ class Engine:
         cost = Plan.of(recipes, self.n_layers).cost
         visits, ends = (cost.visits, cost.ends) if self._runner else (cost.visits_one_by_one, cost.recipes)
         return (visits + self.end_visits * ends) * len(self.batches)
+
+    def estimate(self, recipes: Sequence[Recipe]) -> Estimate:
+        """What scoring these is going to cost, measured on the base, which is scored for it."""
+        plan, base, before = Plan.of(recipes, self.n_layers), Recipe.identity(self.n_layers), replace(self.meter)
+        start = time.perf_counter()
+        self.outcomes([base])
+        loading = self.meter.load_seconds - before.load_seconds
+        seconds = (time.perf_counter() - start - loading) / self.work([base]) * self.work(recipes)
+        loads = plan.stops(self._order(plan, {})) * len(self.batches) if self.streamed else 0
+        return Estimate(
+            cost=plan.cost,
+            windows=len(self.corpus),
+            batches=len(self.batches),
+            end_visits=self.end_visits,
+            state_bytes=self._window_bytes * len(self.batches[0]),
+            loads=loads,
+            seconds=seconds + (loads * loading / (self.meter.loads - before.loads) if loads else 0),
+            reason=self._reason,
+        )
 
     def _windows_at_once(self) -> int:
         """Windows in a batch: as many as make a layer's call efficient, and two states of them fit into the budget."""
@@ -166,7 +193,7 @@ class Engine:
                         failed[i] = its
                         continue
                     found[i] += its
-                    if drop is None or place == len(self.batches) or not drop(i, batch, its):
+                    if drop is None or not drop(i, batch, its):
                         alive.append(i)
         outcomes = [failed.get(i) or self._score(nll) for i, nll in enumerate(found)]
         self._keep_best(recipes, outcomes)
@@ -193,7 +220,7 @@ class Engine:
         wrong = next((i for i, value in enumerate(nll) if math.isnan(value)), None)
         if wrong is not None:
             return ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
-        tokens = (self.corpus.window - self._first,) * len(nll)
+        tokens = (self.window_tokens,) * len(nll)
         return Score(tuple(nll), tokens, self.corpus.documents[: len(nll)], self._convention)
 
     def _values(self, recipes: Sequence[Recipe], batch: range, done: Done) -> Sequence[list[float] | DavidError]:
@@ -291,6 +318,7 @@ class Engine:
             why = runner if isinstance(runner, str) else self._apart(runner, options)
         except Exception as error:  # any kind: the code of any model
             runner = why = f"{type(error).__name__}: {one_line(error)}"
+        self._reason = why
         if isinstance(runner, str) or why is not None:
             _say(f"{model} does not go through the engine ({why}): its recipes are scored one by one")
         else:
@@ -312,7 +340,6 @@ class Engine:
             if not apart <= allowed:
                 return f"it gives the recipe {recipe} another NLL, by {apart:.1e} nats a token"
         self.end_visits = (meter.end_seconds / meter.ends) / (meter.visit_seconds / meter.visits)
-        self.visit_seconds = meter.visit_seconds / meter.visits / len(few)
         return None
 
     @property
@@ -330,6 +357,11 @@ def _two_seams(model: nn.Module, n_layers: int) -> Recipe:
     except DavidError:
         return Recipe(damped.repeat_map)
     return damped
+
+
+def counts_tokens(objective: Objective) -> bool:
+    """Whether an objective is made of tokens' NLLs, so that recipes can share visits and be dropped early."""
+    return _options(objective) is not None
 
 
 def _options(objective: Objective) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Memory that is free, and weights that accelerate keeps elsewhere until a module is called: in CPU memory, on disk."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,12 +10,25 @@ import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook  # type: ignore[import-untyped]
 from torch import nn
 
+from david.errors import DavidError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
 
 def free(device: torch.device) -> int:
     """Bytes of memory that are free on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def as_bytes(size: int | str, what: str) -> int:
+    """A size as a number of bytes: one already, or text such as `"5GB"`; `DavidError` where it is no size."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(size).upper())
+    read = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if read < 1:
+        raise DavidError(f"cannot read {what} {size!r}: expected a number of bytes, or text such as '5GB'")
+    return read
 
 
 def is_offloaded(module: nn.Module) -> bool:

@@ -39,6 +39,16 @@ StudyName = Annotated[str, typer.Option("--study", help="The study's name in its
 Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
 Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Recipes asked for and scored together; left out, what suits the search.")
+]
+Pruner = Annotated[
+    str | None, typer.Option(help="wilcoxon: recipes race, and the hopeless are dropped early; left out, none is.")
+]
+MemoryBudget = Annotated[
+    str | None, typer.Option(help="Hidden states held at once: '2GB'; left out, a quarter of the free memory.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost, and score nothing but the base.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 DEFAULT_DATA = "python-topics"

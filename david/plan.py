@@ -5,9 +5,10 @@ with a node for each distinct beginning, and one for the end (norm, head) of eac
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import Any
 
 from david.recipe import Recipe
 
@@ -34,6 +35,54 @@ class Cost:
     def ratio(self, end: float) -> float:
         """How many times less work this is than recipe by recipe, where an end costs as much as `end` visits."""
         return (self.visits_one_by_one + end * self.recipes) / (self.visits + end * self.ends)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What scoring recipes on a corpus is going to cost: of their plan, the `windows` in `batches`, bytes and seconds.
+
+    An end costs as much as `end_visits` visits; `state_bytes` is the hidden state of one batch, `seconds` the whole,
+    loading of `loads` layers included where they are offloaded. A `reason` says why no visit is shared.
+    """
+
+    cost: Cost
+    windows: int
+    batches: int
+    end_visits: float
+    state_bytes: int
+    loads: int
+    seconds: float
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"ratio": self.ratio}
+
+    @property
+    def ratio(self) -> float:
+        """How many times less work than recipe by recipe."""
+        return self.cost.ratio(self.end_visits) if self.reason is None else 1.0
+
+    def __str__(self) -> str:
+        cost, why = self.cost, f": {self.reason}" if self.reason else ""
+        lines = [
+            f"recipes   {cost.recipes:,}, on {self.windows} windows in batches of {-(-self.windows // self.batches)}",
+            f"visits    {cost.visits:,} distinct a batch, {cost.visits_one_by_one:,} recipe by recipe",
+            f"ends      {cost.ends:,} a batch, each as costly as {self.end_visits:.1f} visits",
+            f"work      {self.ratio:.2f} times less than recipe by recipe{why}",
+            f"states    {cost.states} at once, {cost.states * self.state_bytes / 1e6:,.1f} MB",
+            f"time      about {_duration(self.seconds)}",
+        ]
+        if self.loads:
+            at_once = f"{cost.elevator_states} at once, {cost.elevator_states * self.state_bytes / 1e6:,.1f} MB"
+            lines[4] = f"states    {at_once}; {cost.sweeps} sweeps, {self.loads:,} loads of a layer or the end"
+        return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +191,10 @@ class Plan:
         """How often an order walks up the layers."""
         stops = [self.layers[node] for node in order]
         return (1 if stops else 0) + sum(after < before for before, after in pairwise(stops))
+
+    def stops(self, order: Sequence[int]) -> int:
+        """At how many layers, or the end, an order stops, all that it does there at once counted as one."""
+        return sum(1 for _ in groupby(order, key=lambda node: self.layers[node]))
 
     def peak(self, order: Sequence[int], known: Collection[int] = ()) -> int:
         """How many states an order holds at most: each from its visit on until its last child is made."""

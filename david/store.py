@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import socket
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -12,6 +13,8 @@ import numpy as np
 import optuna
 import psutil
 from optuna import Study
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,6 +31,17 @@ _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "qmc": optuna.samplers.QMCSampler,
 }
 _UNSIGNED = timedelta(seconds=10)  # a worker signs its trial a moment after asking: longer without a name is death
+
+
+def pruner_named(pruner: str | BasePruner) -> BasePruner:
+    """A pruner by its name; one that is one already."""
+    if isinstance(pruner, BasePruner):
+        return pruner
+    if pruner != "wilcoxon":
+        raise SearchError(f"unknown pruner {pruner!r}: expected wilcoxon, or one of Optuna's")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
 
 
 def open_study(storage: str | None, name: str = "david", *, sampler: str | BaseSampler = "tpe", seed: int = 0) -> Study:

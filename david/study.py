@@ -11,6 +11,7 @@ import optuna
 import torch
 import transformers
 from optuna import Study
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from torch import nn
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 import david
 from david import report, store, table
 from david.corpus import Corpus
-from david.engine import Engine
+from david.engine import Engine, counts_tokens
 from david.errors import DavidError, SearchError
 from david.models import describe
 from david.recipe import Recipe
@@ -29,6 +30,7 @@ from david.space import Space, named, params_of
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
 _FAILURES_BEFORE_END = 20
+_FIRST_RUNG = 2  # windows on which recipes race first
 _QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
 
 
@@ -47,6 +49,7 @@ def search(
     study_name: str = "david",
     sampler: str | BaseSampler = "tpe",
     seed: int = 0,
+    pruner: str | BasePruner | None = None,
     batch: int | None = None,
     memory_budget: int | None = None,
     top: int = 5,
@@ -64,6 +67,11 @@ def search(
     queue is in batches of 32 (in one, where layers are loaded for each call) and the sampler is asked for one at a
     time. `memory_budget` is how many bytes of hidden states may be held (see `score_recipes`).
 
+    With a `pruner` (`"wilcoxon"`, or any of Optuna's) recipes race: it is shown the mean NLL of each window, with the
+    window's number for the step, and after the first two, four, eight … windows it may drop a recipe. That trial is
+    `partial`: told the base's NLL plus its difference on the windows it has seen, though never less than the best's,
+    and never among the best.
+
     The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand
     (which keeps its own sampler); the same call again goes on where it stopped. One worker and one `seed` give the same
     study each time. Ctrl-C ends cleanly: what is scored is kept, and tables and plots are written.
@@ -75,17 +83,15 @@ def search(
         >>> study = search(model, windows, space="block", held_out=others, n_trials=40, out="run")  # doctest: +SKIP
         >>> study.best_trial.user_attrs["recipe"]  # doctest: +SKIP
     """
-    if n_trials < 1:
-        raise SearchError(f"n_trials must be at least 1; got {n_trials}")
-    if batch is not None and batch < 1:
-        raise SearchError(f"batch must be at least 1; got {batch}")
+    for name, number in {"n_trials": n_trials, "batch": batch}.items():
+        if number is not None and number < 1:
+            raise SearchError(f"{name} must be at least 1; got {number}")
     space = named(space) if isinstance(space, str) else space
-    check_fits(model, corpus)
-    if held_out is not None:
-        check_fits(model, held_out)
-        _check_disjoint(corpus, held_out)
+    _check_data(model, corpus, held_out)
+    racing = _racing(pruner, objective)
     scorer = partial(Engine, model, objective=objective, memory_budget=memory_budget, keeps=True)
-    run = _Run(model, scorer, scorer(corpus), space, seed, batch, by_hand=study is not None)
+    engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
+    run = _Run(model, scorer, engine, space, seed, batch, racing=racing is not None, by_hand=study is not None)
     wanted = _queue(run, queue)
     about = _about(run, corpus, held_out, objective)
     if study is None:
@@ -94,6 +100,8 @@ def search(
         report.ready_folder(out)
     if len(study.directions) != 1 or study.direction != optuna.study.StudyDirection.MINIMIZE:
         raise SearchError("the study must minimise one value, the NLL: optuna.create_study(direction='minimize')")
+    if racing is not None:
+        study.pruner = racing
     own_seed = None if run.by_hand or isinstance(sampler, BaseSampler) else seed
     store.sign(study, about, {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": _made_with()})
     try:
@@ -119,6 +127,7 @@ class _Run:
     space: Space
     seed: int
     batch: int | None
+    racing: bool
     by_hand: bool  # the study is the caller's, who may ask it for trials too
 
     @property
@@ -185,7 +194,9 @@ def _round(study: Study, run: _Run, n: int, done: Callable[[float], Any]) -> lis
                 again.append((trial, notation))
             else:
                 fresh[notation] = trial, recipe
-        scores = run.engine.outcomes([recipe for _, recipe in fresh.values()], done=done)
+        racers = [trial for trial, _ in fresh.values()] if run.racing else []
+        drop = partial(_hopeless, run, racers) if racers else None
+        scores = run.engine.outcomes([recipe for _, recipe in fresh.values()], drop=drop, done=done)
         for (notation, (trial, _)), score in zip(fresh.items(), scores, strict=True):
             if _known(study, notation) is not None:  # another worker was faster
                 again.append((trial, notation))
@@ -194,13 +205,34 @@ def _round(study: Study, run: _Run, n: int, done: Callable[[float], Any]) -> lis
             else:
                 for name, value in _kept(score).items():
                     trial.set_user_attr(name, value)
-                study.tell(trial, score.nll)
+                study.tell(trial, _value(study, trial, score, run))
                 outcomes.append("scored")
         return outcomes + [_told_again(study, *one) for one in again]
     except BaseException:
         for trial in trials:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
+
+
+def _hopeless(run: _Run, racers: Sequence[Trial], number: int, windows: range, nll: Sequence[float]) -> bool:
+    """Whether the study's pruner gives up a recipe, now that it has been scored on these windows too."""
+    trial = racers[number]
+    for window, value in zip(windows, nll, strict=True):
+        trial.report(value / run.engine.window_tokens, window)
+    is_base = trial.user_attrs["recipe"] == str(Recipe.identity(run.n_layers))
+    return not is_base and trial.should_prune()
+
+
+def _value(study: Study, trial: Trial, score: Score, run: _Run) -> float:
+    """What a trial is told: the mean NLL; of a dropped recipe, what its first windows make of the base's."""
+    seen, base = len(score.window_nll), table.base_trial(study)
+    if not run.racing or seen == len(run.engine.corpus) or base is None:
+        return score.nll
+    trial.set_user_attr(table.PARTIAL, seen)
+    its = base.user_attrs["window_nll"][:seen]
+    value = table.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens
+    best = min(table.value_of(trial) for trial in (base, *table.best_of_search(study, 1)))
+    return float(max(value, best))
 
 
 def _failed(study: Study, trial: Trial, error: DavidError) -> str:
@@ -260,7 +292,10 @@ def _begin(study: Study, run: _Run, wanted: dict[str, dict[str, Any]]) -> None:
             [score] = run.engine.outcomes([base])
             if isinstance(score, DavidError):
                 raise score
-            study.add_trial(create_trial(value=score.nll, user_attrs={"recipe": str(base), **_kept(score)}))
+            its = score.window_nll, score.window_tokens
+            means = {i: nll / tokens for i, (nll, tokens) in enumerate(zip(*its, strict=True))}
+            about = {"recipe": str(base), **_kept(score)}
+            study.add_trial(create_trial(value=score.nll, user_attrs=about, intermediate_values=means))
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
     store.enqueue(study, [params for notation, params in wanted.items() if notation not in known])
 
@@ -303,8 +338,20 @@ def _made_with() -> dict[str, str]:
     return {"david": david.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _check_disjoint(corpus: Corpus, held_out: Corpus) -> None:
-    """`SearchError` where both are of one text and share tokens."""
+def _racing(pruner: str | BasePruner | None, objective: Objective) -> BasePruner | None:
+    if pruner is None:
+        return None
+    if not counts_tokens(objective):
+        raise SearchError("only recipes scored by perplexity can race: leave the pruner out, or the objective")
+    return store.pruner_named(pruner)
+
+
+def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> None:
+    """`ScoreError` where windows do not fit the model, `SearchError` where search and held-out ones share tokens."""
+    check_fits(model, corpus)
+    if held_out is None:
+        return
+    check_fits(model, held_out)
     if corpus.sha256 != held_out.sha256:
         return
     (start, stop), (low, high) = ([end * part.window for end in part.span] for part in (corpus, held_out))

@@ -21,10 +21,14 @@ from david.space import blocks_of
 from david.verdict import Difference, paired_difference
 
 BASE = "base"
+PARTIAL = "partial"  # of a trial that was dropped before the last window: how many it has seen
 
 
 def trials(study: Study) -> pd.DataFrame:
-    """A row for each trial, in order: recipe, depth, NLL (nats a token), perplexity and the difference to the base."""
+    """A row for each trial, in order: recipe, depth, NLL (nats a token), perplexity and the difference to the base.
+
+    `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate.
+    """
     n_layers = depth_of(study)
     base = base_trial(study)
     base_nll = math.nan if base is None else value_of(base)
@@ -43,14 +47,15 @@ def trials(study: Study) -> pd.DataFrame:
                 "nll": nll,
                 "perplexity": _exp(nll),
                 "nll_difference": nll - base_nll,
+                "partial": trial.user_attrs.get(PARTIAL),
                 "duplicate_of": trial.user_attrs.get("duplicate_of"),
                 "seconds": trial.duration.total_seconds() if trial.duration is not None else math.nan,
                 **{f"param_{name}": value for name, value in trial.params.items()},
             }
         )
     columns = ["trial", "state", "recipe", "visits", "extra_depth", "nll", "perplexity", "nll_difference"]
-    table = pd.DataFrame(rows, columns=None if rows else [*columns, "duplicate_of", "seconds"])
-    return table.astype({"visits": "Int64", "duplicate_of": "Int64", "extra_depth": "float64"})
+    table = pd.DataFrame(rows, columns=None if rows else [*columns, "partial", "duplicate_of", "seconds"])
+    return table.astype({"visits": "Int64", "partial": "Int64", "duplicate_of": "Int64", "extra_depth": "float64"})
 
 
 def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
@@ -137,10 +142,12 @@ def judged(study: Study) -> list[FrozenTrial]:
 
 
 def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
-    """The `top` recipes with the lowest NLL on the search windows, the base left out, lowest first."""
+    """The `top` recipes with the lowest NLL on all search windows, the base left out, lowest first."""
     base = str(Recipe.identity(depth_of(study)))
     others = [
-        trial for trial in complete(study) if trial.user_attrs["recipe"] != base and math.isfinite(value_of(trial))
+        trial
+        for trial in complete(study)
+        if trial.user_attrs["recipe"] != base and PARTIAL not in trial.user_attrs and math.isfinite(value_of(trial))
     ]
     return sorted(others, key=lambda trial: (value_of(trial), trial.number))[:top]
 

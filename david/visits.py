@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -36,28 +36,31 @@ class State:
 
 @dataclass
 class Meter:
-    """What runs have cost: visits and ends made, the seconds these took, bytes of states held now and at most."""
+    """What runs have cost: visits, ends, and loads of a layer that is offloaded, with their seconds.
+
+    And the bytes of states that are held now, and were at most.
+    """
 
     visits: int = 0
     ends: int = 0
+    loads: int = 0
     visit_seconds: float = 0.0
     end_seconds: float = 0.0
+    load_seconds: float = 0.0
     held: int = 0
     peak: int = 0
     exact: bool = False  # wait for the device after each
 
     @contextmanager
-    def timing(self, *, is_end: bool) -> Iterator[None]:
-        """Count a visit or an end, and how long it takes."""
+    def timing(self, what: str) -> Iterator[None]:
+        """Count a `visit`, an `end` or a `load`, and how long it takes."""
         start = time.perf_counter()
         yield
         if self.exact and torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        took = time.perf_counter() - start
-        if is_end:
-            self.ends, self.end_seconds = self.ends + 1, self.end_seconds + took
-        else:
-            self.visits, self.visit_seconds = self.visits + 1, self.visit_seconds + took
+        state = vars(self)
+        state[f"{what}s"] += 1
+        state[f"{what}_seconds"] += time.perf_counter() - start
 
     def hold(self, nbytes: int) -> None:
         """Count a state that is held from now on, or with a negative number one that no longer is."""
@@ -131,10 +134,10 @@ class Runner:
         try:
             have(ROOT, self._put(told.state, _empty_mappings(told)))
             for layer, nodes in groupby(order, key=lambda node: plan.layers[node]):
-                with memory.held(self._modules(layer)) if self.streamed else nullcontext():
+                with self._loaded(layer, meter):
                     for node in nodes:
                         parent = plan.parents[node]
-                        with meter.timing(is_end=plan.is_end(node)):
+                        with meter.timing("end" if plan.is_end(node) else "visit"):
                             if plan.is_end(node):
                                 found[node] = self._end(states[parent], windows)
                             else:
@@ -169,6 +172,15 @@ class Runner:
     def _put(self, state: Tensor, carried: Mapping[str, Any]) -> State:
         """A state where states wait: in the host's memory where layers are streamed through the device's."""
         return State(state.to("cpu") if self.streamed else state, carried)
+
+    @contextmanager
+    def _loaded(self, layer: int, meter: Meter) -> Iterator[None]:
+        """The weights of a layer, or of the end, in hand."""
+        with ExitStack() as stack:
+            if self.streamed:
+                with meter.timing("load"):
+                    stack.enter_context(memory.held(self._modules(layer)))
+            yield
 
     def _modules(self, layer: int) -> Iterator[nn.Module]:
         """The modules of a layer; of the end, all that are in none."""

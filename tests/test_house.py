@@ -49,7 +49,7 @@ HEAVY = [
     "store",
     "study",
 ]
-ORDER = [*LIGHT, *HEAVY, "chat", "options", "cli"]
+ORDER = [*LIGHT, *HEAVY, "chat", "options", "printing", "cli"]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")

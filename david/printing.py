@@ -1,0 +1,34 @@
+"""What the commands print: text for a person, JSON for a machine."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
+    """Print a study's leaderboard and what its folder holds."""
+    from david import report, table
+
+    board = table.leaderboard(study, top)
+    sentence = report.verdict(board)
+    found = {"folder": str(out), "verdict": sentence, "leaderboard": json.loads(board.to_json(orient="records"))}
+    text = f"{report.board_text(board)}\n\n{sentence}\n\n{out}: " + ", ".join(
+        sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    )
+    print_found(found, text, as_json)
+
+
+def print_found(found: Any, text: str, as_json: bool) -> None:
+    """Print one thing, as JSON or as text."""
+    sys.stdout.write((json.dumps(_finite(found), indent=2) if as_json else text) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Infinity and NaN are no JSON: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
