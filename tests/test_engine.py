@@ -1,18 +1,30 @@
 """Many recipes on one model: each score is the one that slinging by hand gives, and the model stays what it was."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from optuna import Study
+from optuna.trial import BaseTrial, TrialState
 from tiny_models import VOCABULARY
 
 from david.corpus import Corpus
-from david.engine import score_recipes
-from david.errors import DavidError
+from david.engine import Engine, score_recipes
+from david.errors import DavidError, ScoreError, SearchError
 from david.layers import find
+from david.plan import Plan
 from david.recipe import Recipe
 from david.score import Score, perplexity
 from david.sling import reset, sling, slung
+from david.space import Block, all_blocks
+from david.study import search
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+STATE = 16 * 32 * 4  # bytes of the hidden state of a window of 16 tokens
 
 RECIPES = [
     Recipe.identity(6),
@@ -27,6 +39,33 @@ RECIPES = [
 def corpus() -> Corpus:
     windows = torch.randint(3, VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(1))
     return Corpus(windows, (0, 0, 1), source="random", slice=None, sha256="", bos=False)
+
+
+def windows(number: int) -> Corpus:
+    tokens = torch.randint(3, VOCABULARY, (number, 16), generator=torch.Generator().manual_seed(2))
+    return Corpus(tokens, (0,) * number, source="random", slice=None, sha256="", bos=False)
+
+
+def scan(n_layers: int) -> list[Recipe]:
+    return [Recipe.identity(n_layers), *all_blocks(n_layers)]
+
+
+@contextmanager
+def counted(model: Any) -> Iterator[list[int]]:
+    """How often each of a base's layers is called."""
+    layers = find(model).layers
+    calls = [0] * len(layers)
+
+    def count(place: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[place] += 1
+
+        return hook
+
+    handles = [layer.register_forward_hook(count(place)) for place, layer in enumerate(layers)]
+    yield calls
+    for handle in handles:
+        handle.remove()
 
 
 def standing(model: Any) -> tuple[Any, ...]:
@@ -106,3 +145,310 @@ def test_an_objective_of_another_convention_is_its_own(tiny: Any, corpus: Corpus
 
 def test_no_recipes_are_no_scores(tiny: Any, corpus: Corpus) -> None:
     assert score_recipes(tiny, [], corpus) == []
+
+
+# ---- a budget of bytes costs visits, never exactness
+
+
+@pytest.mark.parametrize("states", [0, 1, 2, 8, 64])
+def test_a_budget_bounds_the_states_that_are_held(states: int, tiny: Any) -> None:
+    corpus, every = windows(5), [*RECIPES, *scan(6)]
+    budget = states * STATE or 1
+    free = Engine(tiny, corpus)
+    engine = Engine(tiny, corpus, memory_budget=budget)
+    found = engine.outcomes(every)
+    for score, expected in zip(found, free.outcomes(every), strict=True):
+        assert score.window_nll == pytest.approx(expected.window_nll, rel=1e-6)
+    batch = max(map(len, engine.batches)) * STATE
+    assert batch == STATE * {0: 1, 1: 1, 2: 1, 8: 4, 64: 5}[states]
+    assert batch < engine.meter.peak <= max(budget, STATE) + batch  # a layer's output stands beside its input
+    assert engine.meter.held == 0
+
+
+def test_a_budget_in_the_smallest_parts_gives_the_same_bits(tiny: Any) -> None:
+    corpus, every = windows(3), [*RECIPES, *scan(6)]
+    by_one = Engine(tiny, corpus, rung=1)
+    by_one.batches = [range(i, i + 1) for i in range(3)]
+    assert score_recipes(tiny, every, corpus, memory_budget=1) == by_one.outcomes(every)
+
+
+def test_a_budget_is_a_byte_at_least(tiny: Any, corpus: Corpus) -> None:
+    with pytest.raises(ScoreError, match="at least 1 byte"):
+        score_recipes(tiny, RECIPES, corpus, memory_budget=0)
+
+
+# ---- states that are kept from call to call
+
+
+@pytest.mark.parametrize("recipe", ["0:4, 2:6", "0:6, 5", "0:3, 1:3*0.5, 1:6", "0, 2:6", "0:3", "3:6"])
+@pytest.mark.parametrize("rung", [None, 1])
+def test_a_recipe_costs_only_what_follows_its_first_difference_from_the_base(
+    recipe: str, rung: int | None, tiny: Any
+) -> None:
+    wanted, corpus = Recipe.parse(recipe), windows(3)
+    shared = 0
+    while shared < min(6, len(wanted)) and list(wanted)[shared] == (shared, 1.0):
+        shared += 1
+    engine = Engine(tiny, corpus, rung=rung, keeps=True)
+    engine.outcomes([Recipe.identity(6)])
+    with counted(tiny) as calls:
+        found = engine.outcomes([wanted])
+    assert sum(calls) == (len(wanted) - shared) * len(engine.batches)
+    assert found == Engine(tiny, corpus, rung=rung).outcomes([wanted])
+
+
+def test_a_recipe_that_is_kept_is_not_run_again(tiny: Any) -> None:
+    engine = Engine(tiny, windows(3), keeps=True)
+    first = engine.outcomes([*RECIPES])
+    with counted(tiny) as calls:
+        assert engine.outcomes([*RECIPES]) == first
+    assert calls == [0] * 6
+
+
+def test_what_is_held_after_a_run_is_what_is_kept(tiny: Any) -> None:
+    engine = Engine(tiny, windows(3), keeps=True)
+    engine.outcomes([Recipe.identity(6)])
+    assert engine.meter.held == 6 * 3 * STATE
+    engine.outcomes([Recipe.parse("0:4, 2:6")])
+    assert engine.meter.held == (6 + 4) * 3 * STATE
+    without = Engine(tiny, windows(3))
+    without.outcomes(RECIPES)
+    assert without.meter.held == 0
+
+
+def test_only_the_base_and_the_eight_best_are_kept(tiny: Any) -> None:
+    every, engine = scan(6), Engine(tiny, windows(3), keeps=True)
+    found = engine.outcomes(every)
+    best = sorted(range(1, len(every)), key=lambda i: found[i].nll)[:8]
+    plan = Plan.of([every[0], *(every[i] for i in best)], 6)
+    assert engine.meter.held == plan.cost.visits * 3 * STATE
+    with counted(tiny) as calls:
+        engine.outcomes([every[i] for i in best])
+    assert calls == [0] * 6
+
+
+@pytest.mark.parametrize("budget", [40, 12, 2])
+def test_what_is_kept_takes_no_more_than_half_of_the_budget(budget: int, tiny: Any) -> None:
+    every, corpus = [*RECIPES, *scan(6)], windows(1)
+    engine = Engine(tiny, corpus, memory_budget=budget * STATE, keeps=True)
+    for start in range(0, len(every), 4):
+        part = every[start : start + 4]
+        assert engine.outcomes(part) == Engine(tiny, corpus).outcomes(part)
+        assert engine.meter.held <= budget * STATE // 2
+    assert engine.meter.peak <= (budget + 1) * STATE
+
+
+def test_a_call_behind_one_that_raised_is_right(tiny: Any) -> None:
+    was, engine = standing(tiny), Engine(tiny, windows(3), keeps=True)
+    expected = Engine(tiny, windows(3)).outcomes(RECIPES)
+    engine.outcomes([Recipe.identity(6)])
+    held = engine.meter.held
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("a layer that fails")
+
+    handle = find(tiny).layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(ArithmeticError, match="a layer that fails"):
+        engine.outcomes(RECIPES)
+    handle.remove()
+    assert engine.meter.held == held
+    assert standing(tiny) == was
+    assert engine.outcomes(RECIPES) == expected
+
+
+# ---- windows in rungs
+
+
+def test_a_rung_doubles_the_windows(tiny: Any) -> None:
+    assert list(map(len, Engine(tiny, windows(16), rung=2).batches)) == [2, 2, 4, 8]
+    assert list(map(len, Engine(tiny, windows(11), rung=3).batches)) == [3, 3, 5]
+    assert list(map(len, Engine(tiny, windows(4), rung=9).batches)) == [4]
+    by_four = Engine(tiny, windows(16), rung=2, memory_budget=8 * STATE).batches
+    assert list(map(len, by_four)) == [2, 2, 4, 4, 4]
+    assert [place for batch in by_four for place in batch] == list(range(16))
+
+
+def test_a_recipe_that_is_dropped_has_the_windows_it_was_scored_on(tiny: Any) -> None:
+    corpus, asked = windows(16), []
+
+    def drop(number: int, batch: range, nll: Any) -> bool:
+        assert len(nll) == len(batch)
+        asked.append((number, batch.start))
+        return number == 1 and batch.start == 2
+
+    engine = Engine(tiny, corpus, rung=2)
+    whole = Engine(tiny, corpus, rung=2).outcomes(RECIPES)
+    with counted(tiny) as calls:
+        found = engine.outcomes(RECIPES, drop=drop)
+    assert found[:1] + found[2:] == whole[:1] + whole[2:]
+    assert found[1].window_nll == whole[1].window_nll[:4]
+    assert (len(found[1].window_tokens), len(found[1].documents)) == (4, 4)
+    assert [start for number, start in asked if number == 1] == [0, 2]
+    every, others = Plan.of(RECIPES, 6).cost.visits, Plan.of(RECIPES[:1] + RECIPES[2:], 6).cost.visits
+    assert sum(calls) == 2 * every + 2 * others
+
+
+def test_the_work_that_was_told_beforehand_is_what_is_done(tiny: Any) -> None:
+    engine, done = Engine(tiny, windows(5), rung=1), []
+    engine.outcomes(RECIPES, done=done.append)
+    assert sum(done) == pytest.approx(engine.work(RECIPES))
+
+
+# ---- a device without memory for so many windows
+
+
+def at_most(windows_at_once: int) -> Callable[..., None]:
+    """A hook of a layer that has memory for so many windows."""
+
+    def check(_layer: Any, args: Any, kwargs: Any) -> None:
+        state = args[0] if args else kwargs["hidden_states"]
+        if len(state) > windows_at_once:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    return check
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize(("n_windows", "halves"), [(5, ["5 windows at once: going on with 2"]), (2, [])])
+def test_batches_are_halved_where_there_is_no_memory_for_them(
+    n_windows: int, halves: list[str], keeps: bool, tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = windows(n_windows)
+    expected = Engine(tiny, corpus).outcomes(RECIPES)
+    engine = Engine(tiny, corpus, keeps=keeps)
+    find(tiny).layers[3].register_forward_pre_hook(at_most(2), with_kwargs=True)
+    for _ in range(2):
+        for score, wanted in zip(engine.outcomes(RECIPES), expected, strict=True):
+            assert score.window_nll == pytest.approx(wanted.window_nll, rel=1e-6)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("no memory for ") for line in lines] == halves
+    assert max(map(len, engine.batches)) == 2
+    assert engine.meter.held == (Plan.of(RECIPES, 6).cost.visits * n_windows * STATE if keeps else 0)
+
+
+def test_no_memory_for_one_window_is_an_error(tiny: Any) -> None:
+    was, engine = standing(tiny), Engine(tiny, windows(2))
+    handle = find(tiny).layers[3].register_forward_pre_hook(at_most(0), with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.outcomes(RECIPES)
+    handle.remove()
+    assert engine.meter.held == 0
+    assert standing(tiny) == was
+
+
+def test_another_error_of_a_layer_is_not_taken_for_a_want_of_memory(tiny: Any) -> None:
+    engine = Engine(tiny, windows(4))
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    find(tiny).layers[3].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        engine.outcomes(RECIPES)
+    assert engine.batches == [range(4)]
+
+
+# ---- recipes that cannot be scored, among others
+
+
+def test_a_recipe_that_does_not_fit_fails_alone(tiny: Any, corpus: Corpus) -> None:
+    found = Engine(tiny, corpus).outcomes([RECIPES[1], Recipe((0, 6)), RECIPES[2]])
+    assert isinstance(found[1], DavidError)
+    assert [found[0], found[2]] == score_recipes(tiny, RECIPES[1:3], corpus)
+
+
+# ---- a search that asks for several recipes at once
+
+
+def told(study: Study) -> dict[str, float | None]:
+    """What each recipe of a study was told, duplicates left out."""
+    trials = [trial for trial in study.trials if "duplicate_of" not in trial.user_attrs]
+    return {trial.user_attrs["recipe"]: trial.value for trial in trials}
+
+
+def test_a_batch_makes_no_difference_to_a_scan(tiny: Any, corpus: Corpus) -> None:
+    def scanned(batch: int | None) -> Study:
+        options: dict[str, Any] = {"space": Block(max_length=6), "queue": all_blocks(6), "n_trials": 22}
+        return search(tiny, corpus, held_out=None, batch=batch, progress=False, **options)
+
+    one, four, free = (scanned(batch) for batch in (1, 4, None))
+    assert told(one) == told(four) == told(free)
+    assert list(told(one)) == list(map(str, scan(6)))
+    assert one.best_value == four.best_value == free.best_value
+    for study in (one, four, free):
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 22
+    plain = dict(zip(map(str, scan(6)), score_recipes(tiny, scan(6), corpus), strict=True))
+    assert told(one) == pytest.approx({recipe: score.nll for recipe, score in plain.items()}, rel=1e-6)
+
+
+def test_a_batch_makes_each_distinct_visit_once(tiny: Any, corpus: Corpus) -> None:
+    with counted(tiny) as calls:
+        Engine(tiny, corpus)
+        attached = sum(calls)
+        options: dict[str, Any] = {"space": Block(max_length=6), "queue": all_blocks(6), "n_trials": 22}
+        search(tiny, corpus, held_out=None, batch=21, progress=False, **options)
+    distinct = sum((6 - i) ** 2 for i in range(6)) + 6
+    assert sum(calls) == 2 * attached + distinct
+
+
+def space_that_says(*recipes: Recipe | str) -> Callable[..., Recipe]:
+    """A space that gives trial 1 and those behind it these; it raises where one is a text. Then repeats of a block."""
+
+    def space(trial: BaseTrial, n_layers: int) -> Recipe:
+        if not 1 <= trial.number <= len(recipes):
+            return Recipe.from_blocks(n_layers, [(trial.number % n_layers, n_layers, 2)])
+        recipe = recipes[trial.number - 1]
+        if isinstance(recipe, str):
+            raise SearchError(recipe)
+        return recipe
+
+    return space
+
+
+def test_the_same_recipe_twice_in_one_batch_is_scored_once(tiny: Any, corpus: Corpus) -> None:
+    first, second = RECIPES[1:3]
+    space = space_that_says(first, first, second, first)
+    with counted(tiny) as calls:
+        Engine(tiny, corpus)
+        attached = sum(calls)
+        study = search(tiny, corpus, held_out=None, space=space, n_trials=5, batch=4, progress=False)
+    base, *four = study.trials[:5]
+    assert [trial.state for trial in study.trials[:5]] == [TrialState.COMPLETE] * 5
+    number = four[0].number
+    assert [trial.user_attrs.get("duplicate_of") for trial in four] == [None, number, None, number]
+    assert four[0].value == four[1].value == four[3].value != four[2].value
+    assert [four[0].value, four[2].value] == [score.nll for score in score_recipes(tiny, [first, second], corpus)]
+    assert base.user_attrs["recipe"] == "0:6"
+    distinct = {Recipe.parse(recipe) for recipe in told(study)}
+    assert len(distinct) == 5
+    assert sum(calls) - 2 * attached == Plan.of(list(distinct), 6).cost.visits
+
+
+def test_a_recipe_that_fails_in_a_batch_fails_alone(
+    tiny: Any, corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = space_that_says(RECIPES[1], "no such block", Recipe((0, 6)), RECIPES[2])
+    study = search(tiny, corpus, held_out=None, space=space, n_trials=5, batch=4, progress=False)
+    complete, fail = TrialState.COMPLETE, TrialState.FAIL
+    assert [trial.state for trial in study.trials] == [complete, complete, fail, fail, complete, complete, complete]
+    assert study.trials[2].user_attrs["error"] == "no such block"
+    assert "layer 6 is out of range" in study.trials[3].user_attrs["error"]
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()[1:]] == [
+        "trial 2 failed",
+        "trial 3 failed",
+    ]
+    one, two = score_recipes(tiny, RECIPES[1:3], corpus)
+    assert (study.trials[1].value, study.trials[4].value) == (one.nll, two.nll)
+
+
+def test_an_objective_that_fails_in_a_batch_fails_alone(tiny: Any, corpus: Corpus) -> None:
+    def dislikes_seven(model: Any, data: Corpus) -> Score:
+        if model.config.num_hidden_layers == 7:
+            raise ScoreError("seven layers")
+        return perplexity(model, data)
+
+    space = space_that_says(RECIPES[1], RECIPES[2], RECIPES[3])
+    options: dict[str, Any] = {"space": space, "objective": dislikes_seven, "n_trials": 4, "batch": 3}
+    study = search(tiny, corpus, held_out=None, progress=False, **options)
+    assert [trial.state for trial in study.trials[1:4]] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert study.trials[2].user_attrs["error"] == "seven layers"
