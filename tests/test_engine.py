@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import optuna
@@ -66,6 +67,11 @@ def counted(model: Any) -> Iterator[list[int]]:
     yield calls
     for handle in handles:
         handle.remove()
+
+
+def kept_bytes(engine: Engine) -> int:
+    """Bytes of the states that are kept, added up by hand."""
+    return sum(state.nbytes for pool in engine._kept.values() for state in pool.values())
 
 
 def standing(model: Any) -> tuple[Any, ...]:
@@ -234,8 +240,18 @@ def test_what_is_kept_takes_no_more_than_half_of_the_budget(budget: int, tiny: A
     for start in range(0, len(every), 4):
         part = every[start : start + 4]
         assert engine.outcomes(part) == Engine(tiny, corpus).outcomes(part)
-        assert engine.meter.held <= budget * STATE // 2
+        assert kept_bytes(engine) == engine.meter.held <= budget * STATE // 2
     assert engine.meter.peak <= (budget + 1) * STATE
+
+
+def test_what_is_kept_leaves_a_run_less_of_the_budget(tiny: Any) -> None:
+    engine = Engine(tiny, windows(1), memory_budget=4 * STATE, keeps=True)
+    engine.outcomes([Recipe.identity(6)])
+    assert engine.meter.held == STATE
+    bushy = [Recipe(visits) for visits in product([4, 5], repeat=5)]
+    assert Plan.of(bushy, 6).cost.states > 4
+    assert engine.outcomes(bushy) == Engine(tiny, windows(1)).outcomes(bushy)
+    assert engine.meter.peak <= 5 * STATE
 
 
 def test_a_call_behind_one_that_raised_is_right(tiny: Any) -> None:
@@ -309,21 +325,29 @@ def at_most(windows_at_once: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-@pytest.mark.parametrize(("n_windows", "halves"), [(5, ["5 windows at once: going on with 2"]), (2, [])])
+@pytest.mark.parametrize(
+    ("at_once", "halves"),
+    [
+        (5, []),
+        (2, ["5 windows at once: going on with 2"]),
+        (1, ["5 windows at once: going on with 2", "2 windows at once: going on with 1"]),
+    ],
+)
 def test_batches_are_halved_where_there_is_no_memory_for_them(
-    n_windows: int, halves: list[str], keeps: bool, tiny: Any, capsys: pytest.CaptureFixture[str]
+    at_once: int, halves: list[str], keeps: bool, tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpus = windows(n_windows)
+    corpus = windows(5)
     expected = Engine(tiny, corpus).outcomes(RECIPES)
     engine = Engine(tiny, corpus, keeps=keeps)
-    find(tiny).layers[3].register_forward_pre_hook(at_most(2), with_kwargs=True)
+    find(tiny).layers[3].register_forward_pre_hook(at_most(at_once), with_kwargs=True)
     for _ in range(2):
         for score, wanted in zip(engine.outcomes(RECIPES), expected, strict=True):
             assert score.window_nll == pytest.approx(wanted.window_nll, rel=1e-6)
     lines = capsys.readouterr().err.splitlines()
     assert [line.removeprefix("no memory for ") for line in lines] == halves
-    assert max(map(len, engine.batches)) == 2
-    assert engine.meter.held == (Plan.of(RECIPES, 6).cost.visits * n_windows * STATE if keeps else 0)
+    assert max(map(len, engine.batches)) == at_once
+    assert [place for batch in engine.batches for place in batch] == list(range(5))
+    assert engine.meter.held == kept_bytes(engine) == (Plan.of(RECIPES, 6).cost.visits * 5 * STATE if keeps else 0)
 
 
 def test_no_memory_for_one_window_is_an_error(tiny: Any) -> None:
