@@ -68,6 +68,46 @@ class Meter:
         self.peak = max(self.peak, self.held)
 
 
+class _Held:
+    """The states of one run: each is held until its last child is made, or from then on by who keeps it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        order: Sequence[int],
+        meter: Meter,
+        known: Mapping[int, State],
+        keep: Callable[[int, State], bool],
+    ) -> None:
+        self.states, self._kept, self._left = dict(known), set(known), plan.uses(order)
+        self._meter, self._keep = meter, keep
+
+    def put(self, node: int, state: State) -> None:
+        """Hold a state for those that come behind it."""
+        if node != ROOT and self._keep(node, state):
+            self._kept.add(node)
+        elif node in self._left:
+            self._meter.hold(state.nbytes)
+        if node in self._left:
+            self.states[node] = state
+
+    def used(self, node: int) -> None:
+        """One of those is made."""
+        self._left[node] -= 1
+        if not self._left[node]:
+            self._drop(node)
+
+    def let_go(self) -> None:
+        """Hold none any more: there are some only where a run broke off."""
+        for node in list(self.states):
+            self._drop(node)
+
+    def _drop(self, node: int) -> None:
+        state = self.states.pop(node)
+        if node not in self._kept:
+            self._meter.hold(-state.nbytes)
+
+
 @dataclass(frozen=True)
 class Runner:
     """A base whose layers can be called one by one. Made by `Runner.of`; the model must stand as its base in all calls.
@@ -117,38 +157,25 @@ class Runner:
         `known` are states that need not be made; `keep` is offered each that was, and says whether it holds it from now
         on; `tick` is called for each node with whether it was an end.
         """
-        states, before = dict(known or {}), meter.held
         windows = windows.to(input_device(self.model))
         told = given(self.model, windows, list(self.forms))
-        kept, left = set(states), plan.uses(order)
+        held = _Held(plan, order, meter, known or {}, keep)
         found: dict[int, list[float]] = {}
-
-        def have(node: int, state: State) -> None:
-            if node != ROOT and keep(node, state):
-                kept.add(node)
-            elif node in left:
-                meter.hold(state.nbytes)
-            if node in left:
-                states[node] = state
-
         try:
-            have(ROOT, self._put(told.state, _empty_mappings(told)))
+            held.put(ROOT, self._put(told.state, _empty_mappings(told)))
             for layer, nodes in groupby(order, key=lambda node: plan.layers[node]):
                 with self._loaded(layer, meter):
                     for node in nodes:
-                        parent = plan.parents[node]
+                        state = held.states[plan.parents[node]]
                         with meter.timing("end" if plan.is_end(node) else "visit"):
                             if plan.is_end(node):
-                                found[node] = self._end(states[parent], windows)
+                                found[node] = self._end(state, windows)
                             else:
-                                have(node, self._visit(told, layer, plan.scales[node], states[parent]))
-                        left[parent] -= 1
-                        if not left[parent] and parent not in kept:
-                            meter.hold(-states.pop(parent).nbytes)
+                                held.put(node, self._visit(told, layer, plan.scales[node], state))
+                        held.used(plan.parents[node])
                         tick(plan.is_end(node))
-        except BaseException:
-            meter.held = before
-            raise
+        finally:
+            held.let_go()
         return found
 
     def _visit(self, told: Given, layer: int, scale: float, state: State) -> State:

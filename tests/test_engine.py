@@ -258,7 +258,6 @@ def test_a_call_behind_one_that_raised_is_right(tiny: Any) -> None:
     was, engine = standing(tiny), Engine(tiny, windows(3), keeps=True)
     expected = Engine(tiny, windows(3)).outcomes(RECIPES)
     engine.outcomes([Recipe.identity(6)])
-    held = engine.meter.held
 
     def fail(*_: Any) -> None:
         raise ArithmeticError("a layer that fails")
@@ -267,7 +266,7 @@ def test_a_call_behind_one_that_raised_is_right(tiny: Any) -> None:
     with pytest.raises(ArithmeticError, match="a layer that fails"):
         engine.outcomes(RECIPES)
     handle.remove()
-    assert engine.meter.held == held
+    assert engine.meter.held == kept_bytes(engine)
     assert standing(tiny) == was
     assert engine.outcomes(RECIPES) == expected
 
@@ -476,3 +475,17 @@ def test_an_objective_that_fails_in_a_batch_fails_alone(tiny: Any, corpus: Corpu
     study = search(tiny, corpus, held_out=None, progress=False, **options)
     assert [trial.state for trial in study.trials[1:4]] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert study.trials[2].user_attrs["error"] == "seven layers"
+
+
+def test_after_an_error_what_is_kept_is_counted(tiny: Any, corpus: Corpus) -> None:
+    engine = Engine(tiny, corpus, keeps=True)
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError
+
+    handle = find(tiny).layers[5].register_forward_pre_hook(fail)
+    with pytest.raises(ArithmeticError):
+        engine.outcomes([Recipe((4, 3, 2, 1, 0, 5))])
+    handle.remove()
+    engine.outcomes([Recipe((0,))])
+    assert engine.meter.held == kept_bytes(engine) > 0
