@@ -769,3 +769,53 @@ def test_a_custom_objective_is_named_in_best_json_and_is_no_perplexity(tiny: Any
     study = run(tiny, corpus, objective=visits, n_trials=3)
     best = report.best_recipe(study)
     assert (best.scores[0].metric, best.scores[0].value) == ("visits", len(best))
+
+
+# ---- racing
+
+
+def test_recipes_race_and_whoever_is_best_has_seen_every_window(tiny: Any) -> None:
+    windows, others = whole_corpus().split(16, 4)
+    found = run(tiny, windows, n_trials=30, held_out=others, space=Blocks(), pruner="wilcoxon", batch=3)
+    scored = table.complete(found)
+    dropped = [trial for trial in scored if "partial" in trial.user_attrs]
+    assert 0 < len(dropped) < len(scored) == 30
+    best = table.best_of_search(found, 5)
+    assert {len(trial.user_attrs["window_nll"]) for trial in [*best, found.best_trial]} == {16}
+    [base] = [trial for trial in scored if trial.user_attrs["recipe"] == BASE]
+    for trial in dropped:
+        seen = trial.user_attrs["partial"]
+        assert seen in (2, 4, 8)  # the rungs
+        with slung(tiny, trial.user_attrs["recipe"]):
+            nll = perplexity(tiny, windows.take(seen)).window_nll
+        assert trial.user_attrs["window_nll"] == pytest.approx(nll, rel=1e-5)
+        apart = (sum(nll) - sum(base.user_attrs["window_nll"][:seen])) / (seen * (WINDOW - 1))
+        assert trial.value == pytest.approx(max(base.value + apart, found.best_value), abs=0.05)
+        assert trial.value >= found.best_value
+
+
+def test_a_pruner_of_ones_own_decides(tiny: Any) -> None:
+    class Never(optuna.pruners.BasePruner):
+        def prune(self, study: Study, trial: FrozenTrial) -> bool:  # noqa: ARG002
+            asked.append(len(trial.intermediate_values))
+            return False
+
+    asked: list[int] = []
+    windows, _ = whole_corpus().split(8, 4)
+    found = run(tiny, windows, n_trials=3, space=Blocks(), pruner=Never())
+    assert asked == [2, 4, 8] * 2  # the base is not asked about
+    assert not any("partial" in trial.user_attrs for trial in found.trials)
+    assert [len(trial.intermediate_values) for trial in table.complete(found)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"pruner": "fastest"}, "unknown pruner 'fastest': expected wilcoxon"),
+        ({"pruner": "wilcoxon", "objective": visits}, "only recipes scored by perplexity can race"),
+        ({"batch": 0}, "batch must be at least 1; got 0"),
+    ],
+)
+def test_a_race_that_cannot_be_is_refused(options: dict[str, Any], told: str, tiny: Any, corpus: Corpus) -> None:
+    with pytest.raises(SearchError, match=told):
+        run(tiny, corpus, n_trials=2, **options)

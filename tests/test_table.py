@@ -16,8 +16,8 @@ from david.recipe import Recipe
 from tests.studies import add, judge, new_study
 
 BASE = "0:6"
-TRIALS = ["trial", "state", "recipe", "visits", "extra_depth", "nll", "perplexity", "nll_difference", "duplicate_of"]
-TRIALS += ["seconds"]
+TRIALS = ["trial", "state", "recipe", "visits", "extra_depth", "nll", "perplexity", "nll_difference"]
+TRIALS += ["partial", "duplicate_of", "seconds"]
 BOARD = ["rank", "trial", "recipe", "visits", "extra_depth", "search_nll", "search_perplexity", "held_out_nll"]
 BOARD += ["held_out_perplexity", "nll_difference", "low95", "high95", "verdict"]
 
@@ -194,6 +194,12 @@ def test_the_columns_of_the_leaderboard_have_their_types(study: Study, judged: S
 
 
 # Who is who
+
+
+def test_a_recipe_that_was_dropped_early_is_never_among_the_best(study: Study) -> None:
+    add(study, "0:5, 3:6", 0.1, partial=1)
+    assert [trial.number for trial in table.best_of_search(study, 9)] == [1, 7]
+    assert table.trials(study)["partial"].dropna().tolist() == [1]
 
 
 def test_the_best_of_a_search_are_finite_distinct_and_never_the_base(study: Study) -> None:
