@@ -1,11 +1,13 @@
 """Each distinct visit once, by the layers of many kinds of models: counted by hooks, compared with slinging by hand."""
 
+import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from accelerate import cpu_offload, disk_offload
 from tiny_models import VOCABULARY, tiny_model, tiny_named
@@ -303,3 +305,14 @@ def test_weights_go_back_when_a_layer_raises(offload: Callable[[Any, Path], None
     assert_offloaded(model)
     assert engine.meter.held == 0
     assert engine.outcomes(RECIPES) == expected
+
+
+def test_the_committed_table_of_types_keeps_the_promise() -> None:
+    place = Path(__file__).parents[1] / "experiments" / "engine" / "architectures.csv"
+    with place.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [*tiny_models.TYPES, *tiny_models.VARIANTS]
+    kinds = [row["outcome"].partition(":")[0] for row in rows]
+    assert set(kinds) == {"engine", "one by one", "refused"}
+    assert kinds.count("engine") >= 190
+    assert max(float(row["difference"]) for row in rows if row["difference"]) < 1e-5
