@@ -19,7 +19,7 @@ from david.forward import input_device
 from david.plan import Estimate, Plan, groups
 from david.recipe import Recipe
 from david.score import Objective, Score, check_fits, first_scored, perplexity
-from david.sling import as_base, base_depth, check_recipe, slung
+from david.sling import as_base, base_depth, base_layers, check_recipe, slung
 from david.visits import Meter, Runner, State
 
 Path = tuple[tuple[int, float], ...]  # the visits (layer, scale) that lead to a state
@@ -31,6 +31,7 @@ _TOKENS_AT_ONCE = 1024  # go through a layer together: with more, two cores are 
 _TOKENS_AT_ONCE_WIDE = 8192  # … on an accelerator, or where a layer is loaded for them
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}  # nats a token: what the order of sums may change
 _ROUNDING_HALF = 3e-2
+_CHECK_PASSES = 10  # forward passes of a window that the self-check costs, about
 _BEST = 8  # recipes whose states are kept between calls, besides the base's
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -47,9 +48,10 @@ def score_recipes(
     """The score of each recipe, in their order. The model is afterwards what it was, also when a score raises.
 
     With `perplexity` (or a `functools.partial` of it) as the objective, recipes that share beginnings share the work:
-    each distinct visit is made once for all of them. Any other objective `(model, corpus) → Score` is called on the
-    slung model, recipe by recipe. `memory_budget` is how many bytes of hidden states may be held at once (left out, a
-    quarter of the memory that is free); a smaller one costs visits, never exactness.
+    each distinct visit is made once for all of them, where that saves more than the engine's self-check costs. Any
+    other objective `(model, corpus) → Score` is called on the slung model, recipe by recipe. `memory_budget` is how
+    many bytes of hidden states may be held at once (left out, a quarter of the memory that is free); a smaller one
+    costs visits, never exactness.
 
     Raises `RecipeError` or `SlingError` for a recipe that the model cannot run, and `ScoreError` where one cannot be
     scored.
@@ -57,7 +59,8 @@ def score_recipes(
     for recipe in recipes:
         check_recipe(model, recipe)
     cost = Plan.of(recipes, base_depth(model)).cost
-    worth = cost.visits + cost.ends < cost.visits_one_by_one + cost.recipes  # else its self-check costs more
+    saved = (cost.visits_one_by_one - cost.visits) * len(corpus)
+    worth = saved > _CHECK_PASSES * base_depth(model) or memory.is_offloaded(base_layers(model))
     engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget, shared=worth)
     scores = []
     with tqdm(total=engine.work(recipes), unit="visit", unit_scale=True, disable=not progress) as bar:

@@ -127,7 +127,7 @@ def test_scores_are_those_of_slinging_by_hand(name: str, capsys: pytest.CaptureF
     model, corpus = tiny_named(name), corpus_of(3)
     capsys.readouterr()
     recipes = recipes_of(model)
-    scores = score_recipes(model, recipes, corpus)
+    scores = Engine(model, corpus).outcomes(recipes)
     assert "one by one" not in capsys.readouterr().err
     for recipe, score in zip(recipes, scores, strict=True):
         close = pytest.approx(slung_by_hand(model, recipe, corpus), abs=1e-5 * (WINDOW - 1))
@@ -138,14 +138,14 @@ def test_scores_are_those_of_slinging_by_hand(name: str, capsys: pytest.CaptureF
 def test_batches_of_one_window_give_the_very_numbers_of_slinging_by_hand() -> None:
     model, corpus = tiny_model("llama"), corpus_of(3)
     every = [*RECIPES, *scan(6)]
-    scores = score_recipes(model, every, corpus, memory_budget=2 * STATE * WINDOW)
+    scores = Engine(model, corpus, memory_budget=2 * STATE * WINDOW).outcomes(every)
     assert [score.window_nll for score in scores] == [slung_by_hand(model, recipe, corpus) for recipe in every]
 
 
 def test_layers_that_hand_on_more_go_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     model, corpus = tiny_model("glm_moe_dsa"), corpus_of(2)
     recipes = recipes_of(model)
-    scores = score_recipes(model, recipes, corpus)
+    scores = Engine(model, corpus).outcomes(recipes)
     (line,) = capsys.readouterr().err.splitlines()
     assert "its layers hand on more than a hidden state" in line
     assert [score.window_nll for score in scores] == [slung_by_hand(model, recipe, corpus) for recipe in recipes]
@@ -159,7 +159,7 @@ def test_the_self_check_notices_states_without_the_keys_they_share(
     model, corpus = tiny_model(name), corpus_of(2)
     capsys.readouterr()
     recipes = recipes_of(model)
-    scores = score_recipes(model, recipes, corpus)
+    scores = Engine(model, corpus).outcomes(recipes)
     (line,) = capsys.readouterr().err.splitlines()
     assert "does not go through the engine" in line
     assert [score.window_nll for score in scores] == [slung_by_hand(model, recipe, corpus) for recipe in recipes]
@@ -176,7 +176,7 @@ def test_the_self_check_notices_a_visit_that_is_a_little_off(
 
     monkeypatch.setattr(visits.Runner, "_visit", off)
     model, corpus = tiny_model("llama"), corpus_of(2)
-    scores = score_recipes(model, RECIPES, corpus)
+    scores = Engine(model, corpus).outcomes(RECIPES)
     (line,) = capsys.readouterr().err.splitlines()
     assert "another NLL" in line
     assert [score.window_nll for score in scores] == [slung_by_hand(model, recipe, corpus) for recipe in RECIPES]
