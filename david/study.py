@@ -171,6 +171,8 @@ def _loop(study: Study, run: _Run, n_trials: int, progress: bool) -> None:
             if failures >= _FAILURES_BEFORE_END:
                 raise SearchError(f"{failures} recipes in a row failed; the last one's reason stands above")
             scored = len(table.complete(study))
+        bar.total = bar.n
+        bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
 
 def _round(study: Study, run: _Run, n: int, done: Callable[[float], Any]) -> list[str]:
