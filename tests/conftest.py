@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in a process for 
 from typing import Any
 
 import pytest
+import setuptools  # noqa: F401  # before anything finds Python's own distutils: to replace that, it warns, and breaks
 import torch
 
 
