@@ -1,7 +1,6 @@
 """Many recipes on one model: each score is the one that slinging by hand gives, and the model stays what it was."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -22,6 +21,7 @@ from david.score import Score, perplexity
 from david.sling import reset, sling, slung
 from david.space import Block, all_blocks
 from david.study import search
+from tests.counting import counted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -49,24 +49,6 @@ def windows(number: int) -> Corpus:
 
 def scan(n_layers: int) -> list[Recipe]:
     return [Recipe.identity(n_layers), *all_blocks(n_layers)]
-
-
-@contextmanager
-def counted(model: Any) -> Iterator[list[int]]:
-    """How often each of a base's layers is called."""
-    layers = find(model).layers
-    calls = [0] * len(layers)
-
-    def count(place: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            calls[place] += 1
-
-        return hook
-
-    handles = [layer.register_forward_hook(count(place)) for place, layer in enumerate(layers)]
-    yield calls
-    for handle in handles:
-        handle.remove()
 
 
 def kept_bytes(engine: Engine) -> int:

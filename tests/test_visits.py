@@ -1,8 +1,8 @@
 """Each distinct visit once, by the layers of many kinds of models: counted by hooks, compared with slinging by hand."""
 
 import csv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from david.score import perplexity
 from david.sling import check_recipe
 from david.space import all_blocks
 from david.views import hidden
+from tests.counting import counted
 
 WINDOW = 16
 STATE = 32 * 4  # bytes of one token's hidden state
@@ -65,24 +66,6 @@ def recipes_of(model: Any) -> list[Recipe]:
 def slung_by_hand(model: Any, recipe: Recipe, corpus: Corpus) -> tuple[float, ...]:
     with David.slung(model, recipe):
         return perplexity(model, corpus).window_nll
-
-
-@contextmanager
-def counted(model: Any) -> Iterator[list[int]]:
-    """How often each of a base's layers is called."""
-    layers = find(model).layers
-    calls = [0] * len(layers)
-
-    def count(place: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            calls[place] += 1
-
-        return hook
-
-    handles = [layer.register_forward_hook(count(place)) for place, layer in enumerate(layers)]
-    yield calls
-    for handle in handles:
-        handle.remove()
 
 
 # ---- each distinct visit once
