@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from david.visits import Meter, Runner, State
 
 Path = tuple[tuple[int, float], ...]  # the visits (layer, scale) that lead to a state
 Outcome = Score | DavidError
-Drop = Callable[[int, range, Sequence[float]], bool]
+Drop = Callable[[range, Mapping[int, Sequence[float]]], Collection[int]]
 Done = Callable[[float], Any]
 
 _TOKENS_AT_ONCE = 1024  # go through a layer together: with more, two cores are no faster
@@ -170,9 +170,9 @@ class Engine:
     ) -> list[Outcome]:
         """The score of each recipe, or why it has none.
 
-        After each batch of windows `drop` is told a recipe's number, the batch, and the NLL of each of its windows;
-        where it says True the recipe's score ends there, with fewer windows than the corpus has. `done` is told the
-        work as it is done, in visits.
+        After each batch of windows `drop` is told the batch, and by its number the NLL that each recipe has on each of
+        its windows; the scores of the numbers that it returns end there, with fewer windows than the corpus has. `done`
+        is told the work as it is done, in visits.
         """
         failed = dict(self._refusals(recipes))
         if self._options is None:
@@ -190,14 +190,13 @@ class Engine:
                         raise
                     continue
                 place += 1
-                told, alive = zip(alive, values, strict=True), []
-                for i, its in told:
-                    if isinstance(its, DavidError):
-                        failed[i] = its
-                        continue
+                told = dict(zip(alive, values, strict=True))
+                failed |= {i: its for i, its in told.items() if isinstance(its, DavidError)}
+                scored = {i: its for i, its in told.items() if not isinstance(its, DavidError)}
+                for i, its in scored.items():
                     found[i] += its
-                    if drop is None or not drop(i, batch, its):
-                        alive.append(i)
+                dropped = set(drop(batch, scored) if drop is not None and scored else ())
+                alive = [i for i in scored if i not in dropped]
         outcomes = [failed.get(i) or self._score(nll) for i, nll in enumerate(found)]
         self._keep_best(recipes, outcomes)
         return outcomes
@@ -282,7 +281,7 @@ class Engine:
         return True
 
     def _keep_best(self, recipes: Sequence[Recipe], outcomes: Sequence[Outcome]) -> None:
-        """Let go of all states but those on the way of the base and of the best recipes."""
+        """Remember the best recipes, and where states become many, let go of all but theirs and the base's."""
         if not self._keeps:
             return
         whole = [
@@ -291,6 +290,8 @@ class Engine:
             if isinstance(score, Score) and len(score.window_nll) == len(self.corpus)
         ]
         self._best = sorted([*self._best, *whole], key=lambda scored: scored[0])[: _BEST + 1]
+        if self.meter.held <= self._budget // 4:
+            return
         ways = {tuple(recipe)[:depth] for _, recipe in self._best for depth in range(1, len(recipe) + 1)}
         for pool in self._kept.values():
             for path in [path for path in pool if path not in ways]:

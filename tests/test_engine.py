@@ -1,6 +1,6 @@
 """Many recipes on one model: each score is the one that slinging by hand gives, and the model stays what it was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -204,8 +204,13 @@ def test_what_is_held_after_a_run_is_what_is_kept(tiny: Any) -> None:
     assert without.meter.held == 0
 
 
-def test_only_the_base_and_the_eight_best_are_kept(tiny: Any) -> None:
-    every, engine = scan(6), Engine(tiny, windows(3), keeps=True)
+def test_where_states_become_many_only_those_of_the_base_and_the_eight_best_are_kept(tiny: Any) -> None:
+    every = scan(6)
+    all_states = Plan.of(every, 6).cost.visits * 3
+    engine = Engine(tiny, windows(3), keeps=True, memory_budget=4 * all_states * STATE)
+    engine.outcomes(every)
+    assert engine.meter.held == all_states * STATE  # a quarter of the budget
+    engine = Engine(tiny, windows(3), keeps=True, memory_budget=3 * all_states * STATE)
     found = engine.outcomes(every)
     best = sorted(range(1, len(every)), key=lambda i: found[i].nll)[:8]
     plan = Plan.of([every[0], *(every[i] for i in best)], 6)
@@ -268,10 +273,10 @@ def test_a_rung_doubles_the_windows(tiny: Any) -> None:
 def test_a_recipe_that_is_dropped_has_the_windows_it_was_scored_on(tiny: Any) -> None:
     corpus, asked = windows(16), []
 
-    def drop(number: int, batch: range, nll: Any) -> bool:
-        assert len(nll) == len(batch)
-        asked.append((number, batch.start))
-        return number == 1 and batch.start == 2
+    def drop(batch: range, nll: Mapping[int, Sequence[float]]) -> list[int]:
+        assert {len(its) for its in nll.values()} == {len(batch)}
+        asked.extend((number, batch.start) for number in nll)
+        return [1] if batch.start == 2 else []
 
     engine = Engine(tiny, corpus, rung=2)
     whole = Engine(tiny, corpus, rung=2).outcomes(RECIPES)

@@ -1,0 +1,97 @@
+"""What does the engine cost beside the same visits and ends, called bare?"""
+
+import argparse
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from printed import table, write
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from david import Corpus, load_model
+from david.engine import Engine
+from david.plan import ROOT, Plan
+from david.sling import base_depth
+from david.space import all_blocks
+
+WINDOW = 128
+GROUP = 31  # recipes that either way scores before it is the other's turn
+
+
+def bare(model: Any, plan: Plan, tokens: Tensor) -> dict[int, float]:
+    """The NLL at each end: the layers of a Llama, its norm and its head, called by hand in the plan's own order."""
+    inner, found = model.model, {}
+    embedded = inner.embed_tokens(tokens)  # [B, T, D]
+    angles = inner.rotary_emb(embedded, torch.arange(tokens.shape[1])[None])
+    states, left = {ROOT: embedded}, plan.uses(order := plan.depth_first())
+    for node in order:
+        parent = plan.parents[node]
+        state = states[parent]
+        left[parent] -= 1
+        if not left[parent]:
+            del states[parent]
+        if plan.is_end(node):
+            logits = model.lm_head(inner.norm(state))[:, :-1]
+            found[node] = float(
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+            )
+        else:
+            states[node] = inner.layers[plan.layers[node]](state, attention_mask=None, position_embeddings=angles)
+    return found
+
+
+def main() -> None:
+    """Time both in turn, group by group."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--groups", type=int, default=15, help=f"of {GROUP} recipes each, at most 15 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[1, 4], help="windows of 128 tokens at once (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="a folder for overhead.md")
+    given = parser.parse_args()
+    logging.disable_progress_bar()
+    model, tokenizer = load_model("demo", dtype="float32", device="cpu")
+    recipes = all_blocks(base_depth(model))
+    random.Random(0).shuffle(recipes)
+    rows = []
+    for windows in given.windows:
+        corpus = Corpus.load(tokenizer=tokenizer, window=WINDOW).take(windows)
+        engine = Engine(model, corpus)
+        ours = theirs = visits = ends = 0.0
+        for start in tqdm(range(0, given.groups * GROUP, GROUP), desc=f"{windows} windows", unit="group"):
+            group = recipes[start : start + GROUP]
+            plan = Plan.of(group, base_depth(model))
+            seconds = {}
+            for way in ("engine", "bare") if start // GROUP % 2 else ("bare", "engine"):
+                begin = time.perf_counter()
+                if way == "engine":
+                    scores = engine.outcomes(group)
+                else:
+                    with torch.inference_mode():
+                        found = bare(model, plan, corpus.windows)
+                seconds[way] = time.perf_counter() - begin
+            for score, end in zip(scores, plan.ends, strict=True):
+                assert abs(score.nll * score.tokens / found[end] - 1) < 1e-5, "the two ways do not tell the same"
+            ours, theirs = ours + seconds["engine"], theirs + seconds["bare"]
+            visits, ends = visits + plan.cost.visits, ends + plan.cost.ends
+        rows.append(
+            {
+                "windows": f"{windows}",
+                "visits": f"{visits:,.0f}",
+                "ends": f"{ends:,.0f}",
+                "engine, s": f"{ours:.1f}",
+                "bare, s": f"{theirs:.1f}",
+                "engine / bare": f"{ours / theirs:.3f}",
+            }
+        )
+    write(table(rows), given.out, "overhead.md")
+
+
+if __name__ == "__main__":
+    main()
