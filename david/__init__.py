@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from david.engine import score_recipes
     from david.errors import DavidError
     from david.models import load_model
+    from david.racing import RacingPruner
     from david.recipe import Recipe
     from david.score import Score, perplexity
     from david.sling import David
@@ -23,6 +24,7 @@ __all__ = [
     "Corpus",
     "David",
     "DavidError",
+    "RacingPruner",
     "Recipe",
     "Score",
     "export",
@@ -36,6 +38,7 @@ _HOME = {
     "Corpus": "corpus",
     "David": "sling",
     "DavidError": "errors",
+    "RacingPruner": "racing",
     "Recipe": "recipe",
     "Score": "score",
     "export": "checkpoint",

@@ -3,14 +3,14 @@
 Heavy modules are imported in the commands that need them, so that help and results open in a blink.
 """
 
-import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from david.errors import DavidError, RecipeError, SearchError
+from david.inputs import as_range, bytes_of, corpus_of, load, objective_of, one_of, recipe_of, tell_other_weights
 from david.options import (
     DEFAULT_DATA,
     Batch,
@@ -38,14 +38,8 @@ from david.options import (
     Top,
     Window,
     Windows,
-    as_range,
-    one_of,
 )
 from david.printing import print_found, print_run
-
-if TYPE_CHECKING:
-    from david.corpus import Corpus
-    from david.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,14 +90,14 @@ def search(
 
     from david.study import search as run_search
 
-    loaded, tokenizer = _load(model, dtype, device)
-    seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    loaded, tokenizer = load(model, dtype, device)
+    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).split(windows, held_out)
     made = run_search(
         loaded,
         seen,
         space=wanted,
         held_out=unseen,
-        objective=_objective(convention),
+        objective=objective_of(convention),
         n_trials=trials,
         out=out,
         storage=storage,
@@ -112,7 +106,7 @@ def search(
         seed=seed,
         pruner=pruner,
         batch=batch,
-        memory_budget=_budget(memory_budget),
+        memory_budget=bytes_of(memory_budget),
         top=top,
     )
     print_run(made, out, top)
@@ -155,15 +149,15 @@ def scan(
     from david.sling import base_depth
     from david.study import search as run_search
 
-    loaded, tokenizer = _load(model, dtype, device)
-    seen, unseen = _corpus(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    loaded, tokenizer = load(model, dtype, device)
+    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).split(windows, held_out)
     n_layers = base_depth(loaded)
     longest = longest_block(max_length, n_layers)
     every = all_blocks(n_layers, longest)
     if dry_run:
         from david.engine import Engine
 
-        engine = Engine(loaded, seen, objective=_objective(convention), memory_budget=_budget(memory_budget))
+        engine = Engine(loaded, seen, objective=objective_of(convention), memory_budget=bytes_of(memory_budget))
         cost = engine.estimate([Recipe.identity(n_layers), *every])
         print_found(cost.to_dict(), str(cost), as_json)
         return
@@ -172,7 +166,7 @@ def scan(
         seen,
         space=Block(max_length=longest),
         held_out=unseen,
-        objective=_objective(convention),
+        objective=objective_of(convention),
         n_trials=1 + len(every),
         out=out,
         queue=every,
@@ -181,7 +175,7 @@ def scan(
         sampler="random",
         pruner=pruner,
         batch=batch,
-        memory_budget=_budget(memory_budget),
+        memory_budget=bytes_of(memory_budget),
         top=top,
     )
     print_run(made, out, top, as_json)
@@ -207,17 +201,17 @@ def score(
 
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
-    loaded, tokenizer = _load(model, dtype, device)
-    corpus = _corpus(tokenizer, data, slice, column, window, bos).take(windows)
+    loaded, tokenizer = load(model, dtype, device)
+    corpus = corpus_of(tokenizer, data, slice, column, window, bos).take(windows)
     from david.engine import score_recipes
     from david.recipe import Recipe
     from david.sling import base_depth
     from david.verdict import paired_difference
 
     n_layers = base_depth(loaded)
-    wanted = [] if recipe is None and ratios is None else [_recipe(recipe, ratios, n_layers, loaded)]
+    wanted = [] if recipe is None and ratios is None else [recipe_of(recipe, ratios, n_layers, loaded)]
     base, *others = score_recipes(
-        loaded, [Recipe.identity(n_layers), *wanted], corpus, objective=_objective(convention)
+        loaded, [Recipe.identity(n_layers), *wanted], corpus, objective=objective_of(convention)
     )
     found: dict[str, Any] = {
         "model": model,
@@ -265,7 +259,7 @@ def explain(
 
         costs = read_costs(model)
     n_layers = None if costs is None else len(costs.layer_parameters)
-    explanation = tell(_recipe(recipe, ratios, n_layers), costs)
+    explanation = tell(recipe_of(recipe, ratios, n_layers), costs)
     print_found(explanation.to_dict(), str(explanation), as_json)
 
 
@@ -280,7 +274,7 @@ def check(
 
     Example: david check demo
     """
-    loaded, _ = _load(model, dtype, device, proved=False)
+    loaded, _ = load(model, dtype, device, proved=False)
     from david.check import check as certify
 
     certificate = certify(loaded)
@@ -313,8 +307,8 @@ def export(
 
     checkpoint.check_target(folder)
     checkpoint.check_recipe(wanted)
-    loaded, tokenizer = _load(source, dtype, device)
-    _tell_other_weights(wanted, loaded)
+    loaded, tokenizer = load(source, dtype, device)
+    tell_other_weights(wanted, loaded)
     checkpoint.export(loaded, wanted, folder, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=True)
     typer.echo(f"{folder}: {len(wanted)} layers, {checkpoint.folder_size(folder)}")
 
@@ -336,14 +330,14 @@ def generate(
 
     Example: david generate demo --recipe "0:12, 8:30" --prompt "Once upon a time"
     """
-    loaded, tokenizer = _load(model, dtype, device)
+    loaded, tokenizer = load(model, dtype, device)
     import torch
     from transformers import TextStreamer
 
     from david.sling import base_depth, sling
 
     if recipe is not None or ratios is not None:
-        sling(loaded, _recipe(recipe, ratios, base_depth(loaded), loaded))
+        sling(loaded, recipe_of(recipe, ratios, base_depth(loaded), loaded))
     if chat:
         if not tokenizer.chat_template:
             raise DavidError(f"{model} has no chat template: leave --chat out")
@@ -389,67 +383,3 @@ def main() -> None:
     except DavidError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-
-
-def _load(model: str, dtype: str | None, device: str | None, *, proved: bool = True) -> tuple[Any, Any]:
-    """A model and its tokenizer; a type that no proof was made for is proved first."""
-    import optuna
-    import transformers
-
-    from david.check import prove
-    from david.layers import is_proved
-    from david.models import load_model
-
-    transformers.logging.set_verbosity_error()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    if proved and not is_proved(loaded):
-        typer.echo(f"david: {type(loaded).__name__} is new here: proving first that it slings exactly", err=True)
-        prove(loaded)
-    return loaded, tokenizer
-
-
-def _corpus(tokenizer: Any, data: str, rows: str | None, column: str, window: int, bos: bool | None) -> "Corpus":
-    from david.corpus import Corpus
-
-    return Corpus.load(data, tokenizer, slice=rows, window=window, column=column, bos=bos)
-
-
-def _objective(convention: Convention) -> Any:
-    from functools import partial
-
-    from david.score import perplexity
-
-    return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)  # type: ignore[arg-type]
-
-
-def _budget(size: str | None) -> int | None:
-    from david.memory import as_bytes
-
-    return None if size is None else as_bytes(size, "--memory-budget")
-
-
-def _recipe(recipe: str | None, ratios: str | None, n_layers: int | None, loaded: Any = None) -> "Recipe":
-    from david.recipe import Recipe
-
-    one_of(recipe, ratios)
-    if ratios is not None:
-        slices = [as_range(part, "--ratios") for part in ratios.split(",")]
-        return Recipe.from_ratios(n_layers or 0, slices)
-    wanted = Recipe.of(recipe or "")
-    if n_layers is not None:
-        wanted.check(n_layers)
-    if loaded is not None:
-        _tell_other_weights(wanted, loaded)
-    return wanted
-
-
-def _tell_other_weights(wanted: "Recipe", loaded: Any) -> None:
-    """A note where a recipe was made on other weights than those that are loaded."""
-    if wanted.base is None or wanted.base.fingerprint is None:
-        return
-    from david.models import fingerprint
-
-    if fingerprint(loaded) != wanted.base.fingerprint:
-        sys.stderr.write(f"note: the recipe was made on other weights ({wanted.base.model}); it is run all the same\n")

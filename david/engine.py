@@ -99,6 +99,7 @@ class Engine:
         self.end_visits = 1.0  # what an end costs, as the self-check finds it
         self._reason: str | None = None  # why recipes are scored one by one
         self._runner: Runner | None = None
+        self._window_bytes = corpus.window  # of the state of one window, as the self-check finds it
         self._keeps = keeps
         self._kept: dict[range, dict[Path, State]] = {}
         self._best: list[tuple[float, Recipe]] = []
@@ -126,10 +127,10 @@ class Engine:
         return self._runner is not None and self._runner.streamed
 
     def work(self, recipes: Sequence[Recipe]) -> float:
-        """What scoring these costs, in visits of a batch of windows; an end is `end_visits` of them."""
+        """What scoring these costs, in visits of one window; an end is `end_visits` of them."""
         cost = Plan.of(recipes, self.n_layers).cost
         visits, ends = (cost.visits, cost.ends) if self._runner else (cost.visits_one_by_one, cost.recipes)
-        return (visits + self.end_visits * ends) * len(self.batches)
+        return (visits + self.end_visits * ends) * len(self.corpus)
 
     def estimate(self, recipes: Sequence[Recipe]) -> Estimate:
         """What scoring these is going to cost, measured on the base, which is scored for it."""
@@ -156,11 +157,6 @@ class Engine:
         efficient = (_TOKENS_AT_ONCE_WIDE if wide else _TOKENS_AT_ONCE) // self.corpus.window
         return max(1, min(efficient, self._budget // (2 * self._window_bytes)))
 
-    @property
-    def _window_bytes(self) -> int:
-        """Bytes of the hidden state of one window."""
-        return self.corpus.window * (self._runner.token_bytes if self._runner is not None else 1)
-
     def outcomes(
         self,
         recipes: Sequence[Recipe],
@@ -172,7 +168,7 @@ class Engine:
 
         After each batch of windows `drop` is told the batch, and by its number the NLL that each recipe has on each of
         its windows; the scores of the numbers that it returns end there, with fewer windows than the corpus has. `done`
-        is told the work as it is done, in visits.
+        is told the work as it is done, in visits of a window.
         """
         failed = dict(self._refusals(recipes))
         if self._options is None:
@@ -197,9 +193,17 @@ class Engine:
                     found[i] += its
                 dropped = set(drop(batch, scored) if drop is not None and scored else ())
                 alive = [i for i in scored if i not in dropped]
-        outcomes = [failed.get(i) or self._score(nll) for i, nll in enumerate(found)]
+        outcomes = [failed.get(i) or self.score_of(nll) for i, nll in enumerate(found)]
         self._keep_best(recipes, outcomes)
         return outcomes
+
+    def score_of(self, nll: Sequence[float]) -> Outcome:
+        """The score that the NLL of the first windows of the corpus make, or of all; or why they make none."""
+        wrong = next((i for i, value in enumerate(nll) if math.isnan(value)), None)
+        if wrong is not None:
+            return ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
+        tokens = (self.window_tokens,) * len(nll)
+        return Score(tuple(nll), tokens, self.corpus.documents[: len(nll)], self._convention)
 
     def _refusals(self, recipes: Sequence[Recipe]) -> Iterator[tuple[int, DavidError]]:
         for i, recipe in enumerate(recipes):
@@ -214,16 +218,8 @@ class Engine:
                 score = self.objective(self.model, self.corpus)
         except DavidError as error:
             return error
-        done(len(recipe) + self.end_visits)
+        done((len(recipe) + self.end_visits) * len(self.corpus))
         return score if not math.isnan(score.nll) else ScoreError("the objective's NLL is not a number")
-
-    def _score(self, nll: Sequence[float]) -> Outcome:
-        """The score of the first windows of the corpus, or of all."""
-        wrong = next((i for i, value in enumerate(nll) if math.isnan(value)), None)
-        if wrong is not None:
-            return ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
-        tokens = (self.window_tokens,) * len(nll)
-        return Score(tuple(nll), tokens, self.corpus.documents[: len(nll)], self._convention)
 
     def _values(self, recipes: Sequence[Recipe], batch: range, done: Done) -> Sequence[list[float] | DavidError]:
         """The NLL of each window of a batch, of each recipe; or why there is none."""
@@ -242,7 +238,7 @@ class Engine:
                 meter=self.meter,
                 known=known,
                 keep=partial(self._keep, pool, paths),
-                tick=lambda is_end: done(self.end_visits if is_end else 1.0),
+                tick=lambda is_end: done((self.end_visits if is_end else 1.0) * len(batch)),
             )
             found |= {i: nll[end] for i, end in zip(numbers, plan.ends, strict=True)}
         return [found[i] for i in range(len(recipes))]
@@ -254,7 +250,7 @@ class Engine:
                 score = perplexity(self.model, windows, **self._options or {})
         except DavidError as error:
             return error
-        done(len(recipe) + self.end_visits)
+        done((len(recipe) + self.end_visits) * len(batch))
         return list(score.window_nll)
 
     def _order(self, plan: Plan, known: Mapping[int, State]) -> list[int]:
@@ -343,6 +339,7 @@ class Engine:
             allowed = _ROUNDING.get(next(self.model.parameters()).dtype, _ROUNDING_HALF)
             if not apart <= allowed:
                 return f"it gives the recipe {recipe} another NLL, by {apart:.1e} nats a token"
+        self._window_bytes = meter.largest // len(few)
         self.end_visits = (meter.end_seconds / meter.ends) / (meter.visit_seconds / meter.visits)
         return None
 

@@ -1,12 +1,10 @@
-"""The options that several commands share: one wording and one meaning each; and how some are read."""
+"""The options that several commands share: one wording and one meaning each."""
 
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from david.errors import RecipeError
 
 
 class Convention(StrEnum):
@@ -43,7 +41,7 @@ Batch = Annotated[
     int | None, typer.Option(min=1, help="Recipes asked for and scored together; left out, what suits the search.")
 ]
 Pruner = Annotated[
-    str | None, typer.Option(help="wilcoxon: recipes race, and the hopeless are dropped early; left out, none is.")
+    str | None, typer.Option(help="race, or wilcoxon: the hopeless are dropped after a few windows; left out, none is.")
 ]
 MemoryBudget = Annotated[
     str | None, typer.Option(help="Hidden states held at once: '2GB'; left out, a quarter of the free memory.")
@@ -52,18 +50,3 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 DEFAULT_DATA = "python-topics"
-
-
-def one_of(recipe: str | None, ratios: str | None) -> None:
-    """`RecipeError` unless exactly one of the two is given."""
-    if (recipe is None) == (ratios is None):
-        raise RecipeError("give a recipe or --ratios, one of the two")
-
-
-def as_range(text: str, option: str) -> tuple[float, float]:
-    """What `low:high` stands for; `RecipeError` where it is something else."""
-    try:
-        low, high = map(float, text.split(":"))
-    except ValueError:
-        raise RecipeError(f"cannot read {option} {text!r}: expected low:high, such as 0.1:1") from None
-    return low, high

@@ -91,7 +91,9 @@ def _token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
     last = _last_output(model, windows) if chunked and layers.is_known(model) and not layers.is_coupled(model) else None
     if last is not None:
         return end_nll(model, last, hidden(last), windows, first)
-    return _cross_entropy(forward(model, windows).logits[:, first - 1 : -1], windows[:, first:])
+    wanted = windows.shape[1] - first + 1  # positions, the last included, though nothing follows it
+    few = _keep_logits(model, wanted) if first > 1 else {}
+    return _cross_entropy(forward(model, windows, **few).logits[:, -wanted:-1], windows[:, first:])
 
 
 def end_nll(
@@ -103,8 +105,10 @@ def end_nll(
     `by_position` (see `ends_by_position`) makes large logits in chunks.
     """
     targets, chunk = windows[:, first:], positions_at_once(model, len(windows))
-    if not by_position or chunk >= windows.shape[1]:
+    if not by_position:
         return _cross_entropy(end(model, form, states, windows)[:, first - 1 : -1], targets)
+    if chunk >= windows.shape[1]:
+        return _cross_entropy(end(model, form, states[:, first - 1 :], windows[:, first - 1 :])[:, :-1], targets)
     parts = zip(torch.split(states[:, first - 1 : -1], chunk, dim=1), torch.split(targets, chunk, dim=1), strict=True)
     return torch.cat([_cross_entropy(end(model, form, part, tokens), tokens) for part, tokens in parts], dim=1)
 
@@ -112,6 +116,11 @@ def end_nll(
 def positions_at_once(model: nn.Module, n_windows: int) -> int:
     """Of how many positions of each of so many windows the logits are made at once."""
     return max(1, _LOGITS_BYTES // (4 * int(text_config(model).vocab_size) * n_windows))
+
+
+def _keep_logits(model: nn.Module, positions: int) -> dict[str, int]:
+    """What has a model make the logits of its last positions alone, where it can."""
+    return {"logits_to_keep": positions} if "logits_to_keep" in signature(model.forward).parameters else {}
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -130,9 +139,8 @@ def _last_output(model: nn.Module, windows: Tensor) -> Any:
     """
     caught: list[Any] = []
     handle = layers.find(model).layers[-1].register_forward_hook(lambda _module, _args, output: caught.append(output))
-    few = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     try:
-        logits = forward(model, windows, **few).logits[:, -1:]
+        logits = forward(model, windows, **_keep_logits(model, 1)).logits[:, -1:]
     finally:
         handle.remove()
     if len(caught) != 1 or not ends_by_position(model, caught[0], windows, logits):

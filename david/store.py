@@ -22,6 +22,7 @@ from david import report
 from david.corpus import Corpus
 from david.errors import SearchError, one_line
 from david.origin import Data
+from david.racing import RacingPruner
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
@@ -30,18 +31,21 @@ _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "gp": optuna.samplers.GPSampler,
     "qmc": optuna.samplers.QMCSampler,
 }
+_WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in ten: experiments/engine/racing.md
 _UNSIGNED = timedelta(seconds=10)  # a worker signs its trial a moment after asking: longer without a name is death
 
 
-def pruner_named(pruner: str | BasePruner) -> BasePruner:
-    """A pruner by its name; one that is one already."""
+def pruner_named(pruner: str | BasePruner, finalists: int) -> BasePruner:
+    """A pruner by its name; one that is one already. A race leaves at least so many `finalists`."""
     if isinstance(pruner, BasePruner):
         return pruner
+    if pruner == "race":
+        return RacingPruner(finalists)
     if pruner != "wilcoxon":
-        raise SearchError(f"unknown pruner {pruner!r}: expected wilcoxon, or one of Optuna's")
+        raise SearchError(f"unknown pruner {pruner!r}: expected race or wilcoxon, or one of Optuna's")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+        return optuna.pruners.WilcoxonPruner(p_threshold=_WILCOXON)
 
 
 def open_study(storage: str | None, name: str = "david", *, sampler: str | BaseSampler = "tpe", seed: int = 0) -> Study:

@@ -1,9 +1,7 @@
 """The study loop: ask, run, tell; resume; judge the best on windows that the search has not seen."""
 
 import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +11,7 @@ import transformers
 from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import create_trial
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -24,14 +22,14 @@ from david.engine import Engine, counts_tokens
 from david.errors import DavidError, SearchError
 from david.models import describe
 from david.recipe import Recipe
-from david.score import Objective, Score, check_fits, perplexity
+from david.rounds import Run, kept, play, say
+from david.score import Objective, check_fits, perplexity
 from david.space import Space, named, params_of
 
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
 _FAILURES_BEFORE_END = 20
 _FIRST_RUNG = 2  # windows on which recipes race first
-_QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
 
 
 def search(
@@ -64,13 +62,13 @@ def search(
     windows, once. With `out`, that folder gets tables, plots and `best.json` (see `report.write`).
 
     A `batch` of recipes is asked for and scored together, so that they share what they have in common; left out, the
-    queue is in batches of 32 (in one, where layers are loaded for each call) and the sampler is asked for one at a
-    time. `memory_budget` is how many bytes of hidden states may be held (see `score_recipes`).
+    queue is in batches of 32 (in one, where layers are loaded for each call or recipes race) and the sampler is asked
+    for one at a time. `memory_budget` is how many bytes of hidden states may be held (see `score_recipes`).
 
-    With a `pruner` (`"wilcoxon"`, or any of Optuna's) recipes race: it is shown the mean NLL of each window, with the
-    window's number for the step, and after the first two, four, eight … windows it may drop a recipe. That trial is
-    `partial`: told the base's NLL plus its difference on the windows it has seen, though never less than the best's,
-    and never among the best.
+    With a `pruner` recipes race: `"race"` is a paired test against the `top` best so far (`RacingPruner`), `"wilcoxon"`
+    or any other is Optuna's. It is shown the mean NLL of each window, with the window's number for the step, and after
+    the first two, four, eight … windows it may drop a recipe. That trial is `partial`: told the base's NLL plus its
+    difference on the windows it has seen, though never less than the best's, and never among the best.
 
     The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand
     (which keeps its own sampler); the same call again goes on where it stopped. One worker and one `seed` give the same
@@ -88,10 +86,10 @@ def search(
             raise SearchError(f"{name} must be at least 1; got {number}")
     space = named(space) if isinstance(space, str) else space
     _check_data(model, corpus, held_out)
-    racing = _racing(pruner, objective)
+    racing = _racing(pruner, objective, 1 + top)
     scorer = partial(Engine, model, objective=objective, memory_budget=memory_budget, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
-    run = _Run(model, scorer, engine, space, seed, batch, racing=racing is not None, by_hand=study is not None)
+    run = Run(model, scorer, engine, space, seed, batch, racing=racing is not None, by_hand=study is not None)
     wanted = _queue(run, queue)
     about = _about(run, corpus, held_out, objective)
     if study is None:
@@ -110,58 +108,33 @@ def search(
         if held_out is not None:
             _judge(study, run, held_out, top, progress)
     except KeyboardInterrupt:
-        _say(f"interrupted: {len(table.complete(study))} recipes are scored; the same call goes on from here")
+        say(f"interrupted: {len(table.complete(study))} recipes are scored; the same call goes on from here")
     finally:
         if out is not None:
             report.write(study, out, top=top)
     return study
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What a trial needs."""
-
-    model: nn.Module
-    engine_on: Callable[[Corpus], Engine]
-    engine: Engine  # on the search windows
-    space: Space
-    seed: int
-    batch: int | None
-    racing: bool
-    by_hand: bool  # the study is the caller's, who may ask it for trials too
-
-    @property
-    def n_layers(self) -> int:
-        return self.engine.n_layers
-
-    def recipes_at_once(self, study: Study) -> int:
-        """How many to ask for: the base comes alone, so that the others find its states."""
-        queued = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        if table.base_trial(study) is None:
-            return 1
-        if self.batch is not None:
-            return self.batch
-        return max(1, queued if self.engine.streamed else min(queued, _QUEUED_AT_ONCE))
-
-
-def _loop(study: Study, run: _Run, n_trials: int, progress: bool) -> None:
+def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     stale = failures = here = 0
     scored = len(table.complete(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while scored < n_trials:
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
-            bar.total = bar.n + each * (n_trials - scored)
+            n = min(run.recipes_at_once(study), n_trials - scored)
             bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
             bar.set_postfix_str(_standing(study))
             if stale >= _REPEATS_BEFORE_END:
-                _say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
+                say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
                 return
             store.reclaim(study, unsigned=not run.by_hand)
             own = study.sampler
             if stale >= _REPEATS_BEFORE_RANDOM:
                 study.sampler = store.sampler_named("random", run.seed, len(study.get_trials(deepcopy=False)))
             try:
-                outcomes = _round(study, run, min(run.recipes_at_once(study), n_trials - scored), bar.update)
+                outcomes = play(
+                    study, run, n, expect=partial(_expect, bar, each * (n_trials - scored - n)), done=bar.update
+                )
             finally:
                 study.sampler = own
             for outcome in outcomes:
@@ -175,103 +148,12 @@ def _loop(study: Study, run: _Run, n_trials: int, progress: bool) -> None:
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
 
-def _round(study: Study, run: _Run, n: int, done: Callable[[float], Any]) -> list[str]:
-    """Ask, run and tell so many trials; of each, whether it was scored, a duplicate, or failed."""
-    trials: list[Trial] = []
-    fresh: dict[str, tuple[Trial, Recipe]] = {}
-    again: list[tuple[Trial, str]] = []
-    outcomes: list[str] = []
-    try:
-        for _ in range(n):
-            trials.append(trial := study.ask())
-            trial.set_user_attr("worker", store.worker())
-            try:
-                recipe = run.space(trial, run.n_layers)
-            except DavidError as error:
-                outcomes.append(_failed(study, trial, error))
-                continue
-            notation = str(recipe)
-            trial.set_user_attr("recipe", notation)
-            if notation in fresh or _known(study, notation) is not None:
-                again.append((trial, notation))
-            else:
-                fresh[notation] = trial, recipe
-        racers = [trial for trial, _ in fresh.values()] if run.racing else []
-        drop = partial(_hopeless, run, racers) if racers else None
-        scores = run.engine.outcomes([recipe for _, recipe in fresh.values()], drop=drop, done=done)
-        for (notation, (trial, _)), score in zip(fresh.items(), scores, strict=True):
-            if _known(study, notation) is not None:  # another worker was faster
-                again.append((trial, notation))
-            elif isinstance(score, DavidError):
-                outcomes.append(_failed(study, trial, score))
-            else:
-                for name, value in _kept(score).items():
-                    trial.set_user_attr(name, value)
-                study.tell(trial, _value(study, trial, score, run))
-                outcomes.append("scored")
-        return outcomes + [_told_again(study, *one) for one in again]
-    except BaseException:
-        for trial in trials:
-            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        raise
+def _expect(bar: Any, later: float, work: float) -> None:
+    """Let a bar end where this much work, and what comes later, is done."""
+    bar.total = bar.n + work + later
 
 
-def _hopeless(run: _Run, racers: Sequence[Trial], number: int, windows: range, nll: Sequence[float]) -> bool:
-    """Whether the study's pruner gives up a recipe, now that it has been scored on these windows too."""
-    trial = racers[number]
-    for window, value in zip(windows, nll, strict=True):
-        trial.report(value / run.engine.window_tokens, window)
-    is_base = trial.user_attrs["recipe"] == str(Recipe.identity(run.n_layers))
-    return not is_base and trial.should_prune()
-
-
-def _value(study: Study, trial: Trial, score: Score, run: _Run) -> float:
-    """What a trial is told: the mean NLL; of a dropped recipe, what its first windows make of the base's."""
-    seen, base = len(score.window_nll), table.base_trial(study)
-    if not run.racing or seen == len(run.engine.corpus) or base is None:
-        return score.nll
-    trial.set_user_attr(table.PARTIAL, seen)
-    its = base.user_attrs["window_nll"][:seen]
-    value = table.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens
-    best = min(table.value_of(trial) for trial in (base, *table.best_of_search(study, 1)))
-    return float(max(value, best))
-
-
-def _failed(study: Study, trial: Trial, error: DavidError) -> str:
-    trial.set_user_attr("error", str(error))
-    study.tell(trial, state=TrialState.FAIL)
-    _say(f"trial {trial.number} failed: {error}")
-    return "failed"
-
-
-def _told_again(study: Study, trial: Trial, notation: str) -> str:
-    """Tell a trial what is known of its recipe."""
-    known = _known(study, notation)
-    assert known is not None
-    trial.set_user_attr("duplicate_of", known.number)
-    study.tell(trial, known.value, state=known.state)
-    return "duplicate"
-
-
-def _known(study: Study, notation: str) -> FrozenTrial | None:
-    """The trial that has scored a recipe, or found that it cannot be scored."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
-        scored = trial.state == TrialState.COMPLETE or "error" in trial.user_attrs
-        if scored and trial.user_attrs.get("recipe") == notation and "duplicate_of" not in trial.user_attrs:
-            return trial
-    return None
-
-
-def _kept(score: Score) -> dict[str, Any]:
-    """What a trial keeps of its score."""
-    return {
-        "window_nll": list(score.window_nll),
-        "window_tokens": list(score.window_tokens),
-        "convention": score.convention,
-    }
-
-
-def _queue(run: _Run, queue: Sequence[Recipe]) -> dict[str, dict[str, Any]]:
+def _queue(run: Run, queue: Sequence[Recipe]) -> dict[str, dict[str, Any]]:
     """The notation and the parameters of each recipe that is to come first."""
     wanted = {}
     for recipe in queue:
@@ -282,7 +164,7 @@ def _queue(run: _Run, queue: Sequence[Recipe]) -> dict[str, dict[str, Any]]:
     return wanted
 
 
-def _begin(study: Study, run: _Run, wanted: dict[str, dict[str, Any]]) -> None:
+def _begin(study: Study, run: Run, wanted: dict[str, dict[str, Any]]) -> None:
     """Put the base first and the queue behind it, where the study does not have them yet."""
     if table.base_trial(study) is None:
         base = Recipe.identity(run.n_layers)
@@ -290,19 +172,19 @@ def _begin(study: Study, run: _Run, wanted: dict[str, dict[str, Any]]) -> None:
         if params is not None:
             store.enqueue(study, [params])
         else:
-            _say("this space cannot say the base: it is scored outside the sampler's sight")
+            say("this space cannot say the base: it is scored outside the sampler's sight")
             [score] = run.engine.outcomes([base])
             if isinstance(score, DavidError):
                 raise score
             its = score.window_nll, score.window_tokens
             means = {i: nll / tokens for i, (nll, tokens) in enumerate(zip(*its, strict=True))}
-            about = {"recipe": str(base), **_kept(score)}
+            about = {"recipe": str(base), **kept(score)}
             study.add_trial(create_trial(value=score.nll, user_attrs=about, intermediate_values=means))
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
     store.enqueue(study, [params for notation, params in wanted.items() if notation not in known])
 
 
-def _judge(study: Study, run: _Run, held_out: Corpus, top: int, progress: bool) -> None:
+def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -> None:
     """Score the base and the `top` best on held-out windows, and keep that in the study; each once."""
     base = table.base_trial(study)
     picked = [*([base] if base is not None else []), *table.best_of_search(study, top)]
@@ -320,7 +202,7 @@ def _judge(study: Study, run: _Run, held_out: Corpus, top: int, progress: bool) 
             bar.update()
 
 
-def _about(run: _Run, corpus: Corpus, held_out: Corpus | None, objective: Objective) -> dict[str, Any]:
+def _about(run: Run, corpus: Corpus, held_out: Corpus | None, objective: Objective) -> dict[str, Any]:
     """What a study is made on: what every worker that joins it must have too."""
     ours = type(run.space).__module__ == "david.space"
     return {
@@ -340,12 +222,12 @@ def _made_with() -> dict[str, str]:
     return {"david": david.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _racing(pruner: str | BasePruner | None, objective: Objective) -> BasePruner | None:
+def _racing(pruner: str | BasePruner | None, objective: Objective, finalists: int) -> BasePruner | None:
     if pruner is None:
         return None
     if not counts_tokens(objective):
         raise SearchError("only recipes scored by perplexity can race: leave the pruner out, or the objective")
-    return store.pruner_named(pruner)
+    return store.pruner_named(pruner, finalists)
 
 
 def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> None:
@@ -368,7 +250,3 @@ def _standing(study: Study) -> str:
     base, best = table.base_trial(study), table.best_of_search(study, 1)
     parts = [f"base {base.value:.4f}"] if base is not None else []
     return ", ".join(parts + [f"best {trial.value:.4f}" for trial in best]) + " nats"
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)

@@ -38,7 +38,7 @@ class State:
 class Meter:
     """What runs have cost: visits, ends, and loads of a layer that is offloaded, with their seconds.
 
-    And the bytes of states that are held now, and were at most.
+    And the bytes of states: held now, held at most, of the largest.
     """
 
     visits: int = 0
@@ -49,6 +49,7 @@ class Meter:
     load_seconds: float = 0.0
     held: int = 0
     peak: int = 0
+    largest: int = 0
     exact: bool = False  # wait for the device after each
 
     @contextmanager
@@ -65,7 +66,7 @@ class Meter:
     def hold(self, nbytes: int) -> None:
         """Count a state that is held from now on, or with a negative number one that no longer is."""
         self.held += nbytes
-        self.peak = max(self.peak, self.held)
+        self.peak, self.largest = max(self.peak, self.held), max(self.largest, nbytes)
 
 
 class _Held:
@@ -134,12 +135,6 @@ class Runner:
             return "its forward does not call each layer once"
         by_position = ends_by_position(model, forms[-1], few, logits[:, -1:])
         return cls(model, home, tuple(forms), by_position, first, memory.is_offloaded(home))
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of the hidden state of one token."""
-        state = hidden(self.forms[0])
-        return int(state.nbytes // min(_FORM_TOKENS, state.shape[-2]))
 
     def nll(
         self,

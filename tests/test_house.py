@@ -25,6 +25,7 @@ LIGHT = [
     "space",
     "verdict",
     "table",
+    "racing",
     "plot",
     "report",
 ]
@@ -47,9 +48,10 @@ HEAVY = [
     "engine",
     "strategy",
     "store",
+    "rounds",
     "study",
 ]
-ORDER = [*LIGHT, *HEAVY, "chat", "options", "printing", "cli"]
+ORDER = [*LIGHT, *HEAVY, "chat", "options", "inputs", "printing", "cli"]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")

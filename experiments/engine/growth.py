@@ -32,7 +32,7 @@ def shortened(model: Any, n_layers: int) -> Any:
     model.model.layers = model.model.layers[:n_layers]
     model.config.num_hidden_layers = n_layers
     model.config.layer_types = ["full_attention"] * n_layers
-    return model
+    return model.eval()  # a new list of layers is in training mode
 
 
 def measure(tokenizer: Any, given: dict[str, int]) -> dict[str, float]:

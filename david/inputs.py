@@ -1,0 +1,97 @@
+"""What the options of a command stand for: a model, a corpus, a recipe. Heavy modules load where they are needed."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from david.errors import RecipeError
+from david.options import Convention
+
+if TYPE_CHECKING:
+    from david.corpus import Corpus
+    from david.recipe import Recipe
+
+
+def load(model: str, dtype: str | None, device: str | None, *, proved: bool = True) -> tuple[Any, Any]:
+    """A model and its tokenizer; a type that no proof was made for is proved first."""
+    import optuna
+    import transformers
+
+    from david.check import prove
+    from david.layers import is_proved
+    from david.models import load_model
+
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    if proved and not is_proved(loaded):
+        typer.echo(f"david: {type(loaded).__name__} is new here: proving first that it slings exactly", err=True)
+        prove(loaded)
+    return loaded, tokenizer
+
+
+def corpus_of(tokenizer: Any, data: str, rows: str | None, column: str, window: int, bos: bool | None) -> "Corpus":
+    """The windows that `--data` and the options beside it stand for."""
+    from david.corpus import Corpus
+
+    return Corpus.load(data, tokenizer, slice=rows, window=window, column=column, bos=bos)
+
+
+def objective_of(convention: Convention) -> Any:
+    """Perplexity by a convention."""
+    from functools import partial
+
+    from david.score import perplexity
+
+    return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)  # type: ignore[arg-type]
+
+
+def bytes_of(size: str | None) -> int | None:
+    """The bytes of a `--memory-budget`."""
+    from david.memory import as_bytes
+
+    return None if size is None else as_bytes(size, "--memory-budget")
+
+
+def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, loaded: Any = None) -> "Recipe":
+    """The recipe that `--recipe` or `--ratios` stand for, checked against a depth where one is given."""
+    from david.recipe import Recipe
+
+    one_of(recipe, ratios)
+    if ratios is not None:
+        slices = [as_range(part, "--ratios") for part in ratios.split(",")]
+        return Recipe.from_ratios(n_layers or 0, slices)
+    wanted = Recipe.of(recipe or "")
+    if n_layers is not None:
+        wanted.check(n_layers)
+    if loaded is not None:
+        tell_other_weights(wanted, loaded)
+    return wanted
+
+
+def tell_other_weights(wanted: "Recipe", loaded: Any) -> None:
+    """A note where a recipe was made on other weights than those that are loaded."""
+    if wanted.base is None or wanted.base.fingerprint is None:
+        return
+    from david.models import fingerprint
+
+    if fingerprint(loaded) != wanted.base.fingerprint:
+        sys.stderr.write(f"note: the recipe was made on other weights ({wanted.base.model}); it is run all the same\n")
+
+
+def one_of(recipe: str | None, ratios: str | None) -> None:
+    """`RecipeError` unless exactly one of the two is given."""
+    if (recipe is None) == (ratios is None):
+        raise RecipeError("give a recipe or --ratios, one of the two")
+
+
+def as_range(text: str, option: str) -> tuple[float, float]:
+    """What `low:high` stands for; `RecipeError` where it is something else."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise RecipeError(f"cannot read {option} {text!r}: expected low:high, such as 0.1:1") from None
+    return low, high
