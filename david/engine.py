@@ -128,7 +128,8 @@ class Engine:
 
     def work(self, recipes: Sequence[Recipe]) -> float:
         """What scoring these costs, in visits of one window; an end is `end_visits` of them."""
-        cost = Plan.of(recipes, self.n_layers).cost
+        refused = dict(self._refusals(recipes))
+        cost = Plan.of([recipe for i, recipe in enumerate(recipes) if i not in refused], self.n_layers).cost
         visits, ends = (cost.visits, cost.ends) if self._runner else (cost.visits_one_by_one, cost.recipes)
         return (visits + self.end_visits * ends) * len(self.corpus)
 

@@ -26,14 +26,14 @@ def test_what_is_far_behind_is_given_up_on_two_windows_and_the_best_never() -> N
 
 
 @pytest.mark.parametrize("windows", [2, 4, 16])
-def test_what_is_as_good_as_the_last_finalist_is_rarely_given_up(windows: int) -> None:
-    given_up = [hopeless(drawn([-1.0, -1.0, 0.0, *[0.0] * 10], windows, seed), 3)[2:].mean() for seed in range(400)]
-    assert np.mean(given_up) < 0.02  # 0.005 each, and more where the third best was lucky
+def test_what_is_as_good_as_the_best_is_rarely_given_up(windows: int) -> None:
+    given_up = [hopeless(drawn([0.0, 0.0, *[1.0] * 20], windows, seed), 1)[:2].any() for seed in range(1000)]
+    assert np.mean(given_up) < 0.02  # 0.005 each, two of them
 
 
 def test_more_windows_tell_smaller_differences() -> None:
     found = [hopeless(drawn([0.0] * 3 + [0.08] * 30, windows), 3).mean() for windows in (2, 8, 64)]
-    assert found[0] < 0.5 < found[1] < found[2]
+    assert found[0] < found[1] < found[2]
 
 
 def test_at_most_so_many_recipes_or_one_window_give_nothing_up() -> None:
@@ -70,7 +70,7 @@ def test_a_script_of_ones_own_races_a_trial_at_a_time() -> None:
 
 
 def test_a_batch_races_with_its_own_and_the_verdict_is_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    nll = drawn([0.1 * i for i in range(12)], 4)
+    nll = drawn([0.03 * i for i in range(12)], 4)
     study = optuna.create_study(pruner=RacingPruner(finalists=3))
     trials = [study.ask() for _ in nll]
     for trial, row in zip(trials, nll, strict=True):
