@@ -193,6 +193,7 @@ def score(
     windows: Windows = 8,
     convention: ConventionOption = Convention.window,
     bos: Bos = None,
+    memory_budget: MemoryBudget = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -211,7 +212,11 @@ def score(
     n_layers = base_depth(loaded)
     wanted = [] if recipe is None and ratios is None else [recipe_of(recipe, ratios, n_layers, loaded)]
     base, *others = score_recipes(
-        loaded, [Recipe.identity(n_layers), *wanted], corpus, objective=objective_of(convention)
+        loaded,
+        [Recipe.identity(n_layers), *wanted],
+        corpus,
+        objective=objective_of(convention),
+        memory_budget=bytes_of(memory_budget),
     )
     found: dict[str, Any] = {
         "model": model,

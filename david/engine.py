@@ -30,7 +30,7 @@ Done = Callable[[float], Any]
 _TOKENS_AT_ONCE = 1024  # go through a layer together: with more, two cores are no faster
 _TOKENS_AT_ONCE_WIDE = 8192  # … on an accelerator, or where a layer is loaded for them
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}  # nats a token: what the order of sums may change
-_ROUNDING_HALF = 3e-2
+_ROUNDING_HALF = 5e-3
 _CHECK_PASSES = 10  # forward passes of a window that the self-check costs, about
 _BEST = 8  # recipes whose states are kept between calls, besides the base's
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -259,7 +259,8 @@ class Engine:
 
     def _groups(self, recipes: Sequence[Recipe], batch: range) -> Iterator[list[int]]:
         """Recipes, by their numbers, that are run together: all, where the budget holds their states."""
-        states = max(1, (self._budget - self.meter.held) // (self._window_bytes * len(batch)))
+        kept = max(self.meter.held, self._budget // 2) if self._keeps else self.meter.held
+        states = max(1, (self._budget - kept) // (self._window_bytes * len(batch)))
         plan = Plan.of(recipes, self.n_layers)
         if plan.peak(self._order(plan, {})) <= states:
             yield list(range(len(recipes)))
@@ -301,7 +302,7 @@ class Engine:
         if self._runner is None or not lacking or len(batch) == 1:
             return False
         half = len(batch) // 2
-        _say(f"no memory for {len(batch)} windows at once: going on with {half}")
+        say(f"no memory for {len(batch)} windows at once: going on with {half}")
         rest = [batch[i : i + half] for batch in self.batches[place:] for i in range(0, len(batch), half)]
         self.batches[place:] = rest
         self._kept.clear()
@@ -321,7 +322,7 @@ class Engine:
             runner = why = f"{type(error).__name__}: {one_line(error)}"
         self._reason = why
         if isinstance(runner, str) or why is not None:
-            _say(f"{model} does not go through the engine ({why}): its recipes are scored one by one")
+            say(f"{model} does not go through the engine ({why}): its recipes are scored one by one")
         else:
             self._runner = runner
 
@@ -335,7 +336,7 @@ class Engine:
             found = runner.nll(plan, order, few.windows, meter=meter)
         for recipe, end in zip(recipes, plan.ends, strict=True):
             with slung(self.model, recipe):
-                plain = perplexity(self.model, few, **options)
+                plain = perplexity(self.model, few, **{**options, "batch": len(few)})
             apart = abs(sum(found[end]) / plain.tokens - plain.nll)
             allowed = _ROUNDING.get(next(self.model.parameters()).dtype, _ROUNDING_HALF)
             if not apart <= allowed:
@@ -382,5 +383,6 @@ def _batches(n_windows: int, at_once: int, rung: int | None) -> Iterator[range]:
         start, stop = stop, 2 * stop
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line to stderr, above a bar."""
     tqdm.write(line, file=sys.stderr)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from david import layers
 from david.views import with_hidden
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # args and kwargs
+
 
 @dataclass(frozen=True)
 class Given:
@@ -24,7 +26,7 @@ class Given:
     """
 
     state: Tensor  # [B, T, D] (Gemma 3n: [4, B, T, D])
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    calls: tuple[Call, ...]
 
 
 def text_config(model: nn.Module) -> Any:
@@ -65,7 +67,7 @@ def outputs(model: nn.Module, tokens: Tensor) -> tuple[list[Any], Tensor]:
 
 def given(model: nn.Module, tokens: Tensor, forms: list[Any]) -> Given:
     """What a model gives its layers when it reads tokens; none of them is run. `forms` are `outputs` of any text."""
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    seen: list[Call] = []
     states: list[Tensor] = []
 
     def stand_in(form: Any) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Racing: recipes that are hopeless on the first windows are given up, told by paired tests against the best so far."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from david.table import PARTIAL
+from david.table import PARTIAL, WINDOW_NLL, WINDOW_TOKENS
 
 _LEVEL = 0.005  # how often a test may give up a recipe as good as the one it is held against; see experiments/engine
 _PRIOR = 2.0  # for how many windows the spread of all recipes' differences counts beside a recipe's own
@@ -31,10 +32,11 @@ def hopeless(nll: NDArray[Any], finalists: int, *, level: float = _LEVEL, prior:
         differences = nll - nll[ranked[finalists - 1]]
         means, variances = differences.mean(axis=1), differences.var(axis=1, ddof=1)
     others = np.delete(variances, ranked[finalists - 1])
+    others = others[np.isfinite(others)]
     freedom = n_windows - 1 + prior
-    moderated = (prior * np.median(others[np.isfinite(others)]) + (n_windows - 1) * variances) / freedom
+    moderated = (prior * (np.median(others) if others.size else 0) + (n_windows - 1) * variances) / freedom
     worse: NDArray[Any] = means > stats.t.ppf(1 - level, freedom) * np.sqrt(moderated / n_windows)
-    worse |= np.isinf(means) & (means > 0)
+    worse |= means == np.inf
     worse[ranked[:finalists]] = False
     return worse
 
@@ -42,9 +44,10 @@ def hopeless(nll: NDArray[Any], finalists: int, *, level: float = _LEVEL, prior:
 class RacingPruner(BasePruner):
     """An Optuna pruner that gives up a trial when it is worse than the `finalists` best, as `hopeless` tells it.
 
-    For studies that minimise: a trial reports the NLL of each window with the window's number for the step. It is held
-    against all trials that have seen the same windows and were not given up, running ones too: so recipes that are
-    scored together race with one another. With at most `finalists` such trials none is given up.
+    For studies that minimise: a trial reports the NLL of each window with the window's number for the step (David's own
+    searches keep them as `window_nll`, since each report is a transaction). It is held against all trials that have
+    seen the same windows and were not given up, running ones too: so recipes that are scored together race with one
+    another. With at most `finalists` such trials none is given up.
 
     Example:
         >>> study = optuna.create_study(pruner=RacingPruner(finalists=5))  # doctest: +SKIP
@@ -56,27 +59,37 @@ class RacingPruner(BasePruner):
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1; got {level}")
         self._finalists, self._level = finalists, level
-        self._told: dict[tuple[str, int], tuple[int, bool]] = {}  # of a running trial: windows seen, and the verdict
+        # of a study's running trials by their numbers: how many windows they have seen, and the verdict
+        self._told: WeakKeyDictionary[Study, dict[int, tuple[int, bool]]] = WeakKeyDictionary()
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether to give a trial up."""
         if study.direction != StudyDirection.MINIMIZE:
             raise ValueError("RacingPruner is for studies that minimise")
-        mine, seen = (study.study_name, trial.number), len(trial.intermediate_values)
-        if self._told.get(mine, (0, False))[0] != seen:
-            self._judge(study, set(trial.intermediate_values))
-        return self._told.get(mine, (0, False))[1]
+        told, seen = self._told.setdefault(study, {}), _seen(trial)
+        if told.get(trial.number, (0, False))[0] != len(seen):
+            self._judge(study, set(seen), told)
+        return told.get(trial.number, (0, False))[1]
 
-    def _judge(self, study: Study, windows: set[int]) -> None:
+    def _judge(self, study: Study, windows: set[int], told: dict[int, tuple[int, bool]]) -> None:
         """Reach the verdict on all trials that have seen these windows: reading a study from a storage is slow."""
         trials = [
-            trial
+            (trial, seen)
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
-            if PARTIAL not in trial.user_attrs and windows <= trial.intermediate_values.keys()
+            if PARTIAL not in trial.user_attrs and windows <= (seen := _seen(trial)).keys()
         ]
-        nll = np.array([[trial.intermediate_values[window] for window in sorted(windows)] for trial in trials])
+        nll = np.array([[seen[window] for window in sorted(windows)] for _, seen in trials])
         if not nll.size:
             return
-        for trial, verdict in zip(trials, hopeless(nll, self._finalists, level=self._level), strict=True):
-            if trial.state == TrialState.RUNNING and len(trial.intermediate_values) == len(windows):
-                self._told[study.study_name, trial.number] = len(windows), bool(verdict)
+        for (trial, seen), verdict in zip(trials, hopeless(nll, self._finalists, level=self._level), strict=True):
+            if trial.state == TrialState.RUNNING and len(seen) == len(windows):
+                told[trial.number] = len(windows), bool(verdict)
+
+
+def _seen(trial: FrozenTrial) -> dict[int, float]:
+    """The mean NLL of each window that a trial has seen, by its number."""
+    kept = trial.user_attrs.get(WINDOW_NLL)
+    if kept is None:
+        return trial.intermediate_values
+    tokens = trial.user_attrs[WINDOW_TOKENS]
+    return {window: nll / scored for window, (nll, scored) in enumerate(zip(kept, tokens, strict=False))}

@@ -1,6 +1,6 @@
 """One round of a search: ask for recipes, score them together, tell what came out."""
 
-import sys
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,12 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
-from tqdm.auto import tqdm
 
 from david import store, table
 from david.corpus import Corpus
-from david.engine import Engine
+from david.engine import Engine, say
 from david.errors import DavidError
+from david.racing import RacingPruner
 from david.recipe import Recipe
 from david.score import Score
 from david.space import Space
@@ -82,15 +82,16 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
         expect(run.engine.work(recipes) if race is None else race.to_come(0, recipes))
         scores = run.engine.outcomes(recipes, drop=race, done=done)
         known = _known(study)
-        for (notation, (trial, _)), score in zip(fresh.items(), scores, strict=True):
-            its = known.get(notation, trial)
-            if its.number != trial.number:  # another worker was faster
-                again.append((trial, notation))
+        for i, ((notation, (trial, _)), score) in enumerate(zip(fresh.items(), scores, strict=True)):
+            other = known.get(notation)
+            if race is not None and i in race.told:
+                outcomes.append("scored")
+            elif other is not None and (isinstance(score, DavidError) or table.PARTIAL not in other.user_attrs):
+                again.append((trial, notation))  # another worker was faster
             elif isinstance(score, DavidError):
                 outcomes.append(_failed(study, trial, score))
             else:
-                if its is trial:  # it was not dropped
-                    _tell(study, run, trial, score)
+                _tell(study, trial, score, score.nll)
                 outcomes.append("scored")
         known = _known(study) if again else {}
         return outcomes + [_told_again(study, trial, known[notation]) for trial, notation in again]
@@ -106,48 +107,59 @@ class _Race:
     def __init__(self, study: Study, run: Run, racers: Sequence[tuple[Trial, Recipe]], expect: Tell) -> None:
         self._study, self._run, self._racers, self._expect = study, run, racers, expect
         self._nll: list[list[float]] = [[] for _ in racers]
+        self.told: set[int] = set()  # the numbers of those that were dropped
 
     def __call__(self, windows: range, nll: Mapping[int, Sequence[float]]) -> list[int]:
         """The numbers of the recipes that end here."""
         engine, dropped = self._run.engine, []
         for i, its in nll.items():
             self._nll[i] += its
-            for window, value in zip(windows, its, strict=True):
-                self._racers[i][0].report(value / engine.window_tokens, window)
-        if windows.stop == len(engine.corpus):
+            self._report(self._racers[i][0], windows, self._nll[i])
+        base = table.base_trial(self._study)
+        if windows.stop == len(engine.corpus) or base is None:
             return []
-        base = Recipe.identity(engine.n_layers)
+        base_recipe = Recipe.identity(engine.n_layers)
+        best = min(table.value_of(trial) for trial in (base, *table.best_of_search(self._study, 1)))
         for i in nll:
             trial, recipe = self._racers[i]
-            if recipe != base and trial.should_prune():
-                dropped.append(i)
-        for i in dropped:
             score = engine.score_of(self._nll[i])
-            if isinstance(score, Score):
-                _tell(self._study, self._run, self._racers[i][0], score)
-        self._expect(self.to_come(windows.stop, [self._racers[i][1] for i in nll if i not in set(dropped)]))
+            if isinstance(score, Score) and recipe != base_recipe and trial.should_prune():
+                trial.set_user_attr(table.PARTIAL, len(score.window_nll))
+                _tell(self._study, trial, score, _estimate(score, base, best))
+                dropped.append(i)
+        self.told |= set(dropped)
+        self._expect(self.to_come(windows.stop, [self._racers[i][1] for i in nll if i not in self.told]))
         return dropped
+
+    def _report(self, trial: Trial, windows: range, nll: Sequence[float]) -> None:
+        tokens = self._run.engine.window_tokens
+        if isinstance(self._study.pruner, RacingPruner):
+            trial.set_user_attr(table.WINDOW_NLL, list(nll))
+            if windows.start == 0:
+                trial.set_user_attr(table.WINDOW_TOKENS, [tokens] * len(self._run.engine.corpus))
+        else:
+            for window in windows:
+                trial.report(nll[window] / tokens, window)
 
     def to_come(self, seen: int, recipes: Sequence[Recipe]) -> float:
         """How much work is still to come, in visits of a window, where of each rung's recipes about half go on."""
-        engine, work = self._run.engine, 0.0
-        later = [batch for batch in engine.batches if batch.start >= seen]
-        for rung, batch in enumerate(later):
-            work += len(batch) * _GO_ON**rung
-        return work * engine.work(recipes) / len(engine.corpus)
+        engine = self._run.engine
+        later = [len(batch) for batch in engine.batches if batch.start >= seen]
+        windows = sum(size * _GO_ON**rung for rung, size in enumerate(later))
+        return windows * engine.work(recipes) / len(engine.corpus)
 
 
-def _tell(study: Study, run: Run, trial: Trial, score: Score) -> None:
-    """Tell a trial the mean NLL; of a dropped recipe, what its first windows make of the base's."""
-    for name, value in kept(score).items():
-        trial.set_user_attr(name, value)
-    seen, base, told = len(score.window_nll), table.base_trial(study), score.nll
-    if run.racing and seen < len(run.engine.corpus) and base is not None:
-        trial.set_user_attr(table.PARTIAL, seen)
-        its = base.user_attrs["window_nll"][:seen]
-        best = min(table.value_of(trial) for trial in (base, *table.best_of_search(study, 1)))
-        told = max(best, table.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens)
-    study.tell(trial, float(told))
+def _estimate(score: Score, base: FrozenTrial, best: float) -> float:
+    """What a dropped recipe's first windows make of the base's NLL; never as low as the best."""
+    its = base.user_attrs[table.WINDOW_NLL][: len(score.window_nll)]
+    value = table.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens
+    return score.nll if math.isnan(value) else max(math.nextafter(best, math.inf), value)
+
+
+def _tell(study: Study, trial: Trial, score: Score, value: float) -> None:
+    for name, its in kept(score).items():
+        trial.set_user_attr(name, its)
+    study.tell(trial, float(value))
 
 
 def _failed(study: Study, trial: Trial, error: DavidError) -> str:
@@ -170,19 +182,16 @@ def _known(study: Study) -> dict[str, FrozenTrial]:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
         scored = trial.state == TrialState.COMPLETE or "error" in trial.user_attrs
         if scored and "recipe" in trial.user_attrs and "duplicate_of" not in trial.user_attrs:
-            found.setdefault(trial.user_attrs["recipe"], trial)
+            before = found.setdefault(trial.user_attrs["recipe"], trial)
+            if table.PARTIAL in before.user_attrs and table.PARTIAL not in trial.user_attrs:
+                found[trial.user_attrs["recipe"]] = trial
     return found
 
 
 def kept(score: Score) -> dict[str, Any]:
     """What a trial keeps of its score."""
     return {
-        "window_nll": list(score.window_nll),
-        "window_tokens": list(score.window_tokens),
+        table.WINDOW_NLL: list(score.window_nll),
+        table.WINDOW_TOKENS: list(score.window_tokens),
         "convention": score.convention,
     }
-
-
-def say(line: str) -> None:
-    """A line to stderr, above a bar."""
-    tqdm.write(line, file=sys.stderr)

@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 import david
 from david import report, store, table
 from david.corpus import Corpus
-from david.engine import Engine, counts_tokens
+from david.engine import Engine, counts_tokens, say
 from david.errors import DavidError, SearchError
 from david.models import describe
 from david.recipe import Recipe
-from david.rounds import Run, kept, play, say
+from david.rounds import Run, kept, play
 from david.score import Objective, check_fits, perplexity
 from david.space import Space, named, params_of
 
@@ -66,8 +66,8 @@ def search(
     for one at a time. `memory_budget` is how many bytes of hidden states may be held (see `score_recipes`).
 
     With a `pruner` recipes race: `"race"` is a paired test against the `top` best so far (`RacingPruner`), `"wilcoxon"`
-    or any other is Optuna's. It is shown the mean NLL of each window, with the window's number for the step, and after
-    the first two, four, eight … windows it may drop a recipe. That trial is `partial`: told the base's NLL plus its
+    or any other is Optuna's, and is shown the mean NLL of each window with the window's number for the step. After the
+    first two, four, eight … windows it may drop a recipe. That trial is `partial`: told the base's NLL plus its
     difference on the windows it has seen, though never less than the best's, and never among the best.
 
     The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand

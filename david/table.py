@@ -21,6 +21,8 @@ from david.space import blocks_of
 from david.verdict import Difference, paired_difference
 
 BASE = "base"
+WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, summed over the window's tokens
+WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
 PARTIAL = "partial"  # of a trial that was dropped before the last window: how many it has seen
 
 
@@ -153,11 +155,13 @@ def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
 
 
 def complete(study: Study) -> list[FrozenTrial]:
-    """The finished trials that have a recipe of their own: of one recipe the first, no duplicates."""
+    """The finished trials with a recipe of their own: of one recipe the first that saw all windows, or the first."""
     first: dict[str, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         if "recipe" in trial.user_attrs and "duplicate_of" not in trial.user_attrs:
-            first.setdefault(trial.user_attrs["recipe"], trial)
+            before = first.setdefault(trial.user_attrs["recipe"], trial)
+            if PARTIAL in before.user_attrs and PARTIAL not in trial.user_attrs:
+                first[trial.user_attrs["recipe"]] = trial
     return list(first.values())
 
 

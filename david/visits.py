@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from david import layers, memory
-from david.forward import Given, given, input_device, outputs
+from david.forward import Call, Given, given, input_device, outputs
 from david.plan import ROOT, Plan
 from david.score import end_nll, ends_by_position
 from david.views import hidden
@@ -154,10 +154,13 @@ class Runner:
         """
         windows = windows.to(input_device(self.model))
         told = given(self.model, windows, list(self.forms))
+        calls, start = told.calls, self._put(told.state, _empty_mappings(told))
+        del told  # and its state, which is held from here on as long as it is needed
         held = _Held(plan, order, meter, known or {}, keep)
         found: dict[int, list[float]] = {}
         try:
-            held.put(ROOT, self._put(told.state, _empty_mappings(told)))
+            held.put(ROOT, start)
+            del start
             for layer, nodes in groupby(order, key=lambda node: plan.layers[node]):
                 with self._loaded(layer, meter):
                     for node in nodes:
@@ -166,16 +169,16 @@ class Runner:
                             if plan.is_end(node):
                                 found[node] = self._end(state, windows)
                             else:
-                                held.put(node, self._visit(told, layer, plan.scales[node], state))
+                                held.put(node, self._visit(calls[layer], layer, plan.scales[node], state))
                         held.used(plan.parents[node])
                         tick(plan.is_end(node))
         finally:
             held.let_go()
         return found
 
-    def _visit(self, told: Given, layer: int, scale: float, state: State) -> State:
+    def _visit(self, call: Call, layer: int, scale: float, state: State) -> State:
         """The state behind a visit: `h + scale · (layer(h) − h)`, as `views.damp` has it."""
-        args, kwargs = told.calls[layer]
+        args, kwargs = call
         carried = {name: copy.copy(value) for name, value in state.carried.items()}
         if args:
             output = self.home[layer](state.hidden, *args[1:], **(kwargs | carried))

@@ -231,6 +231,16 @@ def test_what_is_kept_takes_no_more_than_half_of_the_budget(budget: int, tiny: A
     assert engine.meter.peak <= (budget + 1) * STATE
 
 
+@pytest.mark.parametrize("states", [40, 100])
+def test_what_is_kept_and_a_run_share_the_budget(states: int, tiny: Any) -> None:
+    engine = Engine(tiny, windows(1), memory_budget=states * STATE, keeps=True)
+    engine._order = lambda plan, known: plan.elevator(known)  # type: ignore[method-assign]  # which holds many
+    pairs = [Recipe((*range(i + 1), *range(j + 1), *range(j, 6))) for i in range(6) for j in range(6)]
+    for start in range(0, len(pairs), 12):
+        engine.outcomes(pairs[start : start + 12])
+    assert states * STATE // 2 <= engine.meter.peak <= (states + 1) * STATE
+
+
 def test_what_is_kept_leaves_a_run_less_of_the_budget(tiny: Any) -> None:
     engine = Engine(tiny, windows(1), memory_budget=4 * STATE, keeps=True)
     engine.outcomes([Recipe.identity(6)])

@@ -48,6 +48,7 @@ def test_an_infinite_nll_is_hopeless_and_no_number_is_not_judged() -> None:
     nll[0, 0] = np.nan  # ranked last, and left to whoever finds out why
     assert not hopeless(nll, 2)[0]
     assert not hopeless(np.full((5, 4), np.inf), 2).any()
+    assert hopeless(np.array([[1.0, 2.0], [np.inf, 3.0]]), 1).tolist() == [False, True]
 
 
 def test_a_script_of_ones_own_races_a_trial_at_a_time() -> None:
@@ -82,6 +83,31 @@ def test_a_batch_races_with_its_own_and_the_verdict_is_the_rules(monkeypatch: py
     assert [trial.should_prune() for trial in trials] == hopeless(nll, 3).tolist()
     assert 0 < hopeless(nll, 3).sum() < 9
     assert len(read) == 1  # a study in a database is read once for all of them
+
+
+def test_each_study_has_verdicts_of_its_own() -> None:
+    pruner = RacingPruner(finalists=2)
+    for means in ([0.0, 0.0, 5.0, 0.0], [5.0, 0.0, 0.0, 0.0]):
+        study = optuna.create_study(pruner=pruner)  # Optuna gives both the same name and numbers
+        trials = [study.ask() for _ in means]
+        for trial, row in zip(trials, drawn(means, 4), strict=True):
+            for window, value in enumerate(row):
+                trial.report(value, window)
+        assert [trial.should_prune() for trial in trials] == [mean > 1 for mean in means]
+
+
+def test_what_a_search_keeps_and_what_a_script_reports_are_compared_in_one_unit() -> None:
+    study = optuna.create_study(pruner=RacingPruner(finalists=2))
+    nll = drawn([0.0, 0.0, 0.0, 5.0, 5.0], 4)
+    trials = [study.ask() for _ in nll]
+    for number, (trial, row) in enumerate(zip(trials, nll, strict=True)):
+        if number % 2:
+            trial.set_user_attr("window_nll", (127 * row).tolist())
+            trial.set_user_attr("window_tokens", [127] * 32)
+        else:
+            for window, value in enumerate(row):
+                trial.report(value, window)
+    assert [trial.should_prune() for trial in trials] == [False, False, False, True, True]
 
 
 def test_a_study_that_maximises_is_refused() -> None:

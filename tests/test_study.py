@@ -24,11 +24,12 @@ from tiny_models import VOCABULARY, tiny_model
 
 from david import report, table
 from david.corpus import Corpus
-from david.engine import score_recipes
+from david.engine import Engine, score_recipes
 from david.errors import ScoreError, SearchError, SlingError
 from david.layers import find
 from david.racing import RacingPruner
 from david.recipe import Recipe
+from david.rounds import Run, play
 from david.score import Score, perplexity
 from david.sling import sling, slung
 from david.space import Block, Blocks, all_blocks
@@ -799,6 +800,55 @@ def test_recipes_race_and_whoever_is_best_has_seen_every_window(pruner: str, tin
         apart = (sum(nll) - sum(base.user_attrs["window_nll"][:seen])) / (seen * (WINDOW - 1))
         assert trial.value == pytest.approx(max(base.value + apart, found.best_value), abs=0.05)
         assert trial.value >= found.best_value
+
+
+def rounds_of(tiny: Any, study: Study, racing: Any, recipes: list[Recipe]) -> None:
+    """One raced round of these recipes, as a worker of a search plays it."""
+    windows, _ = whole_corpus().split(8, 4)
+    study.pruner = racing
+    engine, left = Engine(tiny, windows, rung=2), iter(recipes)
+    run = Run(tiny, Engine, engine, lambda *_: next(left), 0, None, racing=True, by_hand=False)
+    play(study, run, len(recipes), expect=lambda _: None, done=lambda _: None)
+
+
+class After(optuna.pruners.BasePruner):
+    """Gives up every recipe once it has called something."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:  # noqa: ARG002
+        self.call()
+        return True
+
+
+def test_a_race_drops_nothing_before_the_base_is_known(tiny: Any) -> None:
+    study = open_study(None)
+    run(tiny, whole_corpus().split(8, 4)[0], n_trials=1, study=study)  # signs it
+    other = open_study(None)
+    for name, value in study.user_attrs.items():
+        other.set_user_attr(name, value)
+    rounds_of(tiny, other, After(lambda: None), [Recipe((0, 1)), Recipe((2,))])
+    assert [len(trial.user_attrs["window_nll"]) for trial in other.trials] == [8, 8]
+    assert table.base_trial(other) is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_two_workers_that_race_one_recipe_the_whole_score_counts(whole: bool, tiny: Any) -> None:
+    study = open_study(None)
+    run(tiny, whole_corpus().split(8, 4)[0], n_trials=1, study=study)
+    wanted, done = Recipe((0, 1, 1, 2, 3, 4, 5)), []
+
+    def other_worker() -> None:
+        if not done:
+            done.append(0)
+            pruner = RacingPruner(finalists=50) if whole else After(lambda: None)
+            rounds_of(tiny, study, pruner, [wanted])
+
+    rounds_of(tiny, study, After(other_worker), [wanted])
+    scored = [trial for trial in table.complete(study) if trial.user_attrs["recipe"] == str(wanted)]
+    assert [len(trial.user_attrs["window_nll"]) for trial in scored] == [8 if whole else 2]
+    assert all(trial.state.is_finished() for trial in study.trials)
 
 
 def test_a_pruner_of_ones_own_decides(tiny: Any) -> None:
