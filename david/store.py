@@ -31,7 +31,7 @@ _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "gp": optuna.samplers.GPSampler,
     "qmc": optuna.samplers.QMCSampler,
 }
-_WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in ten: experiments/engine/racing.md
+_WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in five: experiments/engine/racing.md
 _UNSIGNED = timedelta(seconds=10)  # a worker signs its trial a moment after asking: longer without a name is death
 
 
