@@ -16,7 +16,7 @@ from david import memory
 from david.corpus import Corpus
 from david.errors import DavidError, ScoreError, one_line
 from david.forward import input_device
-from david.plan import Estimate, Plan, groups
+from david.plan import Cost, Estimate, Plan, groups
 from david.recipe import Recipe
 from david.score import Objective, Score, check_fits, first_scored, perplexity
 from david.sling import as_base, base_depth, base_layers, check_recipe, slung
@@ -32,8 +32,9 @@ _TOKENS_AT_ONCE_WIDE = 8192  # … on an accelerator, or where a layer is loaded
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}  # nats a token: what the order of sums may change
 _ROUNDING_HALF = 5e-3
 _CHECK_PASSES = 10  # forward passes of a window that the self-check costs, about
+_NOTHING = Cost(0, 0, 0, 0, 0, 0, 0)
 _BEST = 8  # recipes whose states are kept between calls, besides the base's
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
 
 
 def score_recipes(
@@ -104,7 +105,8 @@ class Engine:
         self._kept: dict[range, dict[Path, State]] = {}
         self._best: list[tuple[float, Recipe]] = []
         self._options = _options(objective)
-        if self._options is None:  # it may do anything with the model and the corpus
+        if self._options is None:
+            self._reason = "the objective may do anything with the model and the corpus"
             self.batches = [range(len(corpus))]
             return
         self._convention = self._options.get("convention", "window")
@@ -129,20 +131,22 @@ class Engine:
     def work(self, recipes: Sequence[Recipe]) -> float:
         """What scoring these costs, in visits of one window; an end is `end_visits` of them."""
         refused = dict(self._refusals(recipes))
-        cost = Plan.of([recipe for i, recipe in enumerate(recipes) if i not in refused], self.n_layers).cost
-        visits, ends = (cost.visits, cost.ends) if self._runner else (cost.visits_one_by_one, cost.recipes)
-        return (visits + self.end_visits * ends) * len(self.corpus)
+        plans = self._plans([recipe for i, recipe in enumerate(recipes) if i not in refused])
+        return self._work(sum((plan.cost for plan in plans), start=_NOTHING))
 
     def estimate(self, recipes: Sequence[Recipe]) -> Estimate:
         """What scoring these is going to cost, measured on the base, which is scored for it."""
-        plan, base, before = Plan.of(recipes, self.n_layers), Recipe.identity(self.n_layers), replace(self.meter)
+        plans, before = list(self._plans(recipes)), replace(self.meter)
+        cost = sum((plan.cost for plan in plans), start=_NOTHING)
         start = time.perf_counter()
-        self.outcomes([base])
+        self.outcomes([self._base])
         loading = self.meter.load_seconds - before.load_seconds
-        seconds = (time.perf_counter() - start - loading) / self.work([base]) * self.work(recipes)
-        loads = plan.stops(self._order(plan, {})) * len(self.batches) if self.streamed else 0
+        seconds = (time.perf_counter() - start - loading) / self.work([self._base]) * self._work(cost)
+        stops = sum(plan.stops(self._order(plan, {})) for plan in plans)
+        loads = stops * len(self.batches) if self.streamed else 0
         return Estimate(
-            cost=plan.cost,
+            cost=cost,
+            groups=len(plans),
             windows=len(self.corpus),
             batches=len(self.batches),
             end_visits=self.end_visits,
@@ -151,6 +155,15 @@ class Engine:
             seconds=seconds + (loads * loading / (self.meter.loads - before.loads) if loads else 0),
             reason=self._reason,
         )
+
+    def _plans(self, recipes: Sequence[Recipe]) -> Iterator[Plan]:
+        """The plans of the groups that recipes are run in."""
+        groups_ = self._groups(recipes, self.batches[0]) if self._runner else [range(len(recipes))]
+        return (Plan.of([recipes[i] for i in numbers], self.n_layers) for numbers in groups_)
+
+    def _work(self, cost: Cost) -> float:
+        visits, ends = (cost.visits, cost.ends) if self._runner else (cost.visits_one_by_one, cost.recipes)
+        return (visits + self.end_visits * ends) * len(self.corpus)
 
     def _windows_at_once(self) -> int:
         """Windows in a batch: as many as make a layer's call efficient, and two states of them fit into the budget."""
@@ -197,6 +210,11 @@ class Engine:
         outcomes = [failed.get(i) or self.score_of(nll) for i, nll in enumerate(found)]
         self._keep_best(recipes, outcomes)
         return outcomes
+
+    def let_go(self) -> None:
+        """Keep no states any longer."""
+        self._kept.clear()
+        self.meter.held = 0
 
     def score_of(self, nll: Sequence[float]) -> Outcome:
         """The score that the NLL of the first windows of the corpus make, or of all; or why they make none."""
@@ -305,8 +323,7 @@ class Engine:
         say(f"no memory for {len(batch)} windows at once: going on with {half}")
         rest = [batch[i : i + half] for batch in self.batches[place:] for i in range(0, len(batch), half)]
         self.batches[place:] = rest
-        self._kept.clear()
-        self.meter.held = 0
+        self.let_go()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return True

@@ -32,6 +32,12 @@ class Cost:
     states: int
     elevator_states: int
 
+    def __add__(self, other: "Cost") -> "Cost":
+        """What one plan costs and then another: all is added up, but of the states held at once the most counts."""
+        most = {"states", "elevator_states"}
+        pairs = ((name, mine, getattr(other, name)) for name, mine in vars(self).items())
+        return Cost(**{name: max(mine, its) if name in most else mine + its for name, mine, its in pairs})
+
     def ratio(self, end: float) -> float:
         """How many times less work this is than recipe by recipe, where an end costs as much as `end` visits."""
         return (self.visits_one_by_one + end * self.recipes) / (self.visits + end * self.ends)
@@ -41,11 +47,13 @@ class Cost:
 class Estimate:
     """What scoring recipes on a corpus is going to cost: of their plan, the `windows` in `batches`, bytes and seconds.
 
-    An end costs as much as `end_visits` visits; `state_bytes` is the hidden state of one batch, `seconds` the whole,
-    loading of `loads` layers included where they are offloaded. A `reason` says why no visit is shared.
+    Where the memory budget does not hold the states of all, they run in `groups`, whose costs are added up. An end
+    costs as much as `end_visits` visits; `state_bytes` is the hidden state of one batch, `seconds` the whole, loading
+    of `loads` layers included where they are offloaded. A `reason` says why no visit is shared.
     """
 
     cost: Cost
+    groups: int
     windows: int
     batches: int
     end_visits: float
@@ -70,13 +78,16 @@ class Estimate:
             f"visits    {cost.visits:,} distinct a batch, {cost.visits_one_by_one:,} recipe by recipe",
             f"ends      {cost.ends:,} a batch, each as costly as {self.end_visits:.1f} visits",
             f"work      {self.ratio:.2f} times less than recipe by recipe{why}",
-            f"states    {cost.states} at once, {cost.states * self.state_bytes / 1e6:,.1f} MB",
-            f"time      about {_duration(self.seconds)}",
         ]
+        states = cost.elevator_states if self.loads else cost.states
+        at_once = f"states    {states} at once, {states * self.state_bytes / 1e6:,.1f} MB"
         if self.loads:
-            at_once = f"{cost.elevator_states} at once, {cost.elevator_states * self.state_bytes / 1e6:,.1f} MB"
-            lines[4] = f"states    {at_once}; {cost.sweeps} sweeps, {self.loads:,} loads of a layer or the end"
-        return "\n".join(lines)
+            lines.append(f"{at_once}; {cost.sweeps} sweeps, {self.loads:,} loads of a layer or the end")
+        elif self.reason is None:
+            lines.append(at_once)
+        if self.groups > 1:
+            lines.append(f"groups    {self.groups}, since the memory budget holds no more states at once")
+        return "\n".join([*lines, f"time      about {_duration(self.seconds)}"])
 
 
 def _duration(seconds: float) -> str:

@@ -36,7 +36,8 @@ def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Heatmap of `table.blocks`: what repeating the block of layers i … j − 1 once does to the NLL.
 
-    Colours are centred at the base, and saturate above the ninth tenth of the values.
+    Colours are centred at the base, and saturate above the ninth tenth of the values. Dots mark estimates: the blocks
+    that a race dropped early.
     """
     ax = ax or _axes((7.5, 6))
     values = table.to_numpy(dtype=float)
@@ -63,11 +64,14 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if known.min() >= 0:
         bar.ax.set_ylim(0.0, high)  # no block is better: no blue to show
     bar.set_label("NLL minus the base's (nats a token; blue is better)")
+    partial = table.attrs.get("partial", [])
+    ax.scatter([j for _, j in partial], [i for i, _ in partial], s=3, color="black", alpha=0.5, lw=0)
     best = divmod(int(np.nanargmin(values)), values.shape[1])
     i, j = int(table.index[best[0]]), int(columns[best[1]])
     ax.plot(j, i, marker="o", ms=14, mew=1.5, mfc="none", mec="black", ls="none")
     worse = " (none is better)" if values[best] >= 0 else ""
-    ax.set_title(f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} nats a token{worse}")
+    early = f" · {len(partial)} dropped early (dots)" if partial else ""
+    ax.set_title(f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} nats a token{worse}{early}")
     return ax
 
 

@@ -178,14 +178,9 @@ def _told_again(study: Study, trial: Trial, known: FrozenTrial) -> str:
 
 def _known(study: Study) -> dict[str, FrozenTrial]:
     """Of each recipe, the trial that has scored it, or found that it cannot be scored."""
-    found: dict[str, FrozenTrial] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
-        scored = trial.state == TrialState.COMPLETE or "error" in trial.user_attrs
-        if scored and "recipe" in trial.user_attrs and "duplicate_of" not in trial.user_attrs:
-            before = found.setdefault(trial.user_attrs["recipe"], trial)
-            if table.PARTIAL in before.user_attrs and table.PARTIAL not in trial.user_attrs:
-                found[trial.user_attrs["recipe"]] = trial
-    return found
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    refused = [trial for trial in failed if {"recipe", "error"} <= trial.user_attrs.keys()]
+    return {trial.user_attrs["recipe"]: trial for trial in (*refused[::-1], *table.complete(study))}
 
 
 def kept(score: Score) -> dict[str, Any]:

@@ -67,12 +67,14 @@ def search(
 
     With a `pruner` recipes race: `"race"` is a paired test against the `top` best so far (`RacingPruner`), `"wilcoxon"`
     or any other is Optuna's, and is shown the mean NLL of each window with the window's number for the step. After the
-    first two, four, eight … windows it may drop a recipe. That trial is `partial`: told the base's NLL plus its
-    difference on the windows it has seen, though never less than the best's, and never among the best.
+    first two windows, and at the latest whenever those seen have doubled, it may drop a recipe. That trial is
+    `partial`: told the base's NLL plus its difference on the windows it has seen, though never less than the best's,
+    and never among the best.
 
     The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand
     (which keeps its own sampler); the same call again goes on where it stopped. One worker and one `seed` give the same
-    study each time. Ctrl-C ends cleanly: what is scored is kept, and tables and plots are written.
+    study each time. Ctrl-C ends cleanly: what is scored is kept, and tables and plots are written; the recipes in hand
+    are run again.
 
     Raises `SearchError` for a study made on another model, corpus or space, or a folder that cannot be written, and
     `SlingError` for a model that is refused; nothing is made then.
@@ -191,14 +193,14 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -
     wanted = [trial for trial in picked if table.held_out(study, trial) is None]
     if not wanted:
         return
+    run.engine.let_go()
     engine = run.engine_on(held_out)
     with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
         for trial in wanted:
             [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
             if isinstance(score, DavidError):
                 raise score
-            kept = table.HeldOut(score.window_nll, score.window_tokens, score.documents)
-            table.keep_held_out(study, trial, kept)
+            table.keep_held_out(study, trial, table.HeldOut(score.window_nll, score.window_tokens, score.documents))
             bar.update()
 
 

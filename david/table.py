@@ -29,7 +29,8 @@ PARTIAL = "partial"  # of a trial that was dropped before the last window: how m
 def trials(study: Study) -> pd.DataFrame:
     """A row for each trial, in order: recipe, depth, NLL (nats a token), perplexity and the difference to the base.
 
-    `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate.
+    `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate. `seconds` is
+    from when a trial was asked for until it was told: recipes that are scored together have their batch's.
     """
     n_layers = depth_of(study)
     base = base_trial(study)
@@ -100,20 +101,26 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
 def blocks(study: Study) -> pd.DataFrame:
     """NLL minus the base's (nats a token) of every single block (i, j) run twice: rows i, columns j, NaN where unknown.
 
-    Empty where the study has no such trial.
+    Empty where the study has no such trial. `attrs["partial"]` lists the (i, j) whose value is an estimate, since a
+    race dropped them early.
     """
     base = base_trial(study)
     n_layers = depth_of(study)
     cells: dict[tuple[int, int], float] = {}
+    partial: list[tuple[int, int]] = []
     for trial in complete(study):
         parts = blocks_of(Recipe.parse(trial.user_attrs["recipe"]), n_layers)
         if base is not None and parts and len(parts) == 1 and parts[0][2:] == (2, 1.0):
             cells[parts[0][:2]] = value_of(trial) - value_of(base)
+            if PARTIAL in trial.user_attrs:
+                partial.append(parts[0][:2])
     if not cells:
         return pd.DataFrame()
     table = pd.Series(cells).unstack()  # noqa: PD010  # one value a cell: nothing to aggregate
     table.index.name, table.columns.name = "i", "j"
-    return table.reindex(index=range(n_layers), columns=range(1, n_layers + 1)).astype("float64")
+    table = table.reindex(index=range(n_layers), columns=range(1, n_layers + 1)).astype("float64")
+    table.attrs["partial"] = partial
+    return table
 
 
 def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:

@@ -194,6 +194,37 @@ def test_scan_scores_every_block_up_to_a_length_as_a_heatmap(run: Run, place: Pa
         assert row.nll_difference == pytest.approx(nll - base_nll)
 
 
+def test_a_dry_run_says_what_a_scan_would_cost_and_scores_nothing(run: Run, place: Path) -> None:
+    line = f"scan {ON_DATA} --windows 5 --held-out 2 --max-length 6 --dry-run --out dry"
+    code, printed, err = run(line)
+    assert code == 0, err
+    visits = sum((6 - i) ** 2 for i in range(6)) + 6
+    assert "recipes   22, on 5 windows in batches of 5" in printed
+    assert (
+        f"visits    {visits} distinct a batch, {6 + sum(6 + j - i for i in range(6) for j in range(i + 1, 7))} "
+        in printed
+    )
+    assert printed.splitlines()[-1].startswith("time      about ")
+    code, printed, _ = run(f"{line} --memory-budget 5KB --json")
+    found = json.loads(printed)
+    assert code == 0
+    assert (found["cost"]["visits"], found["batches"], found["loads"], found["reason"]) == (visits, 5, 0, None)
+    assert found["seconds"] > 0
+    assert not (place / "dry").exists()
+
+
+def test_a_scan_in_batches_within_a_budget_that_races_has_the_same_best(run: Run, place: Path) -> None:
+    line = f"scan {ON_DATA} --windows 8 --held-out 2 --max-length 2"
+    boards = []
+    for folder, options in {"plain": "", "raced": "--pruner race --batch 7 --memory-budget 8KB"}.items():
+        code, _, err = run(f"{line} --top 1 --out {folder} {options}")
+        assert code == 0, err
+        boards.append(pd.read_csv(place / folder / "leaderboard.csv"))
+    plain, raced = boards
+    assert raced["recipe"].tolist() == plain["recipe"].tolist()
+    assert raced["held_out_nll"].tolist() == pytest.approx(plain["held_out_nll"].tolist(), rel=1e-6)
+
+
 def test_score_gives_the_base_and_a_recipe_beside_it(run: Run, place: Path, model: Any, corpus: Corpus) -> None:
     code, printed, err = run(f"score {ON_DATA} --windows 5 --recipe six.json --json")
     assert code == 0, err

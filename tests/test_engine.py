@@ -9,7 +9,7 @@ import pytest
 import torch
 from optuna import Study
 from optuna.trial import BaseTrial, TrialState
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, tiny_model
 
 from david.corpus import Corpus
 from david.engine import Engine, score_recipes
@@ -34,6 +34,7 @@ RECIPES = [
     Recipe((5, 0, 0, 3)),
     Recipe((2,)),
 ]
+BUSHY = [Recipe(visits) for visits in product([4, 5], repeat=5)]
 
 
 @pytest.fixture
@@ -245,9 +246,8 @@ def test_what_is_kept_leaves_a_run_less_of_the_budget(tiny: Any) -> None:
     engine = Engine(tiny, windows(1), memory_budget=4 * STATE, keeps=True)
     engine.outcomes([Recipe.identity(6)])
     assert engine.meter.held == STATE
-    bushy = [Recipe(visits) for visits in product([4, 5], repeat=5)]
-    assert Plan.of(bushy, 6).cost.states > 4
-    assert engine.outcomes(bushy) == Engine(tiny, windows(1)).outcomes(bushy)
+    assert Plan.of(BUSHY, 6).cost.states > 4
+    assert engine.outcomes(BUSHY) == Engine(tiny, windows(1)).outcomes(BUSHY)
     assert engine.meter.peak <= 5 * STATE
 
 
@@ -306,16 +306,70 @@ def test_the_work_that_was_told_beforehand_is_what_is_done(tiny: Any) -> None:
     assert sum(done) == pytest.approx(engine.work(RECIPES))
 
 
+def distinct_visits(n_layers: int) -> int:
+    """Of a full scan of blocks and the base, in closed form."""
+    return sum((n_layers - i) ** 2 for i in range(n_layers)) + n_layers
+
+
+@pytest.mark.parametrize("n_layers", [8, 20, pytest.param(80, marks=pytest.mark.slow)])
+def test_a_full_scan_calls_each_layer_for_the_distinct_visits_alone(n_layers: int) -> None:
+    model = tiny_model("llama", num_hidden_layers=n_layers)
+    engine, every = Engine(model, windows(1)), scan(n_layers)
+    with counted(model) as calls:
+        found = engine.outcomes(every)
+    assert len(found) == 1 + n_layers * (n_layers + 1) // 2
+    assert sum(calls) == distinct_visits(n_layers)
+    assert engine.meter.ends == len(found)
+    assert engine.meter.peak <= 3 * STATE
+
+
+# ---- what it is going to cost
+
+
+@pytest.mark.parametrize(("recipes", "budget", "groups"), [(scan(6), None, 1), (BUSHY, None, 1), (BUSHY, 2, 9)])
+def test_the_estimate_counts_what_is_done(recipes: list[Recipe], budget: int | None, groups: int, tiny: Any) -> None:
+    engine = Engine(tiny, windows(3), memory_budget=budget and budget * STATE)
+    found = engine.estimate(recipes)
+    done: list[float] = []
+    with counted(tiny) as calls:
+        engine.outcomes(recipes, done=done.append)
+    assert sum(calls) == found.cost.visits * found.batches
+    assert sum(done) == pytest.approx(engine.work(recipes))
+    assert found.groups == groups
+    assert (found.windows, found.batches) == (3, len(engine.batches))
+    assert found.state_bytes == STATE * len(engine.batches[0])
+    assert found.cost.states <= (budget or 6)
+    assert found.cost.visits_one_by_one == sum(map(len, recipes))
+    assert found.ratio == pytest.approx(found.cost.ratio(found.end_visits))
+    assert 0 < found.seconds < 600
+    lines = str(found).splitlines()
+    assert [line.split()[0] for line in lines][-1] == "time"
+    assert [line for line in lines if line.startswith("groups")] == (
+        [f"groups    {groups}, since the memory budget holds no more states at once"] if groups > 1 else []
+    )
+
+
+def test_the_estimate_says_why_no_visit_is_shared(tiny: Any) -> None:
+    found = Engine(tiny, windows(3), objective=lambda model, corpus: perplexity(model, corpus)).estimate(scan(6))
+    assert found.reason == "the objective may do anything with the model and the corpus"
+    assert found.ratio == 1
+    assert found.reason in str(found)
+    assert "states" not in str(found)
+
+
 # ---- a device without memory for so many windows
 
 
-def at_most(windows_at_once: int) -> Callable[..., None]:
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def at_most(windows_at_once: int, error: Exception = NO_MEMORY) -> Callable[..., None]:
     """A hook of a layer that has memory for so many windows."""
 
     def check(_layer: Any, args: Any, kwargs: Any) -> None:
         state = args[0] if args else kwargs["hidden_states"]
         if len(state) > windows_at_once:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise error
 
     return check
 
@@ -344,6 +398,22 @@ def test_batches_are_halved_where_there_is_no_memory_for_them(
     assert max(map(len, engine.batches)) == at_once
     assert [place for batch in engine.batches for place in batch] == list(range(5))
     assert engine.meter.held == kept_bytes(engine) == (Plan.of(RECIPES, 6).cost.visits * 5 * STATE if keeps else 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cublas", "host", "python"],
+)
+def test_a_want_of_memory_is_known_by_its_other_names(error: Exception, tiny: Any) -> None:
+    engine = Engine(tiny, windows(4))
+    find(tiny).layers[3].register_forward_pre_hook(at_most(2, error), with_kwargs=True)
+    assert len(engine.outcomes(RECIPES)) == len(RECIPES)
+    assert list(map(len, engine.batches)) == [2, 2]
 
 
 def test_no_memory_for_one_window_is_an_error(tiny: Any) -> None:

@@ -180,6 +180,17 @@ def test_the_colour_bar_says_the_unit_and_points_on_where_values_lie_beyond_it(a
     assert ax.images[0].norm.vmax < 1  # one ruined block does not wash the others out
 
 
+def test_the_heatmap_has_a_dot_on_each_block_that_was_dropped_early(ax: Axes) -> None:
+    grid = grid_of(CELLS, 4)
+    plot.blocks(grid, ax)
+    assert "dropped" not in ax.get_title()
+    ax.clear()
+    grid.attrs["partial"] = [(0, 2), (2, 3)]
+    plot.blocks(grid, ax)
+    assert ax.collections[-1].get_offsets().tolist() == [[2, 0], [3, 2]]
+    assert "2 dropped early" in ax.get_title()
+
+
 def test_the_heatmaps_axes_say_what_i_and_j_are(ax: Axes) -> None:
     plot.blocks(grid_of(CELLS, 4), ax)
     assert "j" in ax.get_xlabel().split()

@@ -1,5 +1,6 @@
 """Racing: the hopeless are given up, the best are not, and a study's pruner tells the same as the rule."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 import racing as experiment
 from optuna import Study
 
+from david.engine import Engine
 from david.racing import RacingPruner, hopeless
+from david.study import _FIRST_RUNG
+from tests.test_engine import STATE, windows
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -122,9 +126,11 @@ def test_a_study_that_maximises_is_refused() -> None:
         RacingPruner(level=5)
 
 
-def test_the_raced_winner_of_the_recorded_landscape_is_the_true_one() -> None:
+def test_the_raced_winner_of_the_recorded_landscape_is_the_true_one(tiny: Any) -> None:
     land = experiment.Landscape.read()
     assert land.nll.shape == (466, 32)  # the base, and the 465 blocks of 30 layers
+    batches = Engine(tiny, windows(32), rung=_FIRST_RUNG, memory_budget=2 * 8 * STATE).batches  # 8 at once
+    assert [range(*ends) for ends in pairwise(experiment.RUNGS)] == batches
     found = list(experiment.races(land, lambda nll: hopeless(nll, experiment.TOP + 1), orders=200))
     assert np.mean([its["apart"] <= experiment.CLOSE for its in found]) >= 0.99
     assert np.mean([its["visits"] for its in found]) >= 3

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
 from scipy import stats
 from tiny_models import VOCABULARY, tiny_model
+from tqdm import tqdm
 
 from david import report, table
 from david.corpus import Corpus
@@ -774,6 +775,41 @@ def test_a_custom_objective_is_named_in_best_json_and_is_no_perplexity(tiny: Any
 
 
 # ---- racing
+
+
+class Recorded(tqdm):
+    """A bar that remembers how far it was, and where it then took the end to be."""
+
+    seen: ClassVar[list[tuple[float, float]]] = []
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Go on, and remember."""
+        shown = super().update(n)
+        self.seen.append((self.n, self.total))
+        return shown
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"space": Block(max_length=6), "queue": all_blocks(6), "n_trials": 22},
+        {"space": Block(max_length=6), "queue": all_blocks(6), "n_trials": 22, "batch": 5},
+        {"space": "blocks", "n_trials": 30},
+        {"space": "blocks", "n_trials": 30, "objective": visits},
+    ],
+    ids=["scan", "batches", "one by one", "objective"],
+)
+def test_what_is_left_is_known_within_a_factor_of_two_from_a_tenth_on(
+    options: dict[str, Any], tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("david.study.tqdm", Recorded)
+    monkeypatch.setattr(Recorded, "seen", [])
+    search(tiny, corpus, held_out=None, **options)
+    end = Recorded.seen[-1][0]
+    between = [(done, total) for done, total in Recorded.seen if 0.1 * end <= done <= 0.9 * end]
+    assert len(between) > 5
+    for done, total in between:
+        assert 0.5 <= (total - done) / (end - done) <= 2
 
 
 @pytest.mark.filterwarnings("ignore:WilcoxonPruner is experimental")

@@ -258,6 +258,12 @@ def test_the_block_grid_has_the_difference_to_the_base_at_row_i_and_column_j(stu
     assert set(grid.dtypes) == {np.dtype("float64")}
 
 
+def test_the_block_grid_says_which_blocks_a_race_dropped(study: Study) -> None:
+    assert table.blocks(study).attrs["partial"] == []
+    add(study, "0:4, 3:6", 2.5, partial=1)
+    assert table.blocks(study).attrs["partial"] == [(3, 4)]
+
+
 def test_the_paths_have_a_row_for_each_visit_of_each_recipe(study: Study) -> None:
     paths = table.paths(table.leaderboard(study), table.depth_of(study))
     assert list(paths.columns) == ["recipe", "visit", "layer", "scale"]
