@@ -75,9 +75,10 @@ def scan(model: Any, corpus: Corpus, recipes: list[Recipe]) -> dict[str, str]:
         assert abs(score.nll / plain.nll - 1) < 1e-5, f"{recipe}: the two ways do not tell the same"
     theirs = time.perf_counter() - start
 
-    cost, sweeps = Plan.of(recipes, engine.n_layers).cost, max(each)
+    cost = Plan.of(recipes, engine.n_layers).cost
+    assert each == {cost.sweeps}, "a layer was loaded more often than the plan says"
     one_by_one = cost.visits_one_by_one * (load + visit) + cost.recipes * (load_end + end)
-    streamed = sweeps * (engine.n_layers * load + load_end) + cost.visits * visit + cost.ends * end
+    streamed = cost.sweeps * (engine.n_layers * load + load_end) + cost.visits * visit + cost.ends * end
     return {
         "windows": f"{len(corpus)}",
         "recipes": f"{len(recipes)}",
