@@ -65,7 +65,7 @@ def score_recipes(
     engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget, shared=worth)
     scores = []
     with tqdm(total=engine.work(recipes), unit="visit", unit_scale=True, disable=not progress) as bar:
-        for outcome in engine.outcomes(recipes, done=bar.update):
+        for outcome in engine.outcomes(recipes, done=lambda work: bar.update(min(work, bar.total - bar.n))):
             if isinstance(outcome, DavidError):
                 raise outcome
             scores.append(outcome)
@@ -136,12 +136,12 @@ class Engine:
 
     def estimate(self, recipes: Sequence[Recipe]) -> Estimate:
         """What scoring these is going to cost, measured on the base, which is scored for it."""
-        plans, before = list(self._plans(recipes)), replace(self.meter)
-        cost = sum((plan.cost for plan in plans), start=_NOTHING)
-        start = time.perf_counter()
+        before, start = replace(self.meter), time.perf_counter()
         self.outcomes([self._base])
         loading = self.meter.load_seconds - before.load_seconds
-        seconds = (time.perf_counter() - start - loading) / self.work([self._base]) * self._work(cost)
+        seconds = (time.perf_counter() - start - loading) / self.work([self._base])
+        plans = list(self._plans(recipes))
+        cost = sum((plan.cost for plan in plans), start=_NOTHING)
         stops = sum(plan.stops(self._order(plan, {})) for plan in plans)
         loads = stops * len(self.batches) if self.streamed else 0
         return Estimate(
@@ -150,15 +150,15 @@ class Engine:
             windows=len(self.corpus),
             batches=len(self.batches),
             end_visits=self.end_visits,
-            state_bytes=self._window_bytes * len(self.batches[0]),
+            state_bytes=self._window_bytes * max(map(len, self.batches)),
             loads=loads,
-            seconds=seconds + (loads * loading / (self.meter.loads - before.loads) if loads else 0),
+            seconds=seconds * self._work(cost) + (loads * loading / (self.meter.loads - before.loads) if loads else 0),
             reason=self._reason,
         )
 
     def _plans(self, recipes: Sequence[Recipe]) -> Iterator[Plan]:
-        """The plans of the groups that recipes are run in."""
-        groups_ = self._groups(recipes, self.batches[0]) if self._runner else [range(len(recipes))]
+        """The plans of the groups that recipes are run in, on the largest batch."""
+        groups_ = self._groups(recipes, max(self.batches, key=len)) if self._runner else [range(len(recipes))]
         return (Plan.of([recipes[i] for i in numbers], self.n_layers) for numbers in groups_)
 
     def _work(self, cost: Cost) -> float:
@@ -166,10 +166,10 @@ class Engine:
         return (visits + self.end_visits * ends) * len(self.corpus)
 
     def _windows_at_once(self) -> int:
-        """Windows in a batch: as many as make a layer's call efficient, and two states of them fit into the budget."""
+        """Windows in a batch: as many as make a layer's call efficient, and a run's two states fit into its budget."""
         wide = self.streamed or input_device(self.model).type != "cpu"
         efficient = (_TOKENS_AT_ONCE_WIDE if wide else _TOKENS_AT_ONCE) // self.corpus.window
-        return max(1, min(efficient, self._budget // (2 * self._window_bytes)))
+        return max(1, min(efficient, self._budget // ((4 if self._keeps else 2) * self._window_bytes)))
 
     def outcomes(
         self,
@@ -314,15 +314,21 @@ class Engine:
                 self.meter.hold(-pool.pop(path).nbytes)
 
     def _halved(self, place: int, error: Exception) -> bool:
-        """Whether an error was a want of memory, and the batches from this place on could be made smaller."""
-        batch, text = self.batches[place], str(error).lower()
-        lacking = isinstance(error, MemoryError) or any(part in text for part in _NO_MEMORY)
-        if self._runner is None or not lacking or len(batch) == 1:
+        """Whether an error was a want of memory, and fewer windows or states can be held from this place on."""
+        if self._runner is None or not _lacks_memory(error):
             return False
-        half = len(batch) // 2
-        say(f"no memory for {len(batch)} windows at once: going on with {half}")
-        rest = [batch[i : i + half] for batch in self.batches[place:] for i in range(0, len(batch), half)]
-        self.batches[place:] = rest
+        batch = self.batches[place]
+        if len(batch) > 1:
+            half = len(batch) // 2
+            say(f"no memory for {len(batch)} windows at once: going on with {half}")
+            rest = [batch[i : i + half] for batch in self.batches[place:] for i in range(0, len(batch), half)]
+            self.batches[place:] = rest
+            self._budget = max(1, self._budget // 2)
+        elif self._budget > (least := 2 * self._window_bytes):
+            say("no memory for so many states of a window: going on with as few as can be")
+            self._budget = least
+        else:
+            return False
         self.let_go()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -334,7 +340,7 @@ class Engine:
         try:
             with as_base(self.model), torch.inference_mode():
                 runner = Runner.of(self.model, self.corpus.windows, self._first)
-            why = runner if isinstance(runner, str) else self._apart(runner, options)
+            why = runner if isinstance(runner, str) else self._checked(runner, options)
         except Exception as error:  # any kind: the code of any model
             runner = why = f"{type(error).__name__}: {one_line(error)}"
         self._reason = why
@@ -343,9 +349,17 @@ class Engine:
         else:
             self._runner = runner
 
-    def _apart(self, runner: Runner, options: Mapping[str, Any]) -> str | None:
+    def _checked(self, runner: Runner, options: Mapping[str, Any]) -> str | None:
+        """What `_apart` finds on two windows, or where there is no memory for these, on one."""
+        try:
+            return self._apart(runner, options, self.corpus.take(min(2, len(self.corpus))))
+        except (RuntimeError, MemoryError) as error:
+            if not _lacks_memory(error):
+                raise
+        return self._apart(runner, options, self.corpus.take(1))
+
+    def _apart(self, runner: Runner, options: Mapping[str, Any], few: Corpus) -> str | None:
         """How far the runner leads from the plain way, where that is more than rounding."""
-        few = self.corpus.take(min(2, len(self.corpus)))
         recipes = [self._base, _two_seams(self.model, self.n_layers)]
         plan, meter = Plan.of(recipes, self.n_layers), Meter(exact=True)
         with as_base(self.model), torch.inference_mode():
@@ -365,6 +379,10 @@ class Engine:
     @property
     def _base(self) -> Recipe:
         return Recipe.identity(self.n_layers)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NO_MEMORY)
 
 
 def _two_seams(model: nn.Module, n_layers: int) -> Recipe:

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -154,7 +154,8 @@ class Runner:
         """
         windows = windows.to(input_device(self.model))
         told = given(self.model, windows, list(self.forms))
-        calls, start = told.calls, self._put(told.state, _empty_mappings(told))
+        calls, device = told.calls, told.state.device
+        start = self._put(told.state, _empty_mappings(told))
         del told  # and its state, which is held from here on as long as it is needed
         held = _Held(plan, order, meter, known or {}, keep)
         found: dict[int, list[float]] = {}
@@ -164,7 +165,7 @@ class Runner:
             for layer, nodes in groupby(order, key=lambda node: plan.layers[node]):
                 with self._loaded(layer, meter):
                     for node in nodes:
-                        state = held.states[plan.parents[node]]
+                        state = self._at_hand(held.states[plan.parents[node]], device)
                         with meter.timing("end" if plan.is_end(node) else "visit"):
                             if plan.is_end(node):
                                 found[node] = self._end(state, windows)
@@ -197,6 +198,10 @@ class Runner:
     def _put(self, state: Tensor, carried: Mapping[str, Any]) -> State:
         """A state where states wait: in the host's memory where layers are streamed through the device's."""
         return State(state.to("cpu") if self.streamed else state, carried)
+
+    def _at_hand(self, state: State, device: torch.device) -> State:
+        """A state where the layers that are streamed through a device want it."""
+        return replace(state, hidden=state.hidden.to(device)) if self.streamed else state
 
     @contextmanager
     def _loaded(self, layer: int, meter: Meter) -> Iterator[None]:

@@ -416,6 +416,43 @@ def test_a_want_of_memory_is_known_by_its_other_names(error: Exception, tiny: An
     assert list(map(len, engine.batches)) == [2, 2]
 
 
+def test_where_states_are_what_has_no_room_as_few_are_held_as_can_be(
+    tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = windows(1)
+    expected, engine = Engine(tiny, corpus).outcomes(BUSHY), Engine(tiny, corpus, keeps=True)
+
+    def check(*_: Any) -> None:
+        if engine.meter.held > 3 * STATE:
+            raise NO_MEMORY
+
+    handle = find(tiny).layers[5].register_forward_pre_hook(check)
+    assert engine.outcomes(BUSHY) == expected
+    assert engine.outcomes(BUSHY[::-1]) == expected[::-1]
+    handle.remove()
+    assert capsys.readouterr().err == "no memory for so many states of a window: going on with as few as can be\n"
+
+
+def test_where_two_windows_have_no_room_the_engine_is_held_against_the_plain_way_on_one(
+    tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = Engine(tiny, windows(3)).outcomes(RECIPES)
+    find(tiny).layers[3].register_forward_pre_hook(at_most(1), with_kwargs=True)
+    engine = Engine(tiny, windows(3))
+    assert engine.estimate(RECIPES).reason is None
+    for score, wanted in zip(engine.outcomes(RECIPES), expected, strict=True):
+        assert score.window_nll == pytest.approx(wanted.window_nll, rel=1e-6)
+    assert list(map(len, engine.batches)) == [1, 1, 1]
+    assert "one by one" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("states", [4, 9, 40])
+def test_an_engine_that_keeps_states_shares_as_much_as_one_that_does_not(states: int, tiny: Any) -> None:
+    engine = Engine(tiny, windows(4), memory_budget=states * STATE, keeps=True)
+    engine.outcomes(scan(6))
+    assert engine.meter.visits == Plan.of(scan(6), 6).cost.visits * len(engine.batches)
+
+
 def test_no_memory_for_one_window_is_an_error(tiny: Any) -> None:
     was, engine = standing(tiny), Engine(tiny, windows(2))
     handle = find(tiny).layers[3].register_forward_pre_hook(at_most(0), with_kwargs=True)
@@ -523,7 +560,7 @@ def test_a_recipe_that_fails_in_a_batch_fails_alone(
     assert [trial.state for trial in study.trials] == [complete, complete, fail, fail, complete, complete, complete]
     assert study.trials[2].user_attrs["error"] == "no such block"
     assert "layer 6 is out of range" in study.trials[3].user_attrs["error"]
-    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()[1:]] == [
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
         "trial 2 failed",
         "trial 3 failed",
     ]
