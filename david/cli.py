@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from david.errors import DavidError, RecipeError, SearchError
-from david.inputs import as_range, bytes_of, corpus_of, load, objective_of, one_of, recipe_of, tell_other_weights
+from david.inputs import (
+    as_range,
+    bytes_of,
+    corpus_of,
+    load,
+    objective_of,
+    one_of,
+    recipe_of,
+    strategy_of,
+    tell_other_weights,
+)
 from david.options import (
     DEFAULT_DATA,
     Batch,
@@ -33,9 +43,12 @@ from david.options import (
     RecipeOption,
     Seed,
     Slice,
+    Start,
     Storage,
+    StrategyName,
     StudyName,
     Top,
+    WarmStart,
     Window,
     Windows,
 )
@@ -68,6 +81,9 @@ def search(
     sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or qmc.")] = "tpe",
     trials: Annotated[int, typer.Option(min=1, help="Distinct recipes to score in all, the base included.")] = 40,
     seed: Seed = 0,
+    strategy: StrategyName = None,
+    start: Start = None,
+    warm_start: WarmStart = False,
     pruner: Pruner = None,
     batch: Batch = None,
     memory_budget: MemoryBudget = None,
@@ -84,14 +100,17 @@ def search(
     """
     from david.report import check_folder
     from david.space import named
+    from david.strategy import singles
 
     check_folder(out)
     wanted = named(space, scales=None if scales is None else as_range(scales, "--scales"), max_length=max_length)
 
+    from david.sling import base_depth
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
-    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).hold_out(windows, held_out)
+    n_layers = base_depth(loaded)
     made = run_search(
         loaded,
         seen,
@@ -100,6 +119,8 @@ def search(
         objective=objective_of(convention),
         n_trials=trials,
         out=out,
+        queue=singles(n_layers) if warm_start else (),
+        strategy=strategy_of(strategy, start, max_length, n_layers),
         storage=storage,
         study_name=study,
         sampler=sampler,
@@ -150,14 +171,15 @@ def scan(
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
-    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).split(windows, held_out)
+    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).hold_out(windows, held_out)
     n_layers = base_depth(loaded)
     longest = longest_block(max_length, n_layers)
     every = all_blocks(n_layers, longest)
     if dry_run:
         from david.engine import Engine
 
-        engine = Engine(loaded, seen, objective=objective_of(convention), memory_budget=bytes_of(memory_budget))
+        budget = bytes_of(memory_budget)
+        engine = Engine(loaded, seen, objective=objective_of(convention), memory_budget=budget, keeps=True)
         cost = engine.estimate([Recipe.identity(n_layers), *every])
         print_found(cost.to_dict(), str(cost), as_json)
         return
@@ -179,6 +201,42 @@ def scan(
         top=top,
     )
     print_run(made, out, top, as_json)
+
+
+@app.command()
+def profile(
+    model: Model = "demo",
+    data: DataOption = DEFAULT_DATA,
+    slice: Slice = None,  # noqa: A002
+    column: Column = "text",
+    window: Window = 128,
+    windows: Windows = 8,
+    bos: Bos = None,
+    memory_budget: MemoryBudget = None,
+    out: Annotated[Path, typer.Option(help="The folder for the tables and plots.")] = Path("profile"),
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """What each layer does: how much it turns the hidden state, and what repeating it and leaving it out cost.
+
+    Example: david profile demo --windows 4
+    """
+    from david.report import check_folder, write_profile
+
+    check_folder(out)
+
+    from david.profile import profile as run_profile
+
+    loaded, tokenizer = load(model, dtype, device)
+    corpus = corpus_of(tokenizer, data, slice, column, window, bos).take(windows)
+    found = run_profile(loaded, corpus, memory_budget=bytes_of(memory_budget), progress=True)
+    files = write_profile(found.layers, found.distances, out)
+    text = found.layers.to_string(index=False, float_format="{:+.4f}".format)
+    text += f"\n\n{out}: {', '.join(sorted(path.name for path in files))}"
+    print_found(
+        {"layers": found.layers.to_dict("records"), "distances": found.distances.to_numpy().tolist()}, text, as_json
+    )
 
 
 @app.command()
@@ -207,6 +265,7 @@ def score(
     from david.engine import score_recipes
     from david.recipe import Recipe
     from david.sling import base_depth
+    from david.store import data_of
     from david.verdict import paired_difference
 
     n_layers = base_depth(loaded)
@@ -220,7 +279,7 @@ def score(
     )
     found: dict[str, Any] = {
         "model": model,
-        "data": {"source": corpus.source, "slice": corpus.slice, "sha256": corpus.sha256, "windows": corpus.span},
+        "data": data_of(corpus),
         "convention": {"name": base.convention, "window": corpus.window, "bos": corpus.bos},
         "tokens": base.tokens,
         "base": {"nll": base.nll, "perplexity": base.perplexity},

@@ -21,6 +21,7 @@ from torch import Tensor
 from david.errors import CorpusError, one_line
 
 BUILT_IN = "python-topics"
+_ATTEMPTS = 20  # at drawing parts that share no document, before it counts as impossible
 _BETWEEN = "\n\n"  # between the documents of a dataset, as the transformers perplexity guide joins them
 _READERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -40,9 +41,10 @@ class Tokenizer(Protocol):
 class Corpus:
     """Windows of tokens that are scored one by one.
 
-    `windows` is `[W, T]` (int64), `documents` the number of the document each window begins in. `sha256` is of the
-    text's UTF-8 bytes, `first` the number of the first window in that text: together with `source`, `slice`, the
-    window's length and `bos` they say which tokens these are.
+    `windows` is `[W, T]` (int64), `documents` the number of the document each window begins in, `last_documents` of
+    that it ends in. `sha256` is of the text's UTF-8 bytes, `numbers` those of the windows in that text: together with
+    `source`, `slice`, the window's length and `bos` they say which tokens these are. Left out, the windows are the
+    text's first, and each lies in one document.
     """
 
     windows: Tensor
@@ -51,7 +53,12 @@ class Corpus:
     slice: str | None
     sha256: str
     bos: bool
-    first: int = 0
+    numbers: tuple[int, ...] = ()
+    last_documents: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", self.numbers or tuple(range(len(self))))
+        object.__setattr__(self, "last_documents", self.last_documents or self.documents)
 
     @classmethod
     def load(
@@ -95,10 +102,12 @@ class Corpus:
             if tokenizer.bos_token_id is None:
                 raise CorpusError("bos=True needs a tokenizer with a BOS token; this one has none")
             windows[:, 0] = tokenizer.bos_token_id
-        owners = np.searchsorted(starts, np.arange(n_windows) * window, side="right") - 1
+        ends = np.arange(n_windows) * window + [[0], [window - 1]]
+        first, last = np.searchsorted(starts, ends, side="right") - 1
         return cls(
             windows=windows,
-            documents=tuple(int(owner) for owner in owners),
+            documents=tuple(first.tolist()),
+            last_documents=tuple(last.tolist()),
             source=Path(source).name if _is_file(source) else source,
             slice=slice,
             sha256=hashlib.sha256(text.encode()).hexdigest(),
@@ -111,16 +120,28 @@ class Corpus:
         return self.windows.shape[1]
 
     @property
-    def span(self) -> tuple[int, int]:
-        """Which windows of the text these are, half-open."""
-        return self.first, self.first + len(self)
+    def places(self) -> str:
+        """Which windows of the text these are, in their order: `"0:12"` (half-open), `"7, 3, 20:22"`."""
+        runs: list[list[int]] = []
+        for number in self.numbers:
+            if runs and runs[-1][1] == number:
+                runs[-1][1] += 1
+            else:
+                runs.append([number, number + 1])
+        return ", ".join(f"{start}:{stop}" if stop > start + 1 else f"{start}" for start, stop in runs)
+
+    @property
+    def tokens_sha256(self) -> str:
+        """Of the windows' tokens, as little-endian int64."""
+        return hashlib.sha256(self.windows.numpy().astype("<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return self.windows.shape[0]
 
     def __repr__(self) -> str:
         where = self.source if self.slice is None else f"{self.source} {self.slice}"
-        return f"Corpus({where}: windows {self.span[0]}–{self.span[1] - 1} of {self.window} tokens)"
+        which = self.places if len(self.places) < 40 else f"{len(self)}"
+        return f"Corpus({where}: windows {which} of {self.window} tokens)"
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.windows)
@@ -145,14 +166,72 @@ class Corpus:
         bounds = np.cumsum([0, *sizes]).tolist()
         return tuple(self.part(start, stop) for start, stop in itertools.pairwise(bounds))
 
+    def hold_out(self, search: int, held_out: int, *, seed: int = 0) -> tuple["Corpus", "Corpus"]:
+        """Two parts of so many windows, to search on and to judge by: no document is in both.
+
+        Documents are drawn at random; a first window of each before a second of any, so that both parts hold as many
+        documents as they can, and neighbouring windows come from different ones. Where documents are too few or too
+        long for that, the parts follow one another as `split` has them, and share one document at least.
+
+        Raises `CorpusError` when there are fewer windows than asked for.
+        """
+        consecutive = self.split(search, held_out)
+        for attempt in range(_ATTEMPTS):
+            drawn = _drawn(self, (search, held_out), np.random.default_rng([seed, attempt]))
+            if drawn is not None:
+                return self._at(drawn[0]), self._at(drawn[1])
+        return consecutive[0], consecutive[1]
+
+    def shared_documents(self, other: "Corpus") -> int:
+        """How many documents of the same text both have a part of."""
+        return len(_spanned(self) & _spanned(other)) if self.sha256 == other.sha256 else 0
+
+    def shared_tokens(self, other: "Corpus") -> int:
+        """How many tokens of the same text both have."""
+        if self.sha256 != other.sha256:
+            return 0
+        mine, its = (np.add.outer(np.multiply(c.numbers, c.window), np.arange(c.window)) for c in (self, other))
+        return int(np.intersect1d(mine, its).size)
+
     def part(self, start: int, stop: int) -> "Corpus":
         """Its windows start … stop − 1."""
+        return self._at(range(start, stop))
+
+    def _at(self, places: Sequence[int]) -> "Corpus":
         return replace(
             self,
-            windows=self.windows[start:stop],
-            documents=self.documents[start:stop],
-            first=self.first + start,
+            windows=self.windows[list(places)],
+            documents=tuple(self.documents[place] for place in places),
+            last_documents=tuple(self.last_documents[place] for place in places),
+            numbers=tuple(self.numbers[place] for place in places),
         )
+
+
+def _spanned(corpus: Corpus) -> set[int]:
+    """The documents that windows lie in, wholly or in part."""
+    ends = zip(corpus.documents, corpus.last_documents, strict=True)
+    return {document for first, last in ends for document in range(first, last + 1)}
+
+
+def _drawn(corpus: Corpus, sizes: Sequence[int], draw: np.random.Generator) -> list[list[int]] | None:
+    """The places of windows of two parts that share no document; None where this draw does not fill them."""
+    begun: dict[int, list[int]] = {}
+    for place in draw.permutation(len(corpus)).tolist():
+        begun.setdefault(corpus.documents[place], []).append(place)
+    parts: list[list[int]] = [[] for _ in sizes]
+    owners: dict[int, int] = {}  # of a document, the part that has windows of it
+    for places in itertools.zip_longest(*begun.values()):
+        for place in places:
+            if place is None:
+                continue
+            documents = range(corpus.documents[place], corpus.last_documents[place] + 1)
+            owned = {owners[document] for document in documents if document in owners}
+            open_ = [i for i, size in enumerate(sizes) if len(parts[i]) < size and owned <= {i}]
+            if open_:
+                part = min(open_, key=lambda i: len(parts[i]) / sizes[i])
+                parts[part].append(place)
+                owners |= dict.fromkeys(documents, part)
+    return parts if [len(part) for part in parts] == list(sizes) else None
 
 
 def _encode(tokenizer: Tokenizer, documents: Sequence[str], text: str) -> tuple[np.ndarray, np.ndarray]:

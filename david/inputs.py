@@ -12,6 +12,7 @@ from david.options import Convention
 if TYPE_CHECKING:
     from david.corpus import Corpus
     from david.recipe import Recipe
+    from david.strategy import Strategy
 
 
 def load(model: str, dtype: str | None, device: str | None, *, proved: bool = True) -> tuple[Any, Any]:
@@ -70,6 +71,21 @@ def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, load
     if loaded is not None:
         tell_other_weights(wanted, loaded)
     return wanted
+
+
+def strategy_of(name: str | None, start: str | None, max_length: int | None, n_layers: int) -> "Strategy | None":
+    """What `--strategy` and the options beside it stand for, for a base of so many layers."""
+    from david.recipe import Recipe
+    from david.strategy import named
+
+    if name is None:
+        if start is not None:
+            raise RecipeError("--start says where refine begins: add --strategy refine")
+        return None
+    begin = None if start is None else Recipe.of(start)
+    if begin is not None:
+        begin.check(n_layers)
+    return named(name, max_length=max_length, start=begin)
 
 
 def tell_other_weights(wanted: "Recipe", loaded: Any) -> None:

@@ -37,6 +37,13 @@ StudyName = Annotated[str, typer.Option("--study", help="The study's name in its
 Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
 Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers.")]
+StrategyName = Annotated[
+    str | None, typer.Option("--strategy", help="scan, beam or refine in the sampler's place; left out, the sampler.")
+]
+Start = Annotated[
+    str | None, typer.Option(help="Where refine starts: a recipe JSON, or its notation; left out, the base.")
+]
+WarmStart = Annotated[bool, typer.Option("--warm-start", help="Begin with each layer repeated, and each left out.")]
 Batch = Annotated[
     int | None, typer.Option(min=1, help="Recipes asked for and scored together; left out, what suits the search.")
 ]

@@ -20,12 +20,18 @@ class Base(Part):
 
 
 class Data(Part):
-    """The text of a score: `sha256` is of its UTF-8 bytes, `windows` the half-open range of windows that was scored."""
+    """The text of a score: `sha256` is of its UTF-8 bytes.
+
+    `windows` says which of it were scored, by number, as half-open ranges (`"0:12"`, `"7, 3, 20:22"`), `tokens_sha256`
+    is of their tokens as little-endian int64, `documents` how many documents they begin in.
+    """
 
     source: str
     slice: str | None = None
     sha256: str
-    windows: tuple[int, int] | None = None
+    windows: str | None = None
+    tokens_sha256: str | None = None
+    documents: int | None = None
 
 
 class Convention(Part):

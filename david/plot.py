@@ -75,6 +75,28 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What running each layer twice, and leaving it out, does to the NLL, from `profile.Profile.layers`."""
+    ax = ax or _axes((9, 4.5))
+    for column, colour, offset in (("repeat", _RECIPE, -0.2), ("skip", _BEST, 0.2)):
+        ax.bar(table["layer"] + offset, table[column], width=0.4, color=colour, label=column)
+    ax.axhline(0, color=_BASE, lw=1)
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set(title="What each layer costs", xlabel="layer", ylabel="NLL minus the base's (nats a token)")
+    _whole_numbers(ax, "x")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How much each layer turns the hidden state, from `profile.Profile.layers`."""
+    ax = ax or _axes((9, 3))
+    ax.bar(table["layer"], table["influence"], color=_RECIPE)
+    ax.set(title="How much each layer turns the hidden state", xlabel="layer", ylabel="influence (1 − cos)")
+    _whole_numbers(ax, "x")
+    return ax
+
+
 def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """NLL of each trial of `table.trials` in the order they were made, with the best so far and the base."""
     ax = ax or _axes((8, 4.5))

@@ -12,11 +12,15 @@ def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
     from david import report, table
 
     board = table.leaderboard(study, top)
-    sentence = report.verdict(board)
-    found = {"folder": str(out), "verdict": sentence, "leaderboard": json.loads(board.to_json(orient="records"))}
-    text = f"{report.board_text(board)}\n\n{sentence}\n\n{out}: " + ", ".join(
-        sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    )
+    sentences = [sentence for sentence in (report.verdict(board), report.looks(study)) if sentence]
+    found = {
+        "folder": str(out),
+        "verdict": sentences[0],
+        "looks": table.looks(study),
+        "leaderboard": json.loads(board.to_json(orient="records")),
+    }
+    files = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    text = "\n".join([report.board_text(board), "", *sentences, "", f"{out}: {', '.join(files)}"])
     print_found(found, text, as_json)
 
 

@@ -30,7 +30,6 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     is written beside and then renamed. Returns the files. Raises `SearchError` where the folder cannot be written.
     """
     ready_folder(folder)
-    target = Path(folder)
     trials, board, grid = table.trials(study), table.leaderboard(study, top), table.blocks(study)
     files: dict[str, Callable[[Path], None]] = {
         "trials.csv": lambda path: trials.to_csv(path, index=False),
@@ -45,6 +44,23 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
         files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax), (8, 4.5))
     if not grid.empty:
         files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
+    return _write(Path(folder), files)
+
+
+def write_profile(layers: pd.DataFrame, distances: pd.DataFrame, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write the tables of a `profile.Profile` (`profile.csv`, `distances.csv`) and their plots; returns the files."""
+    ready_folder(folder)
+    files: dict[str, Callable[[Path], None]] = {
+        "profile.csv": lambda path: layers.to_csv(path, index=False),
+        "distances.csv": distances.to_csv,
+        "profile.png": _drawing(lambda ax: plot.profile(layers, ax), (9, 4.5)),
+        "influence.png": _drawing(lambda ax: plot.influence(layers, ax), (9, 3)),
+    }
+    return _write(Path(folder), files)
+
+
+def _write(target: Path, files: Mapping[str, Callable[[Path], None]]) -> list[Path]:
+    """Write files into a folder, each beside and then renamed."""
     written = []
     for name, put in files.items():
         beside = target / f".{os.getpid()}.{name}"
@@ -104,6 +120,18 @@ def verdict(board: pd.DataFrame) -> str:
     return (
         f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a token "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
+    )
+
+
+def looks(study: Study) -> str:
+    """How often the held-out windows were looked at, and for how many recipes, in a sentence; empty for never."""
+    times, recipes = table.looks(study), len(table.judged(study))
+    if not times:
+        return ""
+    often = "once" if times == 1 else f"{times} times"
+    again = "" if times == 1 else ": with each look they are less held out, and a lucky winner is likelier"
+    return (
+        f"the held-out windows were looked at {often}, for {recipes} recipe{'s' * (recipes != 1)} and the base{again}"
     )
 
 
@@ -205,7 +233,7 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
                     tokens=tokens,
                     held_out=held_out,
                     convention=convention,
-                    data=Data(**(dict(kept) | {"windows": tuple(kept["windows"])})),
+                    data=Data(**kept),
                 )
             )
 

@@ -17,6 +17,7 @@ from david.racing import RacingPruner
 from david.recipe import Recipe
 from david.score import Score
 from david.space import Space
+from david.strategy import Strategy
 
 Tell = Callable[[float], Any]
 
@@ -32,6 +33,7 @@ class Run:
     engine_on: Callable[[Corpus], Engine]
     engine: Engine  # on the search windows
     space: Space
+    strategy: Strategy | None
     seed: int
     batch: int | None
     racing: bool
@@ -67,7 +69,7 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
             trials.append(trial := study.ask())
             trial.set_user_attr("worker", store.worker())
             try:
-                recipe = run.space(trial, run.n_layers)
+                recipe = _recipe(run, trial)
             except DavidError as error:
                 outcomes.append(_failed(study, trial, error))
                 continue
@@ -99,6 +101,12 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
         for trial in trials:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
+
+
+def _recipe(run: Run, trial: Trial) -> Recipe:
+    """What a trial is to score: what the space makes of its parameters, or the recipe that was queued without any."""
+    wanted = trial.user_attrs.get(store.WANTED)
+    return run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
 
 
 class _Race:
@@ -134,9 +142,9 @@ class _Race:
     def _report(self, trial: Trial, windows: range, nll: Sequence[float]) -> None:
         tokens = self._run.engine.window_tokens
         if isinstance(self._study.pruner, RacingPruner):
-            trial.set_user_attr(table.WINDOW_NLL, list(nll))
-            if windows.start == 0:
+            if windows.start == 0:  # first: another worker may read the trial between the two
                 trial.set_user_attr(table.WINDOW_TOKENS, [tokens] * len(self._run.engine.corpus))
+            trial.set_user_attr(table.WINDOW_NLL, list(nll))
         else:
             for window in windows:
                 trial.report(nll[window] / tokens, window)
@@ -153,7 +161,7 @@ def _estimate(score: Score, base: FrozenTrial, best: float) -> float:
     """What a dropped recipe's first windows make of the base's NLL; never as low as the best."""
     its = base.user_attrs[table.WINDOW_NLL][: len(score.window_nll)]
     value = table.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens
-    return score.nll if math.isnan(value) else max(math.nextafter(best, math.inf), value)
+    return max(math.nextafter(best, math.inf), score.nll if math.isnan(value) else value)
 
 
 def _tell(study: Study, trial: Trial, score: Score, value: float) -> None:
@@ -186,7 +194,7 @@ def _known(study: Study) -> dict[str, FrozenTrial]:
 def kept(score: Score) -> dict[str, Any]:
     """What a trial keeps of its score."""
     return {
-        table.WINDOW_NLL: list(score.window_nll),
         table.WINDOW_TOKENS: list(score.window_tokens),
+        table.WINDOW_NLL: list(score.window_nll),
         "convention": score.convention,
     }

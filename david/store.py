@@ -24,6 +24,9 @@ from david.errors import SearchError, one_line
 from david.origin import Data
 from david.racing import RacingPruner
 
+Asked = tuple[dict[str, Any], str | None]  # the parameters of a trial; or none, and a recipe that its space cannot say
+WANTED = "wanted"  # of a trial: that recipe
+
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
@@ -110,7 +113,14 @@ _WEIGHTS = ("architecture", "num_layers", "fingerprint")
 
 def data_of(corpus: Corpus) -> dict[str, Any]:
     """A corpus as a recipe file tells of it."""
-    data = Data(source=corpus.source, slice=corpus.slice, sha256=corpus.sha256, windows=corpus.span)
+    data = Data(
+        source=corpus.source,
+        slice=corpus.slice,
+        sha256=corpus.sha256,
+        windows=corpus.places,
+        tokens_sha256=corpus.tokens_sha256,
+        documents=len(set(corpus.documents)),
+    )
     return data.model_dump(mode="json")
 
 
@@ -128,17 +138,23 @@ def worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def enqueue(study: Study, wanted: Sequence[dict[str, Any]]) -> None:
-    """Queue parameters that are not waiting or running already; failed ones may come again."""
+def enqueue(study: Study, wanted: Sequence[Asked]) -> None:
+    """Queue what is not waiting or running already; what failed may come again."""
     unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
-    queued = [_params(trial) for trial in unfinished]
-    for params in wanted:
-        if params not in queued:
-            study.enqueue_trial(params)
+    queued = [_asked(trial) for trial in unfinished]
+    for asked in wanted:
+        if asked not in queued:
+            _queue(study, asked)
+
+
+def first_queued(study: Study) -> Asked | None:
+    """What is asked for next; None where nothing waits."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return _asked(waiting[0]) if waiting else None
 
 
 def reclaim(study: Study, *, unsigned: bool) -> None:
-    """Give up the trials whose worker on this machine has died, and queue their parameters again.
+    """Give up the trials whose worker on this machine has died, and queue again what they were asked for.
 
     With `unsigned`, also those that nobody signed in time; a study that others ask too may have such trials alive.
     """
@@ -150,13 +166,19 @@ def reclaim(study: Study, *, unsigned: bool) -> None:
         else:
             dead = unsigned and trial.datetime_start is not None and datetime.now() - trial.datetime_start > _UNSIGNED
         if dead:
-            if _params(trial):  # first, so that a kill between the two loses nothing
-                study.enqueue_trial(_params(trial))
+            asked = _asked(trial)
+            if asked != ({}, None):  # first, so that a kill between the two loses nothing
+                _queue(study, asked)
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def _params(trial: FrozenTrial) -> dict[str, Any]:
-    return trial.system_attrs.get("fixed_params") or trial.params
+def _queue(study: Study, asked: Asked) -> None:
+    params, recipe = asked
+    study.enqueue_trial(params, user_attrs=None if recipe is None else {WANTED: recipe})
+
+
+def _asked(trial: FrozenTrial) -> Asked:
+    return trial.system_attrs.get("fixed_params") or trial.params, trial.user_attrs.get(WANTED)
 
 
 def _check_sampler(sampler: str | BaseSampler) -> None:

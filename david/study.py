@@ -24,7 +24,10 @@ from david.models import describe
 from david.recipe import Recipe
 from david.rounds import Run, kept, play
 from david.score import Objective, check_fits, perplexity
+from david.sling import check_recipe
 from david.space import Space, named, params_of
+from david.strategy import Strategy
+from david.strategy import named as strategy_named
 
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
@@ -43,6 +46,7 @@ def search(
     n_trials: int,
     out: str | os.PathLike[str] | None = None,
     queue: Sequence[Recipe] = (),
+    strategy: str | Strategy | None = None,
     storage: str | None = None,
     study_name: str = "david",
     sampler: str | BaseSampler = "tpe",
@@ -60,6 +64,10 @@ def search(
     recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
     comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
     windows, once. With `out`, that folder gets tables, plots and `best.json` (see `report.write`).
+
+    A `strategy` is asked for what comes next in the sampler's place: `"scan"`, `"beam"`, `"refine"`, or any function
+    `(study, n_layers) → recipes` (see `david.strategy`), which need not be such as the space can say. The search ends
+    where it has none.
 
     A `batch` of recipes is asked for and scored together, so that they share what they have in common; left out, the
     queue is in batches of 32 (in one, where layers are loaded for each call or recipes race) and the sampler is asked
@@ -83,16 +91,16 @@ def search(
         >>> study = search(model, windows, space="block", held_out=others, n_trials=40, out="run")  # doctest: +SKIP
         >>> study.best_trial.user_attrs["recipe"]  # doctest: +SKIP
     """
-    for name, number in {"n_trials": n_trials, "batch": batch}.items():
-        if number is not None and number < 1:
-            raise SearchError(f"{name} must be at least 1; got {number}")
+    _check_counts(n_trials=n_trials, batch=batch)
     space = named(space) if isinstance(space, str) else space
+    strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
     _check_data(model, corpus, held_out)
+    for recipe in queue:
+        check_recipe(model, recipe)
     racing = _racing(pruner, objective, 1 + top)
     scorer = partial(Engine, model, objective=objective, memory_budget=memory_budget, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
-    run = Run(model, scorer, engine, space, seed, batch, racing=racing is not None, by_hand=study is not None)
-    wanted = _queue(run, queue)
+    run = Run(model, scorer, engine, space, strategy, seed, batch, racing=racing is not None, by_hand=study is not None)
     about = _about(run, corpus, held_out, objective)
     if study is None:
         study = store.open_for(out, storage, study_name, sampler, seed)
@@ -104,8 +112,10 @@ def search(
         study.pruner = racing
     own_seed = None if run.by_hand or isinstance(sampler, BaseSampler) else seed
     store.sign(study, about, {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": _made_with()})
+    if held_out is not None and corpus.shared_documents(held_out):
+        say("search and held-out windows are parts of one document: unseen by the search, but much like what it saw")
     try:
-        _begin(study, run, wanted)
+        _begin(study, run, queue)
         _loop(study, run, n_trials, progress)
         if held_out is not None:
             _judge(study, run, held_out, top, progress)
@@ -130,6 +140,11 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
                 return
             store.reclaim(study, unsigned=not run.by_hand)
+            if run.strategy is not None and store.first_queued(study) is None:
+                if not (recipes := run.strategy(study, run.n_layers)):
+                    say(f"the strategy is at its end: {scored} recipes scored")
+                    return
+                _enqueue(study, run, recipes)
             own = study.sampler
             if stale >= _REPEATS_BEFORE_RANDOM:
                 study.sampler = store.sampler_named("random", run.seed, len(study.get_trials(deepcopy=False)))
@@ -139,8 +154,8 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 )
             finally:
                 study.sampler = own
+            stale = stale + len(outcomes) if set(outcomes) == {"duplicate"} else 0
             for outcome in outcomes:
-                stale = stale + 1 if outcome == "duplicate" else 0
                 failures = failures + 1 if outcome == "failed" else failures * (outcome == "duplicate")
                 here += outcome == "scored"
             if failures >= _FAILURES_BEFORE_END:
@@ -155,35 +170,33 @@ def _expect(bar: Any, later: float, work: float) -> None:
     bar.total = bar.n + work + later
 
 
-def _queue(run: Run, queue: Sequence[Recipe]) -> dict[str, dict[str, Any]]:
-    """The notation and the parameters of each recipe that is to come first."""
-    wanted = {}
-    for recipe in queue:
-        params = params_of(run.space, recipe, run.n_layers)
-        if params is None:
-            raise SearchError(f"the recipe {recipe} in the queue cannot be said in this space")
-        wanted[str(recipe)] = params
-    return wanted
+def _asked(run: Run, recipe: Recipe) -> store.Asked:
+    """How a recipe is queued: by its parameters where the space can say it, else as it is."""
+    params = params_of(run.space, recipe, run.n_layers)
+    return ({}, str(recipe)) if params is None else (params, None)
 
 
-def _begin(study: Study, run: Run, wanted: dict[str, dict[str, Any]]) -> None:
+def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     """Put the base first and the queue behind it, where the study does not have them yet."""
-    if table.base_trial(study) is None:
-        base = Recipe.identity(run.n_layers)
-        params = params_of(run.space, base, run.n_layers)
-        if params is not None:
-            store.enqueue(study, [params])
-        else:
-            say("this space cannot say the base: it is scored outside the sampler's sight")
-            [score] = run.engine.outcomes([base])
-            if isinstance(score, DavidError):
-                raise score
-            its = score.window_nll, score.window_tokens
-            means = {i: nll / tokens for i, (nll, tokens) in enumerate(zip(*its, strict=True))}
-            about = {"recipe": str(base), **kept(score)}
-            study.add_trial(create_trial(value=score.nll, user_attrs=about, intermediate_values=means))
+    base = Recipe.identity(run.n_layers)
+    if table.base_trial(study) is None and store.first_queued(study) not in (None, _asked(run, base)):
+        _score_base(study, run, base)  # a queue that was left behind would come before it
+    _enqueue(study, run, [base, *queue])
+
+
+def _score_base(study: Study, run: Run, base: Recipe) -> None:
+    [score] = run.engine.outcomes([base])
+    if isinstance(score, DavidError):
+        raise score
+    means = {i: nll / score.window_tokens[i] for i, nll in enumerate(score.window_nll)}
+    about = {"recipe": str(base), **kept(score)}
+    study.add_trial(create_trial(value=score.nll, user_attrs=about, intermediate_values=means))
+
+
+def _enqueue(study: Study, run: Run, recipes: Sequence[Recipe]) -> None:
+    """Queue the recipes that are not scored yet."""
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
-    store.enqueue(study, [params for notation, params in wanted.items() if notation not in known])
+    store.enqueue(study, [_asked(run, recipe) for recipe in recipes if str(recipe) not in known])
 
 
 def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -> None:
@@ -193,6 +206,7 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -
     wanted = [trial for trial in picked if table.held_out(study, trial) is None]
     if not wanted:
         return
+    table.look(study)
     run.engine.let_go()
     engine = run.engine_on(held_out)
     with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
@@ -216,6 +230,7 @@ def _about(run: Run, corpus: Corpus, held_out: Corpus | None, objective: Objecti
         "window": corpus.window,
         "bos": corpus.bos,
         "search_data": store.data_of(corpus),
+        "search_documents": list(corpus.documents),
         "held_out_data": None if held_out is None else store.data_of(held_out),
     }
 
@@ -232,19 +247,23 @@ def _racing(pruner: str | BasePruner | None, objective: Objective, finalists: in
     return store.pruner_named(pruner, finalists)
 
 
+def _check_counts(**counts: int | None) -> None:
+    for name, number in counts.items():
+        if number is not None and number < 1:
+            raise SearchError(f"{name} must be at least 1; got {number}")
+
+
 def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> None:
     """`ScoreError` where windows do not fit the model, `SearchError` where search and held-out ones share tokens."""
     check_fits(model, corpus)
     if held_out is None:
         return
     check_fits(model, held_out)
-    if corpus.sha256 != held_out.sha256:
-        return
-    (start, stop), (low, high) = ([end * part.window for end in part.span] for part in (corpus, held_out))
-    if start < high and low < stop:
+    both = corpus.shared_tokens(held_out)
+    if both:
         raise SearchError(
-            f"search and held-out windows of {corpus.source} overlap: tokens {start}–{stop - 1} and {low}–{high - 1}; "
-            "corpus.split(n, m) gives disjoint ones"
+            f"search and held-out windows of {corpus.source} overlap in {both} tokens: windows {corpus.places} and "
+            f"{held_out.places}; corpus.hold_out(n, m) gives disjoint ones"
         )
 
 

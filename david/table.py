@@ -3,7 +3,7 @@
 What a search writes, and these tables read, besides Optuna's own: on the study, `david` (see `study.search`); on a
 trial, `recipe` (its notation), `window_nll`, `window_tokens` and `convention` of its score on the search windows, and
 `duplicate_of` where another trial had the recipe before. A finalist's score on the held-out windows is kept on the
-study (Optuna closes a finished trial), as `held_out:<trial>`.
+study (Optuna closes a finished trial), as `held_out:<trial>`, and how often they were looked at as `held_out_looks`.
 """
 
 import math
@@ -23,6 +23,7 @@ from david.verdict import Difference, paired_difference
 BASE = "base"
 WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, summed over the window's tokens
 WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
+_LOOKS = "held_out_looks"  # of a study
 PARTIAL = "partial"  # of a trial that was dropped before the last window: how many it has seen
 
 
@@ -214,6 +215,16 @@ def held_out(study: Study, trial: FrozenTrial) -> HeldOut | None:
 def keep_held_out(study: Study, trial: FrozenTrial, score: HeldOut) -> None:
     """Keep a trial's held-out score in the study."""
     study.set_user_attr(f"held_out:{trial.number}", {name: list(values) for name, values in vars(score).items()})
+
+
+def look(study: Study) -> None:
+    """Remember that held-out windows are looked at once more, for recipes that were not judged before."""
+    study.set_user_attr(_LOOKS, looks(study) + 1)
+
+
+def looks(study: Study) -> int:
+    """How often a study's held-out windows have been looked at: the more often, the less they are held out."""
+    return int(study.user_attrs.get(_LOOKS, 0))
 
 
 def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:

@@ -15,7 +15,7 @@ BASE_OF_SIX = {"model": "six", "revision": None, "architecture": "LlamaForCausal
 
 def data(first: int, stop: int) -> dict[str, Any]:
     """What a study keeps of a corpus, as JSON brings it back."""
-    return {"source": "words", "slice": None, "sha256": "ab", "windows": [first, stop]}
+    return {"source": "words", "slice": None, "sha256": "ab", "windows": f"{first}:{stop}"}
 
 
 def new_study(n_layers: int = 6, *, storage: str | None = None, name: str = "david", **about: Any) -> Study:

@@ -35,7 +35,7 @@ FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json"} | PLOTS
 WINDOW = 16
 ON_DATA = "model --data data.txt --window 16"
 SEARCH = f"search {ON_DATA} --windows 3 --held-out 4 --top 2 --out run"
-COMMANDS = ["search", "scan", "score", "check", "explain", "export", "generate", "report"]
+COMMANDS = ["search", "scan", "profile", "score", "check", "explain", "export", "generate", "report"]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -115,7 +115,7 @@ def test_search_leaves_a_run_and_the_same_call_goes_on_where_it_stopped(
     assert all((folder / plot).read_bytes().startswith(PNG) for plot in PLOTS)
     trials, board = pd.read_csv(folder / "trials.csv"), pd.read_csv(folder / "leaderboard.csv")
     assert trials["duplicate_of"].isna().sum() == 4
-    searched, held_out = corpus.split(3, 4)
+    searched, held_out = corpus.hold_out(3, 4)
     assert trials["nll"][0] == pytest.approx(perplexity(model, searched).nll)
     best = Recipe.load(folder / "best.json")
     assert best.base is not None
@@ -194,6 +194,35 @@ def test_scan_scores_every_block_up_to_a_length_as_a_heatmap(run: Run, place: Pa
         assert row.nll_difference == pytest.approx(nll - base_nll)
 
 
+def test_search_by_a_strategy_takes_its_start_and_its_warm_start(run: Run, place: Path) -> None:
+    line = SEARCH.replace("--out run", "--out refined")
+    code, _, err = run(f"{line} --strategy refine --trials 5 --start", "0:6, 5")
+    assert code == 0, err
+    trials = pd.read_csv(place / "refined" / "trials.csv")
+    assert trials["recipe"].tolist()[:2] == ["0:6", "0:6, 5"]
+    assert (trials["state"] == "complete").sum() == 5
+    code, _, err = run(f"{line.replace('refined', 'warm')} --warm-start --trials 14")
+    assert code == 0, err
+    trials = pd.read_csv(place / "warm" / "trials.csv")
+    assert trials["visits"].tolist()[1:13] == [7] * 6 + [5] * 6  # each layer twice, then each left out
+    assert trials["recipe"].tolist()[7:13] == ["1:6", "0, 2:6", "0:2, 3:6", "0:3, 4:6", "0:4, 5", "0:5"]
+
+
+def test_profile_tells_of_each_layer_in_a_table_and_plots(run: Run, place: Path, model: Any, corpus: Corpus) -> None:
+    line = f"profile {ON_DATA} --windows 2 --out profile"
+    code, printed, err = run(line)
+    assert code == 0, err
+    assert printed.splitlines()[0].split() == ["layer", "influence", "repeat", "skip"]
+    written = {"profile.csv", "distances.csv", "profile.png", "influence.png"}
+    assert {path.name for path in (place / "profile").iterdir()} == written
+    table = pd.read_csv(place / "profile" / "profile.csv")
+    found = perplexity(view(model, Recipe([0, 1, 3, 4, 5])), corpus.take(2)).nll - perplexity(model, corpus.take(2)).nll
+    assert table["skip"][2] == pytest.approx(found, abs=1e-5)
+    code, printed, _ = run(f"{line} --json")
+    assert code == 0
+    assert [row["skip"] for row in json.loads(printed)["layers"]] == pytest.approx(table["skip"].tolist())
+
+
 def test_a_dry_run_says_what_a_scan_would_cost_and_scores_nothing(run: Run, place: Path) -> None:
     line = f"scan {ON_DATA} --windows 5 --held-out 2 --max-length 6 --dry-run --out dry"
     code, printed, err = run(line)
@@ -205,7 +234,7 @@ def test_a_dry_run_says_what_a_scan_would_cost_and_scores_nothing(run: Run, plac
         in printed
     )
     assert printed.splitlines()[-1].startswith("time      about ")
-    code, printed, _ = run(f"{line} --memory-budget 5KB --json")
+    code, printed, _ = run(f"{line} --memory-budget 9KB --json")
     found = json.loads(printed)
     assert code == 0
     assert (found["cost"]["visits"], found["batches"], found["loads"], found["reason"]) == (visits, 5, 0, None)
@@ -236,7 +265,7 @@ def test_score_gives_the_base_and_a_recipe_beside_it(run: Run, place: Path, mode
     assert found["recipe"]["nll"] == pytest.approx(slung.nll, abs=1e-5)
     assert found["recipe"]["nll_difference"] == pytest.approx(slung.nll - base.nll, abs=1e-5)
     assert Recipe.parse(found["recipe"]["map"]) == recipe
-    assert (found["tokens"], found["data"]["windows"]) == (75, [0, 5])
+    assert (found["tokens"], found["data"]["windows"]) == (75, "0:5")
     assert found["convention"] == {"name": "window", "window": 16, "bos": False}
 
     code, text, _ = run(f"score {ON_DATA} --windows 5 --recipe six.json")
@@ -399,6 +428,11 @@ WRONG = {
     "search, missing data file": ("search model --data gone.txt --out new", [], "no such file: gone.txt"),
     "search, too few windows": (f"{SEARCH} --windows 90 --out new", [], "cannot split 75 windows"),
     "search, unknown space": (f"{SEARCH} --space best --out new", [], "unknown space 'best': expected block or blocks"),
+    "search, unknown strategy": (f"{SEARCH} --strategy climb --out new", [], "unknown strategy 'climb': expected scan"),
+    "search, a start without refine": (f"{SEARCH} --out new --start 0:6", [], "add --strategy refine"),
+    "search, a start that does not fit": (f"{SEARCH} --out new --strategy refine --start", ["0:9"], "out of range"),
+    "profile, too few windows": ("profile model --data data.txt --window 16 --windows 99 --out new", [], "take(99)"),
+    "profile, folder that is a file": (f"profile {ON_DATA} --out data.txt", [], "the output folder data.txt cannot be"),
     "search, unknown dtype": (f"{SEARCH} --dtype int4 --out new", [], "unknown dtype 'int4'"),
     "search, unknown device": (f"{SEARCH} --device abacus --out new", [], "unknown device 'abacus'"),
     "search, scales that are none": (f"{SEARCH} --scales half --out new", [], "cannot read --scales 'half'"),

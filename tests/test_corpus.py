@@ -1,6 +1,7 @@
 """A corpus is exactly the text it was made from, cut in rows; what cannot be read is told in a line."""
 
 import csv
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -101,7 +102,7 @@ def test_windows_are_the_tokenised_text_cut_in_rows(demo: Any, tmp_path: Path) -
     assert len(expected) % 16 != 0  # so that something is left out at the end
     assert corpus.windows.tolist() == [expected[i : i + 16] for i in range(0, len(expected) - 15, 16)]
     assert corpus.windows.dtype == torch.int64
-    assert (corpus.window, len(corpus), corpus.span) == (16, len(expected) // 16, (0, len(expected) // 16))
+    assert (corpus.window, len(corpus), corpus.places) == (16, len(expected) // 16, f"0:{len(expected) // 16}")
     assert [row.tolist() for row in corpus] == corpus.windows.tolist()
 
 
@@ -388,9 +389,9 @@ def ten(tmp_path: Path, tokenizer: Any) -> Corpus:
 
 def test_parts_are_disjoint_neighbours_of_one_text(ten: Corpus) -> None:
     first, second, third = ten.split(4, 1, 3)
-    assert [part.span for part in (first, second, third)] == [(0, 4), (4, 5), (5, 8)]
+    assert [part.places for part in (first, second, third)] == ["0:4", "4", "5:8"]
     for part in (first, second, third):
-        start, stop = part.span
+        start, stop = part.numbers[0], part.numbers[-1] + 1
         assert part.windows.tolist() == ten.windows[start:stop].tolist()
         assert part.documents == ten.documents[start:stop]
         assert (part.sha256, part.source, part.bos) == (ten.sha256, ten.source, ten.bos)
@@ -398,12 +399,12 @@ def test_parts_are_disjoint_neighbours_of_one_text(ten: Corpus) -> None:
 
 def test_a_part_of_a_part_keeps_its_place_in_the_text(ten: Corpus) -> None:
     part = ten.split(4, 6)[1].split(2, 3)[1].take(2)
-    assert part.span == (6, 8)
+    assert part.places == "6:8"
     assert part.windows.tolist() == ten.windows[6:8].tolist()
 
 
 def test_take_is_the_first_windows(ten: Corpus) -> None:
-    assert ten.take(3).span == (0, 3)
+    assert ten.take(3).places == "0:3"
     assert ten.take(3).windows.tolist() == ten.windows[:3].tolist()
     assert ten.take(len(ten)).windows.tolist() == ten.windows.tolist()
 
@@ -422,7 +423,113 @@ def test_split_reaches_no_further_than_there_are_windows(sizes: tuple[int, ...],
 
 
 def test_a_corpus_shows_itself_in_a_line(ten: Corpus) -> None:
-    assert repr(ten.split(4, 6)[1]) == "Corpus(rows.jsonl: windows 4–9 of 4 tokens)"
+    assert repr(ten.split(4, 6)[1]) == "Corpus(rows.jsonl: windows 4:10 of 4 tokens)"
+
+
+# ---- windows to search on, and windows to judge by
+
+
+def of_documents(lengths: list[int], window: int = 4) -> Corpus:
+    """Windows of documents of so many tokens, each token of which is its document's number."""
+    tokens = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    windows = tokens[: len(tokens) // window * window].reshape(-1, window)
+    return Corpus(
+        windows=windows,
+        documents=tuple(windows[:, 0].tolist()),
+        last_documents=tuple(windows[:, -1].tolist()),
+        source="numbers",
+        slice=None,
+        sha256="5e",
+        bos=False,
+    )
+
+
+def text_of(corpus: Corpus) -> set[int]:
+    """The documents whose tokens are in it."""
+    return set(corpus.windows.flatten().tolist())
+
+
+def test_a_window_ends_in_the_document_of_its_last_token(tmp_path: Path, tokenizer: Any) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", ["aaaa", "bb", "cccccc", "d"])  # they begin at 0, 6, 10 and 18
+    corpus = Corpus.load(rows, tokenizer, window=5)
+    assert (corpus.documents, corpus.last_documents) == ((0, 0, 2), (0, 1, 2))
+    corpus = Corpus.load(rows, tokenizer, window=9)
+    assert (corpus.documents, corpus.last_documents) == ((0, 1), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "search", "held_out"),
+    [
+        ([9] * 40, 12, 24),
+        ([3] * 80, 8, 12),
+        ([200, 40, 40], 8, 20),
+        ([400, 400], 40, 40),
+        ([2, 50, 3, 7, 90] * 9, 20, 50),
+    ],
+    ids=["middling", "short", "unequal", "two", "mixed"],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_no_document_is_in_both_parts(lengths: list[int], search: int, held_out: int, seed: int) -> None:
+    corpus = of_documents(lengths)
+    parts = corpus.hold_out(search, held_out, seed=seed)
+    assert tuple(map(len, parts)) == (search, held_out)
+    assert not text_of(parts[0]) & text_of(parts[1])
+    assert parts[0].shared_documents(parts[1]) == parts[0].shared_tokens(parts[1]) == 0
+    for part in parts:
+        assert torch.equal(part.windows, corpus.windows[list(part.numbers)])
+        assert part.documents == tuple(part.windows[:, 0].tolist())
+        assert part.last_documents == tuple(part.windows[:, -1].tolist())
+        assert len(set(part.numbers)) == len(part)
+
+
+def test_each_document_gives_one_window_before_any_gives_two() -> None:
+    seen, unseen = of_documents([20] * 30).hold_out(9, 12)
+    assert len(set(seen.documents)) == 9
+    assert len(set(unseen.documents)) == 12
+    many, _ = of_documents([20] * 30).hold_out(30, 30)
+    assert len(set(many.documents)) >= 13
+    assert len(set(many.documents[:10])) == 10  # and neighbours are of different ones
+
+
+def test_the_same_seed_draws_the_same_parts_and_another_others() -> None:
+    corpus = of_documents([9] * 40)
+    drawn = {seed: [part.numbers for part in corpus.hold_out(8, 8, seed=seed)] for seed in (0, 1)}
+    assert drawn[0] == [part.numbers for part in corpus.hold_out(8, 8)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("lengths", [[400], [300, 9]])
+def test_where_documents_are_too_few_the_parts_follow_one_another(lengths: list[int]) -> None:
+    seen, unseen = of_documents(lengths).hold_out(20, 30)
+    assert (seen.places, unseen.places) == ("0:20", "20:50")
+    assert seen.shared_documents(unseen) == 1
+    assert seen.shared_tokens(unseen) == 0
+
+
+def test_hold_out_reaches_no_further_than_there_are_windows() -> None:
+    with pytest.raises(CorpusError, match=r"cannot split 100 windows of 4 tokens into 60 \+ 50"):
+        of_documents([400]).hold_out(60, 50)
+
+
+def test_tokens_that_both_have_are_counted_also_of_windows_of_two_lengths() -> None:
+    four, six = of_documents([100]), of_documents([100], window=6)
+    assert four.part(0, 3).shared_tokens(six.part(1, 3)) == 6  # tokens 0 … 11 and 6 … 17
+    assert four.part(0, 3).shared_tokens(six.part(2, 3)) == 0
+    other = dataclasses.replace(four, sha256="6f")
+    assert four.shared_tokens(other) == four.shared_documents(other) == 0
+
+
+def test_the_hash_of_the_tokens_is_of_these_windows_in_this_order() -> None:
+    corpus = of_documents([9] * 4)
+    tokens = b"".join(int(token).to_bytes(8, "little") for token in corpus.take(3).windows.flatten())
+    assert corpus.take(3).tokens_sha256 == hashlib.sha256(tokens).hexdigest()
+    assert corpus.part(1, 3).tokens_sha256 != corpus.part(0, 2).tokens_sha256
+
+
+def test_places_are_told_as_ranges_in_their_order() -> None:
+    corpus = of_documents([40])
+    picked = [corpus._at(places).places for places in ([3], [0, 1, 2], [7, 3, 4, 5, 1], [2, 1, 0])]
+    assert picked == ["3", "0:3", "7, 3:6, 1", "2, 1, 0"]
 
 
 @pytest.mark.parametrize("rows", [[None, "abcd"], ["abcd", None], ["abcd", None, "ef"]])

@@ -372,7 +372,13 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.integers(0, 10**12)
 MAYBE_TEXT = st.none() | TEXT
 DATA = st.builds(
-    Data, source=TEXT, slice=MAYBE_TEXT, sha256=TEXT, windows=st.none() | st.tuples(st.integers(), st.integers())
+    Data,
+    source=TEXT,
+    slice=MAYBE_TEXT,
+    sha256=TEXT,
+    windows=MAYBE_TEXT,
+    tokens_sha256=MAYBE_TEXT,
+    documents=st.none() | COUNT,
 )
 MEASUREMENT = st.builds(
     Measurement,
@@ -431,7 +437,8 @@ def test_the_layout_of_the_design_is_read_and_written() -> None:
     assert (recipe.scores[0].interval95, recipe.scores[0].convention.window) == ((-0.02, 0.0), 512)
     assert recipe.search == Origin(study="night", trial=17, space="blocks", sampler="TPESampler", trials=200, seed=0)
     written = json.loads(recipe.to_json())
-    assert written["scores"][0]["data"].pop("windows") is None  # the one key that the design's example lacks
+    for key in ("windows", "tokens_sha256", "documents"):  # which the design's example lacks
+        assert written["scores"][0]["data"].pop(key) is None
     assert written == json.loads(DESIGN_FILE)
     assert list(written) == list(json.loads(DESIGN_FILE))
 

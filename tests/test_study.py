@@ -18,24 +18,26 @@ import pytest
 import torch
 from optuna import Study
 from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 from scipy import stats
 from tiny_models import VOCABULARY, tiny_model
 from tqdm import tqdm
 
 from david import report, table
+from david import study as study_module
 from david.corpus import Corpus
 from david.engine import Engine, score_recipes
-from david.errors import ScoreError, SearchError, SlingError
+from david.errors import RecipeError, ScoreError, SearchError, SlingError
 from david.layers import find
 from david.racing import RacingPruner
 from david.recipe import Recipe
-from david.rounds import Run, play
+from david.rounds import Run, _estimate, play
 from david.score import Score, perplexity
 from david.sling import sling, slung
 from david.space import Block, Blocks, all_blocks
 from david.stack import stacked
 from david.store import open_study
+from david.strategy import Refine, Scan
 from david.study import search
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -75,7 +77,7 @@ class Counting:
         self.__name__ = "perplexity"
 
     def __call__(self, model: Any, corpus: Corpus) -> Score:
-        self.spans.append(corpus.span)
+        self.spans.append((corpus.numbers[0], corpus.numbers[-1] + 1))
         if self.instead is not None and len(self.spans) == self.at:
             self.instead()
         return perplexity(model, corpus)
@@ -424,6 +426,21 @@ def test_ctrl_c_in_the_base_leaves_a_study_that_scores_it_at_the_next_call(tiny:
     assert BASE in recipes_of(scored(study))
 
 
+def test_ctrl_c_in_the_base_before_a_queue_does_not_put_it_last(tiny: Any, corpus: Corpus) -> None:
+    queue, study = all_blocks(6, 2), optuna.create_study(sampler=RandomSampler(seed=0))
+    for objective in (Counting(at=1, instead=interrupt), Counting()):
+        run(tiny, corpus, study=study, space=Block(max_length=2), queue=queue, objective=objective, n_trials=5)
+    assert set(recipes_of(scored(study))) == {BASE, *map(str, queue[:4])}
+
+
+def test_a_batch_with_something_new_in_it_does_not_use_a_space_up(
+    tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = study_module.play
+    monkeypatch.setattr(study_module, "play", lambda *args, **kw: [*played(*args, **kw), *["duplicate"] * 250])
+    assert len(scored(run(tiny, corpus, objective=visits, n_trials=6, batch=3))) == 6
+
+
 def test_ctrl_c_in_a_queue_leaves_a_study_that_takes_it_up_at_the_next_call(tiny: Any, corpus: Corpus) -> None:
     queue, space = all_blocks(6, 2), Block(max_length=2)
     study = optuna.create_study(sampler=RandomSampler(seed=0))
@@ -481,11 +498,11 @@ def other_model() -> Any:
         ("model", other_model, ["base", "fingerprint"]),
         ("model", lambda: tiny_model("llama", num_hidden_layers=5), ["'num_layers': 6", "'num_layers': 5"]),
         ("corpus", lambda: whole_corpus("another", 2).take(3), ["search data", "'random'", "'another'"]),
-        ("corpus", lambda: whole_corpus().take(2), ["search data", "[0, 3]", "[0, 2]"]),
+        ("corpus", lambda: whole_corpus().take(2), ["search data", "'0:3'", "'0:2'"]),
         ("space", lambda: Blocks(count=2), ["space", "Block(max_length=2", "Blocks(count=2"]),
         ("space", lambda: Block(max_length=3), ["space", "Block(max_length=2", "Block(max_length=3"]),
         ("objective", lambda: visits, ["objective", "perplexity", "visits"]),
-        ("held_out", lambda: whole_corpus().split(3, 8, 4)[2], ["held out data", "[3, 12]", "[11, 15]"]),
+        ("held_out", lambda: whole_corpus().split(3, 8, 4)[2], ["held out data", "'3:12'", "'11:15'"]),
     ],
     ids=["weights", "depth", "corpus", "windows", "space", "options", "objective", "held-out"],
 )
@@ -511,6 +528,16 @@ def test_search_windows_among_the_held_out_ones_are_refused(shared: tuple[int, i
     with pytest.raises(SearchError, match="overlap"):
         run(tiny, corpus, held_out=overlapping, objective=objective, n_trials=3)
     assert objective.spans == []
+
+
+def test_parts_of_one_document_are_told_of(tiny: Any, corpus: Corpus, capsys: pytest.CaptureFixture[str]) -> None:
+    one = dataclasses.replace(whole_corpus(), documents=(0,) * 24, last_documents=(0,) * 24)
+    seen, unseen = one.hold_out(3, 9)
+    run(tiny, seen, held_out=unseen, n_trials=2)
+    assert "are parts of one document" in capsys.readouterr().err
+    seen, unseen = whole_corpus().hold_out(3, 9)
+    run(tiny, seen, held_out=unseen, n_trials=2)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("place", ["run", "run/deeper"])
@@ -540,9 +567,13 @@ def test_the_best_of_the_search_are_measured_once_on_held_out_windows(
         f"held_out:{t.number}" for t in [study.trials[0], *others[:3]]
     }
 
+    assert table.looks(study) == 1
+
     run(tiny, corpus, n_trials=8, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4}
+    assert table.looks(study) == 1
     run(tiny, corpus, n_trials=14, **options)
+    assert table.looks(study) == 2
     judged = sum(key.startswith("held_out:") for key in study.user_attrs)
     assert Counter(objective.spans) == {(0, 3): 14, (3, 12): judged}
 
@@ -583,7 +614,7 @@ def test_best_json_states_the_scores_that_a_really_stacked_copy_has(
         assert math.log(stated.base) == pytest.approx(base, abs=1e-5)
         assert stated.nll_difference == pytest.approx(ours - base, abs=1e-5)
         assert stated.tokens == len(data) * (WINDOW - 1)
-        assert (stated.data.sha256, stated.data.windows) == (data.sha256, data.span)
+        assert (stated.data.sha256, stated.data.windows) == (data.sha256, data.places)
         assert (stated.convention.name, stated.convention.window) == ("window", WINDOW)
     assert (searched.held_out, unseen.held_out) == (False, True)
     trial = study.trials[best.search.trial]
@@ -629,11 +660,42 @@ def test_a_queue_is_taken_up_where_it_was_left(tiny: Any, corpus: Corpus) -> Non
     assert len(objective.spans) == 12
 
 
-def test_a_queue_that_the_space_cannot_say_is_refused(tiny: Any, corpus: Corpus) -> None:
-    study = optuna.create_study(sampler=TPESampler(seed=0))
-    with pytest.raises(SearchError, match=r"the recipe 0:2, 5 in the queue cannot be said in this space"):
-        run(tiny, corpus, space="block", queue=[Recipe((0, 1, 5))], study=study, n_trials=5)
-    assert scored(study) == []
+def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
+    tiny: Any, corpus: Corpus, held_out: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = run(tiny, corpus, strategy=Scan(2), space=Block(max_length=2), n_trials=50, held_out=held_out)
+    assert recipes_of(study.trials) == [BASE, *map(str, all_blocks(6, 2))]
+    assert all(trial.params for trial in study.trials)
+    assert capsys.readouterr().err == "the strategy is at its end: 12 recipes scored\n"
+    assert len(table.judged(study)) == 5
+    more = run(tiny, corpus, strategy=Refine(steps=["drop"]), space=Block(max_length=2), n_trials=14, study=study)
+    refined = [trial for trial in more.trials[12:] if trial.state == TrialState.COMPLETE]
+    assert [Recipe.parse(recipe).repeat_map for recipe in recipes_of(refined)] == [(1, 2, 3, 4, 5), (0, 2, 3, 4, 5)]
+    assert not any(trial.params for trial in refined)
+
+
+def test_a_sampler_goes_on_behind_recipes_that_its_space_cannot_say(tiny: Any, corpus: Corpus) -> None:
+    study = run(tiny, corpus, strategy="refine", n_trials=4)
+    for sampler in ("tpe", "random"):
+        run(tiny, corpus, study=study, sampler=sampler, n_trials=len(scored(study)) + 12)
+    assert len(scored(study)) == 28
+
+
+def test_a_recipe_that_the_space_cannot_say_can_be_queued_all_the_same(tiny: Any, corpus: Corpus) -> None:
+    odd = [Recipe((0, 1, 5)), Recipe((5, 4, 3), (1, 0.5, -1))]
+    study = run(tiny, corpus, space="block", queue=[odd[0], Recipe.parse("0:3, 2:6"), odd[1]], n_trials=6)
+    assert recipes_of(scored(study))[:4] == [BASE, str(odd[0]), "0:3, 2:6", str(odd[1])]
+    assert [bool(trial.params) for trial in study.trials[:4]] == [True, False, True, False]
+    assert [scored(study)[1].value, scored(study)[3].value] == [x.nll for x in score_recipes(tiny, odd, corpus)]
+    again = run(tiny, corpus, space="block", queue=odd, n_trials=6, study=study)
+    assert len(again.trials) == len(study.trials)
+
+
+def test_a_queued_recipe_that_does_not_fit_is_refused_before_anything_is_scored(tiny: Any, corpus: Corpus) -> None:
+    study = optuna.create_study()
+    with pytest.raises(RecipeError, match="layer 6 is out of range"):
+        run(tiny, corpus, queue=[Recipe((0, 6))], study=study, n_trials=5)
+    assert study.trials == []
 
 
 @pytest.fixture
@@ -745,8 +807,8 @@ def test_windows_of_another_length_that_share_tokens_are_refused(tiny: Any, corp
 
 
 def test_a_refused_model_or_queue_leaves_no_study(corpus: Corpus, tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(SearchError, match="cannot be said"):
-        run(tiny, corpus, space=Block(), queue=[Recipe.parse("0:3, 5")], n_trials=2, out=tmp_path / "new")
+    with pytest.raises(RecipeError, match="out of range"):
+        run(tiny, corpus, space=Block(), queue=[Recipe.parse("0:3, 6")], n_trials=2, out=tmp_path / "new")
     tiny.config.model_type = "unheard_of"
     with pytest.raises(SlingError, match="unheard_of"):
         run(tiny, corpus, n_trials=2, out=tmp_path / "new")
@@ -843,7 +905,7 @@ def rounds_of(tiny: Any, study: Study, racing: Any, recipes: list[Recipe]) -> No
     windows, _ = whole_corpus().split(8, 4)
     study.pruner = racing
     engine, left = Engine(tiny, windows, rung=2), iter(recipes)
-    run = Run(tiny, Engine, engine, lambda *_: next(left), 0, None, racing=True, by_hand=False)
+    run = Run(tiny, Engine, engine, lambda *_: next(left), None, 0, None, racing=True, by_hand=False)
     play(study, run, len(recipes), expect=lambda _: None, done=lambda _: None)
 
 
@@ -856,6 +918,28 @@ class After(optuna.pruners.BasePruner):
     def prune(self, study: Study, trial: FrozenTrial) -> bool:  # noqa: ARG002
         self.call()
         return True
+
+
+def test_what_a_race_writes_can_be_read_at_any_moment_by_another_worker(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, set_user_attr = RacingPruner(finalists=1), Trial.set_user_attr
+
+    def write_and_let_another_judge(trial: Trial, name: str, value: Any) -> None:
+        set_user_attr(trial, name, value)
+        for each in trial.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            read.prune(trial.study, each)
+
+    monkeypatch.setattr(Trial, "set_user_attr", write_and_let_another_judge)
+    study = run(tiny, whole_corpus().split(8, 4)[0], n_trials=6, pruner="race", batch=3)
+    assert len(scored(study)) == 6
+
+
+def test_where_the_base_is_infinite_what_is_dropped_is_still_not_the_best() -> None:
+    base = create_trial(value=math.inf, user_attrs={"window_nll": [math.inf, 30.0], "window_tokens": [10, 10]})
+    dropped = Score((math.inf, 10.0), (10, 10), (0, 1), "window")
+    assert _estimate(dropped, base, best=2.0) > 2.0
+    assert _estimate(Score((5.0,), (10,), (0,), "window"), base, best=2.0) > 2.0
 
 
 def test_a_race_drops_nothing_before_the_base_is_known(tiny: Any) -> None:

@@ -46,12 +46,18 @@ def stack(base, repeat_map, scales):
     return model
 
 
+def numbers(windows):
+    """The numbers that half-open ranges such as "7, 3, 20:22" stand for."""
+    for part in windows.split(","):
+        start, _, stop = part.partition(":")
+        yield from range(int(start), int(stop or int(start) + 1))
+
+
 def mean_nll(model, tokens, score):
     """Mean NLL in nats of the tokens that a score of convention `window` says it scored."""
     length = score["convention"]["window"]
     total, count = 0.0, 0
-    first, last = score["data"]["windows"]
-    for number in range(first, last):
+    for number in numbers(score["data"]["windows"]):
         row = torch.tensor(tokens[number * length : (number + 1) * length])[None]
         with torch.no_grad():
             logits = model(row, use_cache=False).logits[0, :-1]

@@ -1,0 +1,181 @@
+"""Ways to search that need no sampler: a full scan, a beam over blocks, refinement by neighbours.
+
+A strategy is any function `(study, n_layers) → recipes` that says what to score next, and nothing where it is at its
+end. These here keep no state of their own: all they go by is what the study has scored, so that a search can be killed
+and taken up, and several workers can share one.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import pairwise
+
+from optuna import Study
+from optuna.trial import TrialState
+
+from david import table
+from david.errors import SearchError
+from david.neighbours import STEPS, neighbours
+from david.recipe import Recipe
+from david.space import all_blocks, blocks_of, longest_block
+
+Strategy = Callable[[Study, int], Sequence[Recipe]]
+
+_MERGED = 8  # improvements that are tried together at most
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Every block of up to `max_length` layers run twice; left out, a quarter of the base's layers."""
+
+    max_length: int | None = None
+
+    def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
+        """What is not scored yet."""
+        return _new(all_blocks(n_layers, longest_block(self.max_length, n_layers)), _scored(study))
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A scan of single blocks, then the `width` best with another of the best stacked on, as long as that helps.
+
+    A recipe of k blocks comes from the best of k − 1. `max_visits` bounds how deep a recipe becomes.
+    """
+
+    width: int = 8
+    max_length: int | None = None
+    max_visits: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise SearchError(f"a beam needs a width of at least 1; got {self.width}")
+
+    def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
+        """The next level, where the one before is scored."""
+        scored = _scored(study)
+        singles = all_blocks(n_layers, longest_block(self.max_length, n_layers))
+        level = [recipe for recipe in singles if self.max_visits is None or len(recipe) <= self.max_visits]
+        best_singles = _best(level, scored, self.width)
+        before = scored.get(Recipe.identity(n_layers), math.inf)
+        while not (new := _new(level, scored)):
+            beam = _best(level, scored, self.width)
+            if not beam or scored[beam[0]] >= before:
+                return []
+            before = scored[beam[0]]
+            level = list(dict.fromkeys(self._stacked(beam, best_singles, n_layers)))
+        return new
+
+    def _stacked(self, beam: Sequence[Recipe], singles: Sequence[Recipe], n_layers: int) -> Iterator[Recipe]:
+        for recipe in beam:
+            for single in singles:
+                parts = sorted((blocks_of(recipe, n_layers) or []) + (blocks_of(single, n_layers) or []))
+                both = Recipe.from_blocks(n_layers, parts)
+                if self.max_visits is None or len(both) <= self.max_visits:
+                    yield both
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Hill climbing from `start` (left out, from the base): to the best neighbour, again and again.
+
+    After the neighbours of a recipe come its improvements put together, the best two, the best three, and so on; the
+    best of all is where it goes on. `steps` are kinds of neighbours (see `neighbours.STEPS`), which are tried kind by
+    kind: the next one where none before has helped. It is at its end where no neighbour is better.
+    """
+
+    start: Recipe | None = None
+    steps: Collection[str] = STEPS
+    max_visits: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.steps) - set(STEPS))
+        if unknown or not self.steps:
+            raise SearchError(f"unknown steps {unknown}: expected some of {', '.join(STEPS)}")
+
+    def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
+        """The neighbours of where it stands, or their best ones put together."""
+        scored = _scored(study)
+        here = self.start or Recipe.identity(n_layers)
+        while True:
+            if here not in scored:
+                return [here]
+            for step in self.steps:
+                around = neighbours(here, n_layers, steps={step}, max_visits=self.max_visits)
+                if new := _new(around, scored):
+                    return new
+                better = [recipe for recipe in _best(around, scored, _MERGED) if scored[recipe] < scored[here]]
+                if better:
+                    break
+            else:
+                return []
+            together = list(_merged(here, better, self.max_visits))
+            if new := _new(together, scored):
+                return new
+            here = min([*better, *together], key=scored.__getitem__)
+
+
+def singles(n_layers: int) -> list[Recipe]:
+    """Each layer run twice, and each left out: a queue with which a search begins to know a model.
+
+    Example:
+        >>> [str(recipe) for recipe in singles(2)]
+        ['0, 0:2', '0:2, 1', '1', '0']
+    """
+    base = list(range(n_layers))
+    skips = [Recipe([*base[:layer], *base[layer + 1 :]]) for layer in base if n_layers > 1]
+    return [*all_blocks(n_layers, 1), *skips]
+
+
+def named(
+    name: str, *, max_length: int | None = None, max_visits: int | None = None, start: Recipe | None = None
+) -> Strategy:
+    """The strategy that a name on the command line stands for: `scan`, `beam` or `refine`."""
+    if start is not None and name != "refine":
+        raise SearchError(f"only refine starts from a recipe; got it with {name}")
+    match name:
+        case "scan":
+            return Scan(max_length)
+        case "beam":
+            return Beam(max_length=max_length, max_visits=max_visits)
+        case "refine":
+            return Refine(start, max_visits=max_visits)
+    raise SearchError(f"unknown strategy {name!r}: expected scan, beam or refine")
+
+
+def _scored(study: Study) -> dict[Recipe, float]:
+    """The NLL of each recipe that a study has scored; infinity where it cannot be."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    refused = [trial.user_attrs["recipe"] for trial in failed if {"recipe", "error"} <= trial.user_attrs.keys()]
+    scored = {trial.user_attrs["recipe"]: table.value_of(trial) for trial in table.complete(study)}
+    return {Recipe.parse(notation): nll for notation, nll in (dict.fromkeys(refused, math.inf) | scored).items()}
+
+
+def _new(recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
+    return [recipe for recipe in recipes if recipe not in scored]
+
+
+def _best(recipes: Sequence[Recipe], scored: Mapping[Recipe, float], n: int) -> list[Recipe]:
+    """The n with the lowest NLL, lowest first."""
+    return sorted((recipe for recipe in recipes if recipe in scored), key=scored.__getitem__)[:n]
+
+
+def _merged(here: Recipe, better: Sequence[Recipe], max_visits: int | None) -> Iterator[Recipe]:
+    """What the best two, three … improvements of a recipe make together, where they change it in different places."""
+    visits = list(here)
+    taken: list[tuple[int, int, list[tuple[int, float]]]] = []
+    for number, other in enumerate(better):
+        theirs = list(other)
+        codes = SequenceMatcher(None, visits, theirs, autojunk=False).get_opcodes()
+        edits = [(low, high, theirs[start:stop]) for code, low, high, start, stop in codes if code != "equal"]
+        both = sorted([*taken, *edits], key=lambda edit: edit[:2])
+        if any(after[0] < before[1] or after[:2] == before[:2] for before, after in pairwise(both)):
+            continue
+        taken = both
+        if number:
+            made = visits.copy()
+            for low, high, part in reversed(taken):
+                made[low:high] = part
+            if made and (max_visits is None or len(made) <= max_visits):
+                layers, scales = zip(*made, strict=True)
+                yield Recipe(layers, scales)
