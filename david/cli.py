@@ -35,14 +35,17 @@ from david.options import (
     HeldOut,
     Json,
     MaxLength,
+    MaxVisits,
     MemoryBudget,
     Model,
     Out,
     Pruner,
     Ratios,
     RecipeOption,
+    Scales,
     Seed,
     Slice,
+    Space,
     Start,
     Storage,
     StrategyName,
@@ -73,11 +76,10 @@ def search(
     held_out: HeldOut = 24,
     convention: ConventionOption = Convention.window,
     bos: Bos = None,
-    space: Annotated[str, typer.Option(help="block or blocks.")] = "blocks",
-    scales: Annotated[
-        str | None, typer.Option(help="Range of the repeats' strength: '0.1:1'; left out, plain.")
-    ] = None,
+    space: Space = "blocks",
+    scales: Scales = None,
     max_length: MaxLength = None,
+    max_visits: MaxVisits = None,
     sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or qmc.")] = "tpe",
     trials: Annotated[int, typer.Option(min=1, help="Distinct recipes to score in all, the base included.")] = 40,
     seed: Seed = 0,
@@ -103,7 +105,8 @@ def search(
     from david.strategy import singles
 
     check_folder(out)
-    wanted = named(space, scales=None if scales is None else as_range(scales, "--scales"), max_length=max_length)
+    strengths = None if scales is None else as_range(scales, "--scales")
+    wanted = named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
 
     from david.sling import base_depth
     from david.study import search as run_search
@@ -120,7 +123,7 @@ def search(
         n_trials=trials,
         out=out,
         queue=singles(n_layers) if warm_start else (),
-        strategy=strategy_of(strategy, start, max_length, n_layers),
+        strategy=strategy_of(strategy, start, max_length, max_visits, n_layers),
         storage=storage,
         study_name=study,
         sampler=sampler,

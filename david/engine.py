@@ -64,8 +64,9 @@ def score_recipes(
     worth = saved > _CHECK_PASSES * base_depth(model) or memory.is_offloaded(base_layers(model))
     engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget, shared=worth)
     scores = []
-    with tqdm(total=engine.work(recipes), unit="visit", unit_scale=True, disable=not progress) as bar:
-        for outcome in engine.outcomes(recipes, done=lambda work: bar.update(min(work, bar.total - bar.n))):
+    whole = engine.work(recipes)
+    with tqdm(total=whole, unit="visit", unit_scale=True, disable=not progress) as bar:
+        for outcome in engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n))):
             if isinstance(outcome, DavidError):
                 raise outcome
             scores.append(outcome)

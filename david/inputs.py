@@ -73,7 +73,9 @@ def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, load
     return wanted
 
 
-def strategy_of(name: str | None, start: str | None, max_length: int | None, n_layers: int) -> "Strategy | None":
+def strategy_of(
+    name: str | None, start: str | None, max_length: int | None, max_visits: int | None, n_layers: int
+) -> "Strategy | None":
     """What `--strategy` and the options beside it stand for, for a base of so many layers."""
     from david.recipe import Recipe
     from david.strategy import named
@@ -85,7 +87,7 @@ def strategy_of(name: str | None, start: str | None, max_length: int | None, n_l
     begin = None if start is None else Recipe.of(start)
     if begin is not None:
         begin.check(n_layers)
-    return named(name, max_length=max_length, start=begin)
+    return named(name, max_length=max_length, max_visits=max_visits, start=begin)
 
 
 def tell_other_weights(wanted: "Recipe", loaded: Any) -> None:

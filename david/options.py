@@ -36,7 +36,6 @@ Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead
 StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
 Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
 Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers.")]
 StrategyName = Annotated[
     str | None, typer.Option("--strategy", help="scan, beam or refine in the sampler's place; left out, the sampler.")
 ]
@@ -44,6 +43,19 @@ Start = Annotated[
     str | None, typer.Option(help="Where refine starts: a recipe JSON, or its notation; left out, the base.")
 ]
 WarmStart = Annotated[bool, typer.Option("--warm-start", help="Begin with each layer repeated, and each left out.")]
+Space = Annotated[str, typer.Option(help="block, blocks, windows, ratios, visits or removal.")]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        help="Range of strengths: '0.1:1', '-0.5:1.5'; of repeats, or of what removal damps; left out, plain."
+    ),
+]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers (a window: half of them).")
+]
+MaxVisits = Annotated[
+    int | None, typer.Option(min=1, help="Visits of the deepest recipe; repeats that come too late are left out.")
+]
 Batch = Annotated[
     int | None, typer.Option(min=1, help="Recipes asked for and scored together; left out, what suits the search.")
 ]

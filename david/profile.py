@@ -63,7 +63,7 @@ def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = Non
 
 
 def _compared(model: nn.Module, corpus: Corpus) -> tuple[Tensor, Tensor]:
-    """Mean cosines and angles (half turns) of the states before layers 0 … N − 1 and behind the last: `[N + 1, N + 1]`."""
+    """Mean cosines and angles (half turns) of the states before each layer and behind the last: `[N + 1, N + 1]`."""
     n_states = base_depth(model) + 1
     cosines, angles = torch.zeros(2, n_states, n_states, dtype=torch.float64)
     tokens = 0

@@ -6,7 +6,7 @@ and taken up, and several workers can share one.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
@@ -22,6 +22,7 @@ from david.space import all_blocks, blocks_of, longest_block
 
 Strategy = Callable[[Study, int], Sequence[Recipe]]
 
+_STEPS = ("drop", "add", "swap", "scale", "grow", "shrink", "shift", "move", "cut", "repeat")  # few and telling first
 _MERGED = 8  # improvements that are tried together at most
 
 
@@ -80,12 +81,12 @@ class Refine:
     """Hill climbing from `start` (left out, from the base): to the best neighbour, again and again.
 
     After the neighbours of a recipe come its improvements put together, the best two, the best three, and so on; the
-    best of all is where it goes on. `steps` are kinds of neighbours (see `neighbours.STEPS`), which are tried kind by
+    best of all is where it goes on. `steps` are kinds of neighbours (see `david.neighbours`), which are tried kind by
     kind: the next one where none before has helped. It is at its end where no neighbour is better.
     """
 
     start: Recipe | None = None
-    steps: Collection[str] = STEPS
+    steps: Sequence[str] = _STEPS
     max_visits: int | None = None
 
     def __post_init__(self) -> None:
@@ -122,8 +123,8 @@ def singles(n_layers: int) -> list[Recipe]:
         >>> [str(recipe) for recipe in singles(2)]
         ['0, 0:2', '0:2, 1', '1', '0']
     """
-    base = list(range(n_layers))
-    skips = [Recipe([*base[:layer], *base[layer + 1 :]]) for layer in base if n_layers > 1]
+    base = range(n_layers)
+    skips = [Recipe((*base[:layer], *base[layer + 1 :])) for layer in base if n_layers > 1]
     return [*all_blocks(n_layers, 1), *skips]
 
 

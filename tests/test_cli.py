@@ -167,6 +167,30 @@ def test_search_takes_a_space_with_scales_a_sampler_and_a_convention(run: Run, p
     assert [score.tokens for score in best.scores] == [3 * 7, 4 * 7]
 
 
+@pytest.mark.parametrize(
+    ("space", "options", "deepest"),
+    [
+        ("blocks", "--max-visits 7", 7),
+        ("windows", "--max-length 4 --scales -0.5:1.5 --max-visits 8", 8),
+        ("ratios", "--max-visits 9", 9),
+        ("visits", "--scales 1:2", 12),
+        ("removal", "--max-length 2 --scales 0:1.5", 6),
+    ],
+)
+def test_search_takes_every_space_and_a_cap_on_depth(
+    space: str, options: str, deepest: int, run: Run, place: Path
+) -> None:
+    name = f"run-{space}"
+    code, _, err = run(f"{SEARCH.replace('--out run', f'--out {name}')} --space {space} {options} --trials 4")
+    assert code == 0, err
+    trials = pd.read_csv(place / name / "trials.csv")
+    best = Recipe.load(place / name / "best.json")
+    assert best.search is not None
+    assert best.search.space == space
+    assert trials["recipe"][0] == "0:6"
+    assert max(len(Recipe.parse(recipe)) for recipe in trials["recipe"]) <= deepest
+
+
 def test_search_keeps_its_study_in_a_storage_of_ones_own(run: Run, place: Path) -> None:
     code, _, err = run(f"{SEARCH} --out elsewhere2 --storage sqlite:///mine.db --study one --trials 2")
     assert code == 0, err
@@ -427,12 +451,22 @@ WRONG = {
     "search, unknown model": ("search ./nowhere --out new", [], "no such model: './nowhere'"),
     "search, missing data file": ("search model --data gone.txt --out new", [], "no such file: gone.txt"),
     "search, too few windows": (f"{SEARCH} --windows 90 --out new", [], "cannot split 75 windows"),
-    "search, unknown space": (f"{SEARCH} --space best --out new", [], "unknown space 'best': expected block or blocks"),
     "search, unknown strategy": (f"{SEARCH} --strategy climb --out new", [], "unknown strategy 'climb': expected scan"),
     "search, a start without refine": (f"{SEARCH} --out new --start 0:6", [], "add --strategy refine"),
     "search, a start that does not fit": (f"{SEARCH} --out new --strategy refine --start", ["0:9"], "out of range"),
     "profile, too few windows": ("profile model --data data.txt --window 16 --windows 99 --out new", [], "take(99)"),
     "profile, folder that is a file": (f"profile {ON_DATA} --out data.txt", [], "the output folder data.txt cannot be"),
+    "search, unknown space": (
+        f"{SEARCH} --space best --out new",
+        [],
+        "unknown space 'best': expected block, blocks, win",
+    ),
+    "search, option of another space": (
+        f"{SEARCH} --space visits --max-length 3 --out new",
+        [],
+        "the space visits has no max_length: leave it out",
+    ),
+    "search, scales below one step": (f"{SEARCH} --scales 0:0.01 --out new", [], "a multiple of 0.05 apart"),
     "search, unknown dtype": (f"{SEARCH} --dtype int4 --out new", [], "unknown dtype 'int4'"),
     "search, unknown device": (f"{SEARCH} --device abacus --out new", [], "unknown device 'abacus'"),
     "search, scales that are none": (f"{SEARCH} --scales half --out new", [], "cannot read --scales 'half'"),

@@ -284,7 +284,7 @@ def test_a_study_that_does_not_minimise_one_value_is_refused(directions: list[st
 def test_an_unknown_sampler_space_or_storage_is_refused(tiny: Any, corpus: Corpus) -> None:
     with pytest.raises(SearchError, match="unknown sampler 'best': expected one of tpe"):
         run(tiny, corpus, sampler="best", n_trials=3)
-    with pytest.raises(SearchError, match="unknown space 'best': expected block or blocks"):
+    with pytest.raises(SearchError, match="unknown space 'best': expected block, blocks, windows"):
         run(tiny, corpus, space="best", n_trials=3)
     with pytest.raises(SearchError, match="the storage no://thing cannot be used"):
         open_study("no://thing")
