@@ -28,7 +28,8 @@ Asked = tuple[dict[str, Any], str | None]  # the parameters of a trial; or none,
 WANTED = "wanted"  # of a trial: that recipe
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
-    "tpe": optuna.samplers.TPESampler,
+    # in groups: trials of a strategy, which may have no parameters, then leave the joint space of the others alone
+    "tpe": partial(optuna.samplers.TPESampler, group=True),
     "random": optuna.samplers.RandomSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
@@ -81,7 +82,9 @@ def open_for(
 def sampler_named(name: str, seed: int, n_trials: int) -> BaseSampler:
     """A sampler with a seed of its own for a study of so many trials."""
     own = int(np.random.SeedSequence([seed, n_trials]).generate_state(1)[0])
-    return _SAMPLERS[name](seed=own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return _SAMPLERS[name](seed=own)
 
 
 def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from david.models import describe
 from david.recipe import Recipe
 from david.rounds import Run, kept, play
 from david.score import Objective, check_fits, perplexity
-from david.sling import check_recipe
+from david.sling import base_depth, check_recipe
 from david.space import Space, named, params_of
 from david.strategy import Strategy
 from david.strategy import named as strategy_named
@@ -95,8 +95,10 @@ def search(
     space = named(space) if isinstance(space, str) else space
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
     _check_data(model, corpus, held_out)
-    for recipe in queue:
+    n_layers = base_depth(model)
+    for recipe in (Recipe.identity(n_layers), *queue):
         check_recipe(model, recipe)
+        params_of(space, recipe, n_layers)  # raises for a space that does not fit the model
     racing = _racing(pruner, objective, 1 + top)
     scorer = partial(Engine, model, objective=objective, memory_budget=memory_budget, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
@@ -132,19 +134,14 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     scored = len(table.complete(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while scored < n_trials:
+            store.reclaim(study, unsigned=not run.by_hand)
+            if ended := _ended(study, run, stale):
+                say(f"{ended}, {scored} recipes scored")
+                return
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
             n = min(run.recipes_at_once(study), n_trials - scored)
             bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
             bar.set_postfix_str(_standing(study))
-            if stale >= _REPEATS_BEFORE_END:
-                say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
-                return
-            store.reclaim(study, unsigned=not run.by_hand)
-            if run.strategy is not None and store.first_queued(study) is None:
-                if not (recipes := run.strategy(study, run.n_layers)):
-                    say(f"the strategy is at its end: {scored} recipes scored")
-                    return
-                _enqueue(study, run, recipes)
             own = study.sampler
             if stale >= _REPEATS_BEFORE_RANDOM:
                 study.sampler = store.sampler_named("random", run.seed, len(study.get_trials(deepcopy=False)))
@@ -163,6 +160,17 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
             scored = len(table.complete(study))
         bar.total = bar.n
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
+
+
+def _ended(study: Study, run: Run, stale: int) -> str:
+    """Why a search ends here; nothing where it goes on. Where the queue is empty a strategy fills it."""
+    if stale >= _REPEATS_BEFORE_END:
+        return f"the space is used up: nothing new in {stale} proposals"
+    if run.strategy is None or store.first_queued(study) is not None:
+        return ""
+    recipes = run.strategy(study, run.n_layers)
+    _enqueue(study, run, recipes)
+    return "" if recipes else "the strategy is at its end"
 
 
 def _expect(bar: Any, later: float, work: float) -> None:

@@ -37,7 +37,7 @@ from david.sling import sling, slung
 from david.space import Block, Blocks, all_blocks
 from david.stack import stacked
 from david.store import open_study
-from david.strategy import Refine, Scan
+from david.strategy import Refine, Scan, singles
 from david.study import search
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -666,7 +666,7 @@ def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
     study = run(tiny, corpus, strategy=Scan(2), space=Block(max_length=2), n_trials=50, held_out=held_out)
     assert recipes_of(study.trials) == [BASE, *map(str, all_blocks(6, 2))]
     assert all(trial.params for trial in study.trials)
-    assert capsys.readouterr().err == "the strategy is at its end: 12 recipes scored\n"
+    assert capsys.readouterr().err == "the strategy is at its end, 12 recipes scored\n"
     assert len(table.judged(study)) == 5
     more = run(tiny, corpus, strategy=Refine(steps=["drop"]), space=Block(max_length=2), n_trials=14, study=study)
     refined = [trial for trial in more.trials[12:] if trial.state == TrialState.COMPLETE]
@@ -674,11 +674,14 @@ def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
     assert not any(trial.params for trial in refined)
 
 
-def test_a_sampler_goes_on_behind_recipes_that_its_space_cannot_say(tiny: Any, corpus: Corpus) -> None:
-    study = run(tiny, corpus, strategy="refine", n_trials=4)
-    for sampler in ("tpe", "random"):
-        run(tiny, corpus, study=study, sampler=sampler, n_trials=len(scored(study)) + 12)
-    assert len(scored(study)) == 28
+def test_tpe_models_all_slots_together_behind_recipes_that_its_space_cannot_say(tiny: Any, corpus: Corpus) -> None:
+    study = open_study(None)
+    run(tiny, corpus, study=study, space="blocks", queue=singles(6)[6:9], n_trials=4)
+    run(tiny, corpus, study=study, space="blocks", n_trials=16)
+    assert [bool(trial.params) for trial in scored(study)] == [True] + [False] * 3 + [True] * 12
+    trial = study.ask()
+    joint = study.sampler.infer_relative_search_space(study, study.trials[trial.number])
+    assert joint.keys() == {f"{name}_{slot}" for name in ("start", "length", "times") for slot in range(3)}
 
 
 def test_a_recipe_that_the_space_cannot_say_can_be_queued_all_the_same(tiny: Any, corpus: Corpus) -> None:
@@ -809,6 +812,8 @@ def test_windows_of_another_length_that_share_tokens_are_refused(tiny: Any, corp
 def test_a_refused_model_or_queue_leaves_no_study(corpus: Corpus, tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="out of range"):
         run(tiny, corpus, space=Block(), queue=[Recipe.parse("0:3, 6")], n_trials=2, out=tmp_path / "new")
+    with pytest.raises(SearchError, match="max_visits"):
+        run(tiny, corpus, space=Block(max_visits=5), n_trials=2, out=tmp_path / "new")
     tiny.config.model_type = "unheard_of"
     with pytest.raises(SlingError, match="unheard_of"):
         run(tiny, corpus, n_trials=2, out=tmp_path / "new")
