@@ -23,6 +23,7 @@ from david.space import all_blocks, blocks_of, longest_block
 Strategy = Callable[[Study, int], Sequence[Recipe]]
 
 _STEPS = ("drop", "add", "swap", "scale", "grow", "shrink", "shift", "move", "cut", "repeat")  # few and telling first
+_COARSE, _FINE = (0.5, 2.0), (0.75, 1.0, 1.25, 1.5)  # strengths: each visit has a coarse one before any has a fine one
 _MERGED = 8  # improvements that are tried together at most
 
 
@@ -101,8 +102,7 @@ class Refine:
         while True:
             if here not in scored:
                 return [here]
-            for step in self.steps:
-                around = neighbours(here, n_layers, steps={step}, max_visits=self.max_visits)
+            for around in self._around(here, n_layers):
                 if new := _new(around, scored):
                     return new
                 better = [recipe for recipe in _best(around, scored, _MERGED) if scored[recipe] < scored[here]]
@@ -114,6 +114,12 @@ class Refine:
             if new := _new(together, scored):
                 return new
             here = min([*better, *together], key=scored.__getitem__)
+
+    def _around(self, here: Recipe, n_layers: int) -> Iterator[list[Recipe]]:
+        """The neighbours of a recipe, kind by kind."""
+        for step in self.steps:
+            for scales in (_COARSE, _FINE) if step == "scale" else (_FINE,):
+                yield neighbours(here, n_layers, steps={step}, scales=scales, max_visits=self.max_visits)
 
 
 def singles(n_layers: int) -> list[Recipe]:

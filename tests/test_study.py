@@ -676,8 +676,8 @@ def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
 
 def test_tpe_models_all_slots_together_behind_recipes_that_its_space_cannot_say(tiny: Any, corpus: Corpus) -> None:
     study = open_study(None)
-    run(tiny, corpus, study=study, space="blocks", queue=singles(6)[6:9], n_trials=4)
-    run(tiny, corpus, study=study, space="blocks", n_trials=16)
+    run(tiny, corpus, study=study, space=Blocks(max_length=3), queue=singles(6)[6:9], n_trials=4)
+    run(tiny, corpus, study=study, space=Blocks(max_length=3), n_trials=16)
     assert [bool(trial.params) for trial in scored(study)] == [True] + [False] * 3 + [True] * 12
     trial = study.ask()
     joint = study.sampler.infer_relative_search_space(study, study.trials[trial.number])
