@@ -28,11 +28,12 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
 
     The plots are `path.png`, `blocks.png` (where single blocks were scored), `history.png` and `depth.png`. Each file
     is written beside and then renamed. Returns the files. Raises `SearchError` where the folder cannot be written.
+    `page.write` adds the page.
     """
     ready_folder(folder)
     target = Path(folder)
     trials, board, grid = table.trials(study), table.leaderboard(study, top), table.blocks(study)
-    files: dict[str, Callable[[Path], None]] = {
+    files: dict[str, Callable[[Path], object]] = {
         "trials.csv": lambda path: trials.to_csv(path, index=False),
         "leaderboard.csv": lambda path: board.to_csv(path, index=False),
     }
@@ -45,17 +46,19 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
         files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax), (8, 4.5))
     if not grid.empty:
         files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
-    written = []
-    for name, put in files.items():
-        beside = target / f".{os.getpid()}.{name}"
-        try:
-            put(beside)
-            written.append(beside.replace(target / name))
-        except (OSError, RecipeError) as error:
-            raise SearchError(f"cannot write {target / name}: {getattr(error, 'strerror', None) or error}") from None
-        finally:
-            beside.unlink(missing_ok=True)
-    return written
+    return [put(target / name, make) for name, make in files.items()]
+
+
+def put(path: Path, make: Callable[[Path], object]) -> Path:
+    """Have a file made beside its place, then rename it into it; `SearchError` where that fails."""
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        make(beside)
+        return beside.replace(path)
+    except (OSError, RecipeError) as error:
+        raise SearchError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:

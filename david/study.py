@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import david
-from david import report, store, table
+from david import page, report, store, table
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens, say
 from david.errors import DavidError, SearchError
@@ -59,7 +59,7 @@ def search(
     tells the study the mean NLL, to be minimised. The base comes first, the recipes of `queue` next. A
     recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
     comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
-    windows, once. With `out`, that folder gets tables, plots and `best.json` (see `report.write`).
+    windows, once. With `out`, that folder gets tables, plots, `best.json` and a page (see `page.write`).
 
     A `batch` of recipes is asked for and scored together, so that they share what they have in common; left out, the
     queue is in batches of 32 (in one, where layers are loaded for each call or recipes race) and the sampler is asked
@@ -113,7 +113,7 @@ def search(
         say(f"interrupted: {len(table.complete(study))} recipes are scored; the same call goes on from here")
     finally:
         if out is not None:
-            report.write(study, out, top=top)
+            page.write(study, out, top=top)
     return study
 
 
