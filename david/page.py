@@ -90,8 +90,8 @@ def _hero(run: _Run) -> dict[str, Any]:
     base, held_out = run.about["base"], run.about["held_out_data"]
     scored = len(table.complete(run.study))
     judged = len(table.judged(run.study))
-    with_base = ", the base among them" * (table.base_trial(run.study) is not None)
-    lead = f"{_count(scored, 'recipe')} scored on {_windows(run.about['search_data'])}{with_base}. "
+    with_base = ", the base among them," * (table.base_trial(run.study) is not None)
+    lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run.about['search_data'])}. "
     if held_out is None or not judged:
         lead += "Nothing has been measured on held-out windows."
     else:
@@ -122,7 +122,9 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     if best is not None:
         change = math.expm1(min(best["nll_difference"], 700))
         note = (
-            f"{_signed(100 * change, 2)} % to the base, {best['verdict']}" if math.isfinite(change) else best["verdict"]
+            f"{_signed(100 * change, 2)}% to the base’s, {best['verdict']}"
+            if math.isfinite(change)
+            else best["verdict"]
         )
         tiles.append(("Best finalist, held-out perplexity", _figure(best["held_out_perplexity"]), note))
     documents = len(set(kept.documents))
@@ -173,12 +175,13 @@ def _paths(run: _Run) -> Section | None:
 
 
 def _heatmap(run: _Run) -> Section | None:
-    """The heatmap of single blocks, and the lowest of them."""
-    if run.grid.empty:
+    """The heatmap of single blocks, and the lowest of them; fewer than the base has layers make none."""
+    values = run.grid.to_numpy(dtype=float)
+    known = np.argwhere(~np.isnan(values))
+    if len(known) < max(1, len(values)):
         return None
     drawing = _drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), "blocks", {"axes.facecolor": _VOID})
-    values = run.grid.to_numpy(dtype=float)
-    lowest = sorted((values[i, j], int(i), int(j)) for i, j in np.argwhere(~np.isnan(values)))[:8]
+    lowest = sorted((values[i, j], int(i), int(j)) for i, j in known)[:8]
     best = [(i, int(run.grid.columns[j]), difference) for difference, i, j in lowest]
     return "Repeating one block", _part("blocks", drawing, best)
 
@@ -208,9 +211,13 @@ def _seams(run: _Run) -> Section | None:
     return ("Seams", _part("seams", rows)) if rows else None
 
 
+_MOST_JUMPS = 12
+
+
 def _jumps(jumps: Sequence[tuple[int, int]]) -> list[str]:
     counted = Counter(f"{before} → {after}" for before, after in jumps)
-    return [text if times == 1 else f"{text} ×{times}" for text, times in counted.items()]
+    texts = [text if times == 1 else f"{text} ×{times}" for text, times in counted.items()]
+    return texts if len(texts) <= _MOST_JUMPS else [*texts[:_MOST_JUMPS], f"and {len(texts) - _MOST_JUMPS} more"]
 
 
 def _ranges(layers: Sequence[int]) -> str:
@@ -235,6 +242,7 @@ def _was_run(run: _Run) -> Section:
         ("Layers", str(base["num_layers"]), False),
         ("Weights in", about["dtype"], False),
         ("Fingerprint", base["fingerprint"] or "not told", True),
+        ("Run with", ", ".join(f"{name} {version}" for name, version in about["made_with"].items()), False),
     ]
     search = [
         ("Space", about["space"], True),
@@ -249,7 +257,6 @@ def _was_run(run: _Run) -> Section:
         ("Search", search),
         ("Search windows", _data(about["search_data"], about["window"])),
         ("Held-out windows", _data(about["held_out_data"], about["window"])),
-        ("Made with", [(name, str(version), False) for name, version in about["made_with"].items()]),
     ]
     failed = (trial for trial in every if trial.state == TrialState.FAIL)
     errors = Counter(str(trial.user_attrs.get("error", "broken off: no reason was kept")) for trial in failed)
@@ -315,7 +322,7 @@ _LOOK: dict[Any, Any] = {
     "legend.facecolor": _CARD,
     "legend.framealpha": 0.9,
     "axes.axisbelow": True,
-    "font.size": 9,
+    "font.size": 10,
     "svg.fonttype": "none",
 }
 _MANY = 300  # dots: more of them are smaller as one picture than as so many elements
@@ -328,7 +335,7 @@ def _drawing(
     with mpl.rc_context({**_LOOK, "svg.hashsalt": name, **look}):
         figure = Figure(figsize=size, layout="constrained")
         ax = draw(figure.add_subplot())
-        caption = ax.get_title().replace("\n", ": ")
+        caption = re.sub(r"(\(\w+,) (\w+\))", "\\1\N{NO-BREAK SPACE}\\2", ax.get_title().replace("\n", "; "))
         ax.set_title("")
         for dots in ax.collections:
             dots.set_rasterized(len(np.asarray(dots.get_offsets())) > _MANY)

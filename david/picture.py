@@ -23,10 +23,10 @@ def svg_picture(
     """The path over the base layers: visits left to right, layers bottom to top, seams dashed, scales as opacity.
 
     Colours follow the page (`currentColor`), so that it reads on light and dark backgrounds. Without a title, the key
-    to the colours is left out too: the page has its own. `room` is the width for the visits, where they need no more.
+    to the colours is left out too: the page has its own. `room` is the width for up to 160 visits.
     """
     visits = len(repeat_map)
-    step = max(4.0, min(18.0, room / max(visits, 1)))
+    step = max(room / 160, min(18.0, room / max(visits, 1)))
     row = max(3.0, min(8.0, 200.0 / n_layers))
     left, top, foot = (44.0, 24.0, 34.0) if title is not None else (44.0, 4.0, 18.0)
     width, height = left + step * visits + 12.0, top + row * n_layers + foot

@@ -172,6 +172,8 @@ def page_policy() -> str:
 
 
 def test_the_verdict_comes_first_and_the_sections_in_their_order(judged: Study) -> None:
+    for recipe in all_blocks(6):
+        add(judged, recipe, 3.0)
     document = Document(page.page(judged))
     verdict = report.verdict(table.leaderboard(judged))
     assert document.headings[0] == ("h1", verdict[:1].upper() + verdict[1:])
@@ -201,15 +203,30 @@ def test_a_section_with_nothing_to_show_is_left_out(make: Callable[[], Study], s
     assert document.headings[0][1] == "Nothing but the base is scored yet"
 
 
+def test_blocks_become_a_heatmap_and_a_list_of_the_lowest_once_there_are_as_many_as_layers() -> None:
+    study, every = only_base(), all_blocks(6)
+    for number, recipe in enumerate(every[:5]):
+        add(study, recipe, 3.0 - number / 10, **({"partial": 1} if number == 0 else {}))
+    assert "Repeating one block" not in page.page(study)
+    add(study, every[5], math.inf)
+    source = page.page(study)
+    check_document(source)
+    rows = re.findall(r"<td>\((\d), (\d)\)</td>.*?>([^<>]+)</td></tr>", source)
+    assert [row[2] for row in rows] == ["+0.6000", "+0.7000", "+0.8000", "+0.9000", "+1.0000", "+∞"]
+    best = int(rows[0][0]), int(rows[0][1])
+    assert Recipe.from_blocks(6, [(*best, 2)]) == every[4]
+    assert f"lowest: ({best[0]},\N{NO-BREAK SPACE}{best[1]}), +0.6000 nats a token (none is better)" in source
+
+
 def test_every_drawing_is_told_in_words(judged: Study) -> None:
     source = page.page(judged)
     drawn = re.findall(
         r"<svg [^>]*>", re.sub(r'<div class="path" role="img" aria-label="[^"]+">\s*<svg', "<div", source)
     )
-    assert len(drawn) == 2 + 3  # intervals and plots; the paths' words stand around them
+    assert len(drawn) == 2 + 2  # intervals and plots; the paths' words stand around them
     assert all(re.search(r'role="img" aria-label="[^"]{10,}"', opening) for opening in drawn)
     labels = [label for label in re.findall(r'aria-label="([^"]*)"', source) if "Path of recipe" in label]
-    assert labels == [f"Path of recipe 1: {BEST}", f"Path of recipe 3: {OTHER}"]
+    assert labels == ["Path of recipe 1, 8 visits", "Path of recipe 3, 8 visits"]
 
 
 def test_the_same_study_gives_the_same_page_and_leaves_matplotlib_as_it_was(judged: Study) -> None:
@@ -307,7 +324,7 @@ def test_what_was_run_is_told(judged: Study) -> None:
         "6 in all: 4 complete, 1 of these duplicates, 0 dropped early, 2 failed, 0 unfinished",
         "the score is not a number 2 times",
         "2.13",
-        "3 recipes scored on 2 windows of words, the base among them. The base and 2 finalists were then measured on 3 "
+        "3 recipes, the base among them, scored on 2 windows of words. The base and 2 finalists were then measured on 3 "
         "windows of words that the search had not seen.",
     ):
         assert said in text
@@ -320,6 +337,25 @@ def test_a_study_without_held_out_windows_says_so() -> None:
     text = Document(page.page(study)).text
     assert "Nothing has been measured on held-out windows" in text
     assert "none: nothing is kept apart" in text
+
+
+def test_a_long_recipe_is_shortened_and_whole_on_a_click() -> None:
+    study = only_base()
+    long = Recipe((5, 3, 1) * 30 + (0,))
+    add(study, long, 1.0)
+    source = page.page(study)
+    check_document(source)
+    assert f"<summary><code>{str(long)[:90]}…</code></summary><code>{long}</code></details>" in source
+
+
+def test_many_different_jumps_are_counted_after_the_first_twelve() -> None:
+    study = new_study(60)
+    add(study, Recipe.identity(60), 2.0)
+    add(study, Recipe((*range(0, 60, 2), 59)), 1.0)
+    document = Document(page.page(study))
+    assert len(document.all("span", "chip")) == 13
+    assert "none 0 → 2 2 → 4" in document.text  # none back
+    assert "22 → 24 and 17 more 1, 3, 5" in document.text
 
 
 def test_only_the_top_recipes_have_pictures(judged: Study) -> None:
