@@ -324,8 +324,8 @@ def test_what_was_run_is_told(judged: Study) -> None:
         "6 in all: 4 complete, 1 of these duplicates, 0 dropped early, 2 failed, 0 unfinished",
         "the score is not a number 2 times",
         "2.13",
-        "3 recipes, the base among them, scored on 2 windows of words. The base and 2 finalists were then measured on 3 "
-        "windows of words that the search had not seen.",
+        "3 recipes, the base among them, scored on 2 windows of words. The base and 2 finalists were then measured on "
+        "3 windows of words that the search had not seen.",
     ):
         assert said in text
 
