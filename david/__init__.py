@@ -47,7 +47,7 @@ _HOME = {
     "score_recipes": "engine",
     "search": "study",
 }
-_MODULES = {"plot", "report", "space", "table"}
+_MODULES = {"page", "plot", "report", "space", "table"}
 
 
 def __getattr__(name: str) -> Any:

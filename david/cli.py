@@ -429,17 +429,18 @@ def report(
     top: Top = 5,
     as_json: Json = False,
 ) -> None:
-    """Write a study's tables and plots again, and print its leaderboard.
+    """Write a study's page, tables and plots again, and print its leaderboard.
 
     Example: david report run
     """
+    from david import page
     from david import report as reports
 
     opened = reports.open_existing(folder, storage, study)
     target = out or folder
     if target is None:
         raise SearchError("say where to write: --out FOLDER")
-    reports.write(opened, target, top=top)
+    page.write(opened, target, top=top)
     print_run(opened, target, top, as_json)
 
 

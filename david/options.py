@@ -31,7 +31,7 @@ ConventionOption = Annotated[Convention, typer.Option(help="Which tokens are sco
 Bos = Annotated[bool | None, typer.Option(help="BOS as each window's first token; left out, the tokenizer's habit.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; left out, as stored.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; left out, the accelerator if there is one.")]
-Out = Annotated[Path, typer.Option(help="The run's folder: study, tables, plots, best.json.")]
+Out = Annotated[Path, typer.Option(help="The run's folder: study, tables, plots, best.json, report.html.")]
 Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the folder's study.db.")]
 StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
 Seed = Annotated[int, typer.Option(help="The sampler's seed.")]

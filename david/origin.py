@@ -34,6 +34,12 @@ class Data(Part):
     documents: int | None = None
 
 
+def numbers_of(windows: str) -> list[int]:
+    """The numbers of windows that half-open ranges such as `"7, 3, 20:22"` stand for."""
+    parts = (part.partition(":") for part in windows.split(","))
+    return [number for start, _, stop in parts for number in range(int(start), int(stop or int(start) + 1))]
+
+
 class Convention(Part):
     """How a text was cut and which tokens were scored."""
 

@@ -17,15 +17,18 @@ def text_picture(repeat_map: Sequence[int], n_layers: int) -> str:
     return "".join(_BARS[layer * (len(_BARS) - 1) // top] for layer in repeat_map)
 
 
-def svg_picture(repeat_map: Sequence[int], scales: Sequence[float], n_layers: int, title: str) -> str:
+def svg_picture(
+    repeat_map: Sequence[int], scales: Sequence[float], n_layers: int, title: str | None = None, *, room: float = 640.0
+) -> str:
     """The path over the base layers: visits left to right, layers bottom to top, seams dashed, scales as opacity.
 
-    Colours follow the page (`currentColor`), so that it reads on light and dark backgrounds.
+    Colours follow the page (`currentColor`), so that it reads on light and dark backgrounds. Without a title, the key
+    to the colours is left out too: the page has its own. `room` is the width for up to 160 visits.
     """
     visits = len(repeat_map)
-    step = max(4.0, min(18.0, 640.0 / max(visits, 1)))
+    step = max(room / 160, min(18.0, room / max(visits, 1)))
     row = max(3.0, min(8.0, 200.0 / n_layers))
-    left, top, foot = 44.0, 24.0, 34.0
+    left, top, foot = (44.0, 24.0, 34.0) if title is not None else (44.0, 4.0, 18.0)
     width, height = left + step * visits + 12.0, top + row * n_layers + foot
 
     def corner(visit: int, layer: int) -> tuple[float, float]:
@@ -50,19 +53,23 @@ def svg_picture(repeat_map: Sequence[int], scales: Sequence[float], n_layers: in
             )
     floor = top + row * n_layers
     labels = (
-        f'<text x="2" y="14" font-weight="bold">{escape(title)}</text>'
         f'<text x="{left - 4}" y="{floor:.1f}" text-anchor="end">0</text>'
         f'<text x="{left - 4}" y="{top + 8:.1f}" text-anchor="end">{n_layers - 1}</text>'
         f'<text x="2" y="{(top + floor) / 2:.1f}">layer</text>'
         f'<text x="{left}" y="{floor + 14:.1f}">visit 0</text>'
         f'<text x="{width - 12:.1f}" y="{floor + 14:.1f}" text-anchor="end">{visits - 1}</text>'
-        f'<text x="{left}" y="{floor + 28:.1f}">blue: first visit · orange: visited again · paler: weaker scale</text>'
     )
+    if title is not None:
+        labels += (
+            f'<text x="2" y="14" font-weight="bold">{escape(title)}</text>'
+            f'<text x="{left}" y="{floor + 28:.1f}">'
+            "blue: first visit · orange: visited again · paler: weaker scale</text>"
+        )
     frame = (
         f'<rect x="{left}" y="{top}" width="{step * visits:.1f}" height="{row * n_layers:.1f}" fill="none" '
         'stroke="currentColor" stroke-opacity="0.3"/>'
     )
-    width = max(width, 420.0)
+    width = max(width, 420.0 if title is not None else left + room + 12.0)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="sans-serif" font-size="11" fill="currentColor" '

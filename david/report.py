@@ -28,10 +28,11 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
 
     The plots are `path.png`, `blocks.png` (where single blocks were scored), `history.png` and `depth.png`. Each file
     is written beside and then renamed. Returns the files. Raises `SearchError` where the folder cannot be written.
+    `page.write` adds the page.
     """
     ready_folder(folder)
     trials, board, grid = table.trials(study), table.leaderboard(study, top), table.blocks(study)
-    files: dict[str, Callable[[Path], None]] = {
+    files: dict[str, Callable[[Path], object]] = {
         "trials.csv": lambda path: trials.to_csv(path, index=False),
         "leaderboard.csv": lambda path: board.to_csv(path, index=False),
     }
@@ -44,34 +45,31 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
         files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax), (8, 4.5))
     if not grid.empty:
         files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
-    return _write(Path(folder), files)
+    return [put(Path(folder) / name, make) for name, make in files.items()]
 
 
 def write_profile(layers: pd.DataFrame, distances: pd.DataFrame, folder: str | os.PathLike[str]) -> list[Path]:
     """Write the tables of a `profile.Profile` (`profile.csv`, `distances.csv`) and their plots; returns the files."""
     ready_folder(folder)
-    files: dict[str, Callable[[Path], None]] = {
+    files: dict[str, Callable[[Path], object]] = {
         "profile.csv": lambda path: layers.to_csv(path, index=False),
         "distances.csv": distances.to_csv,
         "profile.png": _drawing(lambda ax: plot.profile(layers, ax), (9, 4.5)),
         "influence.png": _drawing(lambda ax: plot.influence(layers, ax), (9, 3)),
     }
-    return _write(Path(folder), files)
+    return [put(Path(folder) / name, make) for name, make in files.items()]
 
 
-def _write(target: Path, files: Mapping[str, Callable[[Path], None]]) -> list[Path]:
-    """Write files into a folder, each beside and then renamed."""
-    written = []
-    for name, put in files.items():
-        beside = target / f".{os.getpid()}.{name}"
-        try:
-            put(beside)
-            written.append(beside.replace(target / name))
-        except (OSError, RecipeError) as error:
-            raise SearchError(f"cannot write {target / name}: {getattr(error, 'strerror', None) or error}") from None
-        finally:
-            beside.unlink(missing_ok=True)
-    return written
+def put(path: Path, make: Callable[[Path], object]) -> Path:
+    """Have a file made beside its place, then rename it into it; `SearchError` where that fails."""
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        make(beside)
+        return beside.replace(path)
+    except (OSError, RecipeError) as error:
+        raise SearchError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:

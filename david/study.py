@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import david
-from david import report, store, table
+from david import page, report, store, table
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens, say
 from david.errors import DavidError, SearchError
@@ -63,7 +63,7 @@ def search(
     tells the study the mean NLL, to be minimised. The base comes first, the recipes of `queue` next. A
     recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
     comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
-    windows, once. With `out`, that folder gets tables, plots and `best.json` (see `report.write`).
+    windows, once. With `out`, that folder gets tables, plots, `best.json` and a page (see `page.write`).
 
     A `strategy` is asked for what comes next in the sampler's place: `"scan"`, `"beam"`, `"refine"`, or any function
     `(study, n_layers) → recipes` (see `david.strategy`), which need not be such as the space can say. The search ends
@@ -125,7 +125,7 @@ def search(
         say(f"interrupted: {len(table.complete(study))} recipes are scored; the same call goes on from here")
     finally:
         if out is not None:
-            report.write(study, out, top=top)
+            page.write(study, out, top=top)
     return study
 
 

@@ -145,9 +145,9 @@ def finalists(study: Study, top: int = 5) -> list[FrozenTrial]:
 
 def judged(study: Study) -> list[FrozenTrial]:
     """The recipes that have been measured on held-out windows, the base left out."""
-    base = str(Recipe.identity(depth_of(study)))
+    base, kept = str(Recipe.identity(depth_of(study))), study.user_attrs  # read once: Optuna copies all of it each time
     return [
-        trial for trial in complete(study) if trial.user_attrs["recipe"] != base and held_out(study, trial) is not None
+        trial for trial in complete(study) if trial.user_attrs["recipe"] != base and f"held_out:{trial.number}" in kept
     ]
 
 

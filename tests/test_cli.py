@@ -31,7 +31,7 @@ from david.stack import stacked
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOTS = {"path.png", "history.png", "depth.png"}
-FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json"} | PLOTS
+FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json", "report.html"} | PLOTS
 WINDOW = 16
 ON_DATA = "model --data data.txt --window 16"
 SEARCH = f"search {ON_DATA} --windows 3 --held-out 4 --top 2 --out run"

@@ -32,6 +32,7 @@ LIGHT = [
     "racing",
     "plot",
     "report",
+    "page",
 ]
 HEAVY = [
     "memory",
@@ -151,7 +152,7 @@ def test_a_public_name_is_what_its_own_module_calls_it(name: str) -> None:
     assert getattr(importlib.import_module(value.__module__), name) is value
 
 
-@pytest.mark.parametrize("module", ["notation", "plot", "space", "table"])
+@pytest.mark.parametrize("module", ["notation", "page", "plot", "space", "table"])
 def test_promised_modules_are_attributes_without_an_import(module: str) -> None:
     if module not in MODULES:
         pytest.skip(f"david/{module}.py is not there yet")

@@ -92,3 +92,13 @@ def test_svg_title_is_text_whatever_it_holds() -> None:
     svg = drawn([0, 1], 2, title=title)
     assert title in [text.text for text in svg.iter(f"{SVG}text")]
     assert not list(svg.iter(f"{SVG}script"))
+
+
+def test_svg_without_a_title_leaves_out_the_key_and_takes_the_room_it_is_given() -> None:
+    with_title, bare = drawn([0, 1] * 40, 2), ET.fromstring(svg_picture([0, 1] * 40, [1.0] * 80, 2, room=200))
+    assert "first visit" in ET.tostring(with_title, encoding="unicode")
+    assert "first visit" not in ET.tostring(bare, encoding="unicode").replace("<title>", "")
+    width, height = map(float, bare.attrib["viewBox"].split()[2:])
+    last = visits_of(bare)[-1]
+    assert 200 < float(last.attrib["x"]) + float(last.attrib["width"]) < width < 260
+    assert height < float(with_title.attrib["height"])

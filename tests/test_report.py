@@ -249,6 +249,14 @@ def test_the_verdict_says_so_when_the_base_wins(
     assert report.verdict(table.leaderboard(study)) == sentence
 
 
+def test_how_often_the_held_out_windows_were_looked_at_is_told(judged: Study) -> None:
+    assert report.looks(judged) == ""
+    table.look(judged)
+    assert report.looks(judged) == "the held-out windows were looked at once, for 2 recipes and the base"
+    table.look(judged)
+    assert "looked at 2 times, for 2 recipes and the base: with each look" in report.looks(judged)
+
+
 def test_the_verdict_says_that_nothing_is_judged_or_scored_yet(study: Study) -> None:
     assert report.verdict(table.leaderboard(study)) == "not judged yet: no recipe is measured on held-out windows"
     for empty in (only_base(), new_study()):

@@ -43,7 +43,8 @@ from david.study import search
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 WINDOW = 16
-RUN_FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json", "path.png", "history.png", "depth.png"}
+PLOTS = {"path.png", "history.png", "depth.png"}
+RUN_FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json", "report.html"} | PLOTS
 BASE = "0:6"
 
 

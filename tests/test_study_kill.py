@@ -107,7 +107,7 @@ def check_whole(folder: Path, seen: Finished, n_trials: int) -> list[FrozenTrial
     stuck = [trial for trial in trials if trial.state == TrialState.RUNNING and "worker" in trial.user_attrs]
     assert stuck == []
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING}
-    assert all((folder / name).is_file() for name in ("trials.csv", "leaderboard.csv", "best.json", "history.png"))
+    assert all((folder / name).is_file() for name in ("trials.csv", "leaderboard.csv", "best.json", "report.html"))
     return counted
 
 

@@ -11,3 +11,8 @@ for run in search scan; do
     mkdir -p "$run"
     cp runs/"$run"/*.csv runs/"$run"/*.png runs/"$run"/best.json "$run"
 done
+cp runs/search/report.html search
+if command -v chromium >/dev/null; then
+    chromium --headless=new --no-sandbox --hide-scrollbars --window-size=1200,1700 --screenshot=search/report.png \
+        "file://$PWD/search/report.html"
+fi

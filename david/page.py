@@ -1,0 +1,420 @@
+"""A study as one self-contained HTML page: the verdict in words first, then what it rests on.
+
+The page loads nothing: no script, no font, no picture from elsewhere; what a study says of itself is escaped.
+"""
+
+import io
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from jinja2.environment import TemplateModule
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from david import plot, report, table
+from david.origin import numbers_of
+from david.picture import svg_picture
+from david.recipe import Recipe
+from david.verdict import BETTER, UNDECIDED, WORSE
+
+NAME = "report.html"
+
+
+def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
+    """Write all that a study leaves behind into a folder: what `report.write` writes, and the page, `report.html`.
+
+    Returns the files. Raises `SearchError` where the folder cannot be written.
+    """
+    written = report.write(study, folder, top=top)
+    text = page(study, top=top)
+    return [*written, report.put(Path(folder) / NAME, lambda path: path.write_text(text, encoding="utf-8"))]
+
+
+def page(study: Study, *, top: int = 5) -> str:
+    """A study as an HTML document, its `top` best recipes as pictures; the same study gives the same page.
+
+    Raises `SearchError` for a study that is not one of David's.
+
+    Example:
+        >>> IPython.display.HTML(page(study))  # doctest: +SKIP
+    """
+    run = _Run(study, table.about(study), table.trials(study), table.leaderboard(study, top), table.blocks(study), top)
+    found = [section for make in _SECTIONS if (section := make(run)) is not None]
+    return str(_part("document", f"David · {study.study_name}", _hero(run), found)).strip() + "\n"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the sections of a page draw from: a study and its tables."""
+
+    study: Study
+    about: Mapping[str, Any]
+    trials: pd.DataFrame
+    board: pd.DataFrame
+    grid: pd.DataFrame
+    top: int
+
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """The rows of the leaderboard without the base."""
+        return [row for row in self.rows if row["recipe"] != table.BASE]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the leaderboard, best first."""
+        return cast(list[dict[str, Any]], self.board.to_dict("records"))
+
+
+Section = tuple[str, Markup]  # its heading, and what stands below
+
+
+def _hero(run: _Run) -> dict[str, Any]:
+    """The head of the page: the verdict, what it rests on, and four figures."""
+    said = report.verdict(run.board)
+    words = [row["verdict"] for row in run.recipes]
+    base, held_out = run.about["base"], run.about["held_out_data"]
+    scored = len(table.complete(run.study))
+    judged = len(table.judged(run.study))
+    with_base = ", the base among them," * (table.base_trial(run.study) is not None)
+    lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run.about['search_data'])}. "
+    if held_out is None or not judged:
+        lead += "Nothing has been measured on held-out windows."
+    else:
+        lead += (
+            f"The base and {_count(judged, 'finalist')} were then measured on {_windows(held_out)} "
+            "that the search had not seen."
+        )
+    if table.looks(run.study) > 1:
+        again = report.looks(run.study)
+        lead += f" {again[:1].upper()}{again[1:]}."
+    return {
+        "tone": "better" if BETTER in words else "worse" if words and set(words) == {WORSE} else "even",
+        "eyebrow": f"Study “{run.study.study_name}” on {base['model'] or 'a model'}, {base['num_layers']} layers",
+        "verdict": said[:1].upper() + said[1:],
+        "lead": lead,
+        "tiles": _tiles(run),
+    }
+
+
+def _tiles(run: _Run) -> list[tuple[str, str, str]]:
+    """A label, a figure and a note each."""
+    base, board = table.base_trial(run.study), run.board
+    if base is None:
+        return []
+    kept = table.held_out(run.study, base)
+    if kept is None:
+        its = board[board["recipe"] == table.BASE]["search_perplexity"]
+        return [("Base, search perplexity", _figure(float(its.iloc[0])), "not judged yet"), _tried(run)]
+    tiles = [("Base, held-out perplexity", _figure(math.exp(min(kept.nll, 700))), "lower is better")]
+    best = next((row for row in run.recipes if not math.isnan(row["held_out_nll"])), None)
+    if best is not None:
+        change = math.expm1(min(best["nll_difference"], 700))
+        note = (
+            f"{_signed(100 * change, 2)}% to the base’s, {best['verdict']}"
+            if math.isfinite(change)
+            else best["verdict"]
+        )
+        tiles.append(("Best finalist, held-out perplexity", _figure(best["held_out_perplexity"]), note))
+    documents = len(set(kept.documents))
+    measured = ("Held-out tokens scored", f"{sum(kept.window_tokens):,}", f"in {_count(documents, 'document')}")
+    return [*tiles, _tried(run), measured]
+
+
+def _tried(run: _Run) -> tuple[str, str, str]:
+    return "Recipes scored", f"{len(table.complete(run.study)):,}", f"by {run.about['sampler']}"
+
+
+def _leaderboard(run: _Run) -> Section | None:
+    """The leaderboard, with a bar for each interval, all on one scale."""
+    bounds = [abs(row[end]) for row in run.recipes for end in ("low95", "high95", "nll_difference")]
+    reach = _rounded_up(max((bound for bound in bounds if math.isfinite(bound)), default=0.0))
+    rows = [row | {"is_base": row["recipe"] == table.BASE, "bar": _bar(row, reach)} for row in run.rows]
+    return ("Leaderboard", _part("leaderboard", rows, reach)) if rows else None
+
+
+def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
+    """Where an interval's ends and middle stand in a drawing 200 wide, 0 nats at 100; None where there is none."""
+    low, high, mean = row["low95"], row["high95"], row["nll_difference"]
+    if math.isnan(low) or math.isnan(high):
+        return None
+
+    def place(value: float) -> float:
+        return round(100 + 94 * (value / reach if math.isfinite(value) and reach else math.copysign(1, value)), 1)
+
+    return {
+        "low": 1 if low == -math.inf else place(low),
+        "high": 199 if high == math.inf else place(high),
+        "mean": place(mean) if math.isfinite(mean) else None,
+        "low_is_open": low == -math.inf,
+        "high_is_open": high == math.inf,
+        "label": f"{_signed(mean)} nats a token, 95% interval from {_signed(low)} to {_signed(high)}",
+    }
+
+
+def _paths(run: _Run) -> Section | None:
+    """A picture for each of the best recipes."""
+    n_layers = table.depth_of(run.study)
+    cards = []
+    for row in run.recipes[: run.top]:
+        recipe = Recipe.parse(row["recipe"])
+        drawn = svg_picture(recipe.repeat_map, recipe.scales, n_layers, room=290)
+        cards.append(row | {"svg": Markup(drawn)})
+    return ("Paths of the best recipes", _part("paths", cards)) if cards else None
+
+
+def _heatmap(run: _Run) -> Section | None:
+    """The heatmap of single blocks, and the lowest of them; fewer than the base has layers make none."""
+    values = run.grid.to_numpy(dtype=float)
+    known = np.argwhere(~np.isnan(values))
+    if len(known) < max(1, len(values)):
+        return None
+    drawing = _drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), "blocks", {"axes.facecolor": _VOID})
+    lowest = sorted((values[i, j], int(i), int(j)) for i, j in known)[:8]
+    best = [(i, int(run.grid.columns[j]), difference) for difference, i, j in lowest]
+    return "Repeating one block", _part("blocks", drawing, best)
+
+
+def _course(run: _Run) -> Section | None:
+    """NLL in the order of the trials, and against depth."""
+    if run.board.empty:
+        return None
+    grid = {"axes.grid": True}
+    drawings = [
+        _drawing(lambda ax: plot.history(run.trials, ax), (5, 3.6), "history", grid),
+        _drawing(lambda ax: plot.depth(run.trials, ax), (5, 3.6), "depth", grid),
+    ]
+    return "The search", _part("plots", drawings)
+
+
+def _seams(run: _Run) -> Section | None:
+    """Where each finalist jumps."""
+    every = range(table.depth_of(run.study))
+    rows = []
+    for row in run.recipes:
+        visited = Recipe.parse(row["recipe"]).repeat_map
+        jumps = [(before, after) for before, after in pairwise(visited) if after != before + 1]
+        back, forward = [jump for jump in jumps if jump[1] <= jump[0]], [jump for jump in jumps if jump[1] > jump[0]]
+        left_out = _ranges([layer for layer in every if layer not in set(visited)])
+        rows.append(row | {"back": _jumps(back), "forward": _jumps(forward), "left_out": left_out})
+    return ("Seams", _part("seams", rows)) if rows else None
+
+
+_MOST_JUMPS = 12
+
+
+def _jumps(jumps: Sequence[tuple[int, int]]) -> list[str]:
+    counted = Counter(f"{before} → {after}" for before, after in jumps)
+    texts = [text if times == 1 else f"{text} ×{times}" for text, times in counted.items()]
+    return texts if len(texts) <= _MOST_JUMPS else [*texts[:_MOST_JUMPS], f"and {len(texts) - _MOST_JUMPS} more"]
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Layers in order, neighbours drawn together: `3, 7–9`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _was_run(run: _Run) -> Section:
+    """What was run: model, data, search, versions; and what failed."""
+    about, base = run.about, run.about["base"]
+    every = run.study.get_trials(deepcopy=False)
+    model = [
+        ("Model", base["model"] or "not told", False),
+        ("Revision", base.get("revision") or "not told", False),
+        ("Architecture", base["architecture"] or "not told", False),
+        ("Layers", str(base["num_layers"]), False),
+        ("Weights in", about["dtype"], False),
+        ("Fingerprint", base["fingerprint"] or "not told", True),
+        ("Run with", ", ".join(f"{name} {version}" for name, version in about["made_with"].items()), False),
+    ]
+    search = [
+        ("Space", about["space"], True),
+        ("Sampler", about["sampler"], False),
+        ("Seed", "the study’s own" if about["seed"] is None else str(about["seed"]), False),
+        ("Objective", about["objective"], True),
+        ("Convention", _convention(about, table.base_trial(run.study)), False),
+        ("Trials", _trial_counts(every), False),
+    ]
+    groups = [
+        ("Base", model),
+        ("Search", search),
+        ("Search windows", _data(about["search_data"], about["window"])),
+        ("Held-out windows", _data(about["held_out_data"], about["window"])),
+    ]
+    failed = (trial for trial in every if trial.state == TrialState.FAIL)
+    errors = Counter(str(trial.user_attrs.get("error", "broken off: no reason was kept")) for trial in failed)
+    return "What was run", _part("facts", groups, errors.most_common(5))
+
+
+def _convention(about: Mapping[str, Any], base: FrozenTrial | None) -> str:
+    name = "" if base is None else f"{base.user_attrs['convention']}, "
+    return f"{name}windows of {about['window']} tokens, {'with' if about['bos'] else 'without'} BOS"
+
+
+def _trial_counts(every: Sequence[FrozenTrial]) -> str:
+    """How many trials there are of each kind."""
+    complete = [trial for trial in every if trial.state == TrialState.COMPLETE]
+    duplicates = sum("duplicate_of" in trial.user_attrs for trial in complete)
+    counts = {
+        "complete": len(complete),
+        "of these duplicates": duplicates,
+        "dropped early": sum(table.PARTIAL in trial.user_attrs for trial in complete),
+        "failed": sum(trial.state == TrialState.FAIL for trial in every),
+        "unfinished": sum(not trial.state.is_finished() for trial in every),
+    }
+    return f"{len(every):,} in all: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _data(data: Mapping[str, Any] | None, window: int) -> list[tuple[str, str, bool]]:
+    if data is None:
+        return [("Source", "none: nothing is kept apart", False)]
+    documents = data.get("documents")
+    spread = f", of {_count(documents, 'document')}" if documents else ""
+    return [
+        ("Source", data["source"], False),
+        ("Slice", data["slice"] or "all of it", False),
+        ("Windows", f"{len(numbers_of(data['windows']))} of {window} tokens{spread}", False),
+        ("Their numbers", data["windows"], True),
+        ("SHA-256 of the text", data["sha256"], True),
+        *([("SHA-256 of the tokens", tokens, True)] if (tokens := data.get("tokens_sha256")) else []),
+    ]
+
+
+def _how_to_read(_: _Run) -> Section:
+    return "How to read this", _part("reading")
+
+
+# In this order; a section with nothing to show is left out. One more is a function here.
+_SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
+    _leaderboard,
+    _paths,
+    _heatmap,
+    _course,
+    _seams,
+    _was_run,
+    _how_to_read,
+)
+
+
+# Drawings: matplotlib's SVG, its colours those of the page, which knows light from dark
+
+_INK, _LINE, _CARD, _VOID = "#010203", "#010204", "#010205", "#010206"  # stand-ins that no plot uses
+_COLOURS = {_INK: "var(--muted)", _LINE: "var(--line)", _CARD: "var(--card)", _VOID: "var(--void)"}
+_LOOK: dict[Any, Any] = {
+    **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], _INK),
+    **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color", "grid.color", "legend.edgecolor"], _LINE),
+    **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right"], False),
+    "legend.facecolor": _CARD,
+    "legend.framealpha": 0.9,
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "svg.fonttype": "none",
+}
+_MANY = 300  # dots: more of them are smaller as one picture than as so many elements
+
+
+def _drawing(
+    draw: Callable[[Axes], Axes], size: tuple[float, float], name: str, look: dict[Any, Any]
+) -> dict[str, Any]:
+    """A plot as an SVG that stands in a page, and its title apart, as the caption."""
+    with mpl.rc_context({**_LOOK, "svg.hashsalt": name, **look}):
+        figure = Figure(figsize=size, layout="constrained")
+        ax = draw(figure.add_subplot())
+        caption = re.sub(r"(\(\w+,) (\w+\))", "\\1\N{NO-BREAK SPACE}\\2", ax.get_title().replace("\n", "; "))
+        ax.set_title("")
+        for dots in ax.collections:
+            dots.set_rasterized(len(np.asarray(dots.get_offsets())) > _MANY)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
+    return {"caption": caption, "svg": Markup(_for_a_page(file.getvalue(), name, caption))}
+
+
+def _for_a_page(svg: str, name: str, caption: str) -> str:
+    """Matplotlib's SVG file as an element: no prolog, style or metadata, the page's font, ids of its own."""
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL
+    )
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg).replace("xlink:href", "href")
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
+    svg = re.sub(r"(url\(#|href=\"#)", rf"\1{name}-", svg)
+    for stand_in, colour in _COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    size = re.search(r'viewBox="[^"]*"', svg)
+    assert size is not None
+    opening = Markup('<svg class="plot" {} role="img" aria-label="{}">').format(Markup(size[0]), caption)
+    return opening + Markup(svg[svg.index(">") + 1 :].strip())
+
+
+# Text and figures
+
+
+@cache
+def _template() -> TemplateModule:
+    text = resources.files("david").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"figure": _figure, "signed": _signed, "percent": _percent, "tone": _tone}
+    return made.from_string(text).module
+
+
+def _part(name: str, *given: object) -> Markup:
+    """What a macro of the template makes of this."""
+    return cast(Markup, getattr(_template(), name)(*given))
+
+
+def _tone(word: str) -> str:
+    return {BETTER: "better", WORSE: "worse", UNDECIDED: "even"}.get(word, "none")
+
+
+def _figure(value: float) -> str:
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
+    return f"{value:.3f}" if value < 1e5 else f"{value:.2e}"
+
+
+def _signed(value: float, digits: int | None = 4) -> str:
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "+∞" if value > 0 else "−∞"
+    return (f"{value:+g}" if digits is None else f"{value:+.{digits}f}").replace("-", "−")
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.0%}".replace("-", "−")
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}" + "s" * (number != 1)
+
+
+def _windows(data: Mapping[str, Any]) -> str:
+    return f"{_count(len(numbers_of(data['windows'])), 'window')} of {data['source']}"
+
+
+def _rounded_up(value: float) -> float:
+    """The next value of two digits, for the ends of a scale."""
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(round(value / step, 6)) * step:.2g}")
