@@ -24,6 +24,7 @@ LIGHT = [
     "plan",
     "space",
     "verdict",
+    "luck",
     "table",
     "racing",
     "plot",
