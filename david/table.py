@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from david.errors import SearchError
+from david.luck import Luck
+from david.luck import luck as luck_of
 from david.recipe import Recipe
 from david.space import blocks_of
 from david.verdict import Difference, paired_difference
@@ -236,6 +239,26 @@ def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
     return paired_difference(
         mine.window_nll, its.window_nll, its.window_tokens, documents=its.documents, finalists=len(judged(study))
     )
+
+
+def luck(study: Study) -> Luck | None:
+    """How low the best recipe's NLL on the search windows would be by luck alone, were none better than the base.
+
+    Made of all recipes that were scored. None where none was, or the base has no finite score. Where the study does not
+    tell the documents of its search windows (`search_documents`), each window counts as one.
+    """
+    base = base_trial(study)
+    if base is None or not np.all(np.isfinite(base.user_attrs[WINDOW_NLL])):
+        return None
+    others = [trial for trial in complete(study) if trial.number != base.number and WINDOW_NLL in trial.user_attrs]
+    if not others:
+        return None
+    its, tokens = np.array(base.user_attrs[WINDOW_NLL]), base.user_attrs[WINDOW_TOKENS]
+    differences = np.full((len(others), len(its)), math.nan)
+    for row, trial in zip(differences, others, strict=True):
+        seen = trial.user_attrs[WINDOW_NLL]
+        row[: len(seen)] = seen - its[: len(seen)]
+    return luck_of(differences, tokens, about(study).get("search_documents"))
 
 
 def value_of(trial: FrozenTrial) -> float:

@@ -27,6 +27,7 @@ LIGHT = [
     "space",
     "neighbours",
     "verdict",
+    "luck",
     "table",
     "strategy",
     "racing",

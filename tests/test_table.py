@@ -12,6 +12,7 @@ from scipy import stats
 
 from david import table
 from david.errors import SearchError
+from david.luck import luck
 from david.recipe import Recipe
 from tests.studies import add, judge, new_study
 
@@ -134,7 +135,7 @@ def judged(study: Study) -> Study:
     """The same, with three judged: windows of 10, 10 and 20 tokens."""
     judge(study, 0, [20.0, 22.0, 40.0], [10, 10, 20])
     judge(study, 1, [25.0, 22.0, 42.0], [10, 10, 20])  # 5, 0 and 2 nats worse: the search was lucky
-    judge(study, 7, [18.9, 20.9, 37.1], [10, 10, 20])  # 1.1, 1.1 and 2.9 nats better
+    judge(study, 7, [18.8, 20.8, 37.3], [10, 10, 20])  # 1.2, 1.2 and 2.7 nats better
     return study
 
 
@@ -151,10 +152,12 @@ def test_after_the_judging_the_held_out_windows_decide_the_ranks(judged: Study) 
 def test_the_leaderboards_intervals_are_corrected_for_its_finalists(judged: Study) -> None:
     board = table.leaderboard(judged).set_index("trial")
     tokens = np.array([10, 10, 20])
-    for number, differences in ((1, [5, 0, 2]), (7, [-1.1, -1.1, -2.9])):
+    for number, differences in ((1, [5, 0, 2]), (7, [-1.2, -1.2, -2.7])):
         mean = sum(differences) / 40
-        error = np.std(differences - mean * tokens, ddof=1) / math.sqrt(3) / (40 / 3)
-        half = stats.t.ppf(1 - 0.05 / 2 / 2, 2) * error  # two finalists, two sides
+        moved = (differences - mean * tokens) / (40 - tokens)
+        half = stats.t.ppf(1 - 0.05 / 2 / 2, 1600 / 600 - 1) * math.sqrt(
+            2 / 3 * sum(moved**2)
+        )  # two finalists, two sides
         assert list(board.loc[number, ["low95", "high95"]]) == pytest.approx([mean - half, mean + half])
     assert list(board["verdict"]) == ["better", "", "not told apart"]
 
@@ -239,6 +242,54 @@ def test_there_is_no_difference_of_the_base_to_itself_nor_of_what_is_not_judged(
     assert table.difference_to_base(judged, judged.trials[0]) is None
     assert table.difference_to_base(judged, judged.trials[2]) is None
     assert table.difference_to_base(judged, judged.trials[7]) is not None
+
+
+# The luck line
+
+
+WINDOWS = [30.0, 28.0, 33.0, 20.0]  # of the base, ten tokens each
+
+
+def searched(study: Study, recipe: str, differences: list[float], **attrs: Any) -> None:
+    """Add a trial that has seen some of four search windows."""
+    nll = [base + difference for base, difference in zip(WINDOWS, differences, strict=False)]
+    add(study, recipe, sum(nll) / 10 / len(nll), window_nll=nll, window_tokens=[10] * len(nll), **attrs)
+
+
+def test_the_luck_line_is_that_of_all_recipes_scored_each_once_and_not_of_the_base() -> None:
+    study = new_study(6)
+    searched(study, BASE, [0.0] * 4)
+    searched(study, "0:4, 2:6", [0.5, -1.0, 0.25, -0.5])
+    searched(study, "0:6, 5", [2.0, 1.0], partial=2)
+    add(study, "0:4, 2:6", 2.7, duplicate_of=1)
+    add(study, "0:6, 0", None, state="FAIL")
+    searched(study, "0:2, 1:6", [-1.0, -0.5, 0.0, 1.0])
+    differences = [[0.5, -1.0, 0.25, -0.5], [2.0, 1.0, math.nan, math.nan], [-1.0, -0.5, 0.0, 1.0]]
+    found = table.luck(study)
+    assert found == luck(differences, [10] * 4)
+    assert found.best == pytest.approx(-0.75 / 40)
+
+
+def test_the_luck_line_draws_the_documents_of_the_search_windows_where_the_study_tells_them() -> None:
+    documents, difference = [3, 3, 4, 5], [0.5, -1.0, 0.25, -0.5]
+    study = new_study(6, search_documents=documents)
+    searched(study, BASE, [0.0] * 4)
+    searched(study, "0:4, 2:6", difference)
+    assert table.luck(study) == luck([difference], [10] * 4, documents) != luck([difference], [10] * 4)
+
+
+def test_there_is_no_luck_line_without_recipes_or_a_finite_base() -> None:
+    study = new_study(6)
+    assert table.luck(study) is None
+    add(study, "0:6, 5", 3.0)
+    assert table.luck(study) is None
+    add(study, BASE, math.inf)
+    assert table.luck(study) is None
+    study = new_study(6)
+    add(study, BASE, 2.0)
+    assert table.luck(study) is None
+    add(study, "0:6, 5", math.inf)
+    assert all(math.isnan(value) for value in vars(table.luck(study)).values())
 
 
 # Blocks and paths
