@@ -125,6 +125,11 @@ class Engine:
         return self.corpus.window - self._first
 
     @property
+    def shares(self) -> bool:
+        """Whether recipes share visits; else they are scored one by one."""
+        return self._runner is not None
+
+    @property
     def streamed(self) -> bool:
         """Whether layers are loaded for each call, so that all recipes of a batch go through them together."""
         return self._runner is not None and self._runner.streamed

@@ -202,6 +202,13 @@ def _course(run: _Run) -> Section | None:
     return "The search", _part("plots", drawings)
 
 
+def _luck(run: _Run) -> Section | None:
+    """What luck alone would show on the search windows, beside what was seen there."""
+    found = table.luck(run.study)
+    said = report.luck(found, len(table.complete(run.study)) - 1)
+    return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found)) if said else None
+
+
 def _seams(run: _Run) -> Section | None:
     """Where each finalist jumps."""
     every = range(table.depth_of(run.study))
@@ -311,6 +318,7 @@ _SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
     _paths,
     _heatmap,
     _course,
+    _luck,
     _seams,
     _was_run,
     _how_to_read,

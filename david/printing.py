@@ -12,11 +12,14 @@ def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
     from david import report, table
 
     board = table.leaderboard(study, top)
-    sentences = [sentence for sentence in (report.verdict(board), report.looks(study)) if sentence]
+    luck, recipes = table.luck(study), len(table.complete(study)) - 1
+    said = report.verdict(board), report.looks(study), report.luck(luck, recipes)
+    sentences = [sentence for sentence in said if sentence]
     found = {
         "folder": str(out),
         "verdict": sentences[0],
         "looks": table.looks(study),
+        "luck": None if luck is None else vars(luck),
         "leaderboard": json.loads(board.to_json(orient="records")),
     }
     files = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 
 from david import plot, table
 from david.errors import RecipeError, SearchError, one_line
+from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
 from david.verdict import BETTER, UNDECIDED, Difference
@@ -131,6 +132,17 @@ def looks(study: Study) -> str:
     return (
         f"the held-out windows were looked at {often}, for {recipes} recipe{'s' * (recipes != 1)} and the base{again}"
     )
+
+
+def luck(found: Luck | None, recipes: int) -> str:
+    """The luck line of so many recipes in a sentence; empty where it cannot be told."""
+    if found is None or math.isnan(found.typical):
+        return ""
+    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} nats a token"
+    said = f"{line} on the search windows"
+    if math.isnan(found.chance):
+        return said
+    return f"{said}; the best shows {found.best:+.4f}, and luck as little or less in {found.chance:.0%} of draws"
 
 
 def board_text(board: pd.DataFrame) -> str:

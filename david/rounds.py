@@ -51,7 +51,9 @@ class Run:
             return 1
         if self.batch is not None:
             return self.batch
-        return max(1, queued if self.engine.streamed or self.racing else min(queued, _QUEUED_AT_ONCE))
+        if self.racing or self.engine.streamed:
+            return max(1, queued)
+        return max(1, min(queued, _QUEUED_AT_ONCE)) if self.engine.shares else 1
 
 
 def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[str]:

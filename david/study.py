@@ -70,8 +70,9 @@ def search(
     where it has none.
 
     A `batch` of recipes is asked for and scored together, so that they share what they have in common; left out, the
-    queue is in batches of 32 (in one, where layers are loaded for each call or recipes race) and the sampler is asked
-    for one at a time. `memory_budget` is how many bytes of hidden states may be held (see `score_recipes`).
+    queue is in batches of 32 (in one, where layers are loaded for each call or recipes race; one by one, where nothing
+    can be shared) and the sampler is asked for one at a time. `memory_budget` is how many bytes of hidden states may be
+    held (see `score_recipes`).
 
     With a `pruner` recipes race: `"race"` is a paired test against the `top` best so far (`RacingPruner`), `"wilcoxon"`
     or any other is Optuna's, and is shown the mean NLL of each window with the window's number for the step. After the

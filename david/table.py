@@ -258,7 +258,8 @@ def luck(study: Study) -> Luck | None:
     for row, trial in zip(differences, others, strict=True):
         seen = trial.user_attrs[WINDOW_NLL]
         row[: len(seen)] = seen - its[: len(seen)]
-    return luck_of(differences, tokens, about(study).get("search_documents"))
+    documents = about(study).get("search_documents")  # an objective of one's own may have windows of its own
+    return luck_of(differences, tokens, documents if documents and len(documents) == len(tokens) else None)
 
 
 def value_of(trial: FrozenTrial) -> float:

@@ -182,6 +182,7 @@ def test_the_verdict_comes_first_and_the_sections_in_their_order(judged: Study) 
         "Paths of the best recipes",
         "Repeating one block",
         "The search",
+        "Luck",
         "Seams",
         "What was run",
         "How to read this",
@@ -336,6 +337,12 @@ def test_looks_at_the_held_out_windows_are_told_when_there_were_several(judged: 
     for often in (False, True):
         table.look(judged)
         assert (told in Document(page.page(judged)).text) is often
+
+
+def test_the_luck_line_stands_in_words(judged: Study) -> None:
+    text = Document(page.page(judged)).text
+    assert "By luck alone the best of 3 recipes would show" in text or "By luck alone the best of 2 recipes" in text
+    assert "Luck" not in Document(page.page(only_base())).text
 
 
 def test_a_study_without_held_out_windows_says_so() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from david import report, table
 from david.errors import SearchError
+from david.luck import Luck
 from david.recipe import Recipe
 from tests.studies import add, judge, new_study
 
@@ -255,6 +256,16 @@ def test_how_often_the_held_out_windows_were_looked_at_is_told(judged: Study) ->
     assert report.looks(judged) == "the held-out windows were looked at once, for 2 recipes and the base"
     table.look(judged)
     assert "looked at 2 times, for 2 recipes and the base: with each look" in report.looks(judged)
+
+
+def test_the_luck_line_is_told_in_a_sentence() -> None:
+    told = report.luck(Luck(-0.012, -0.02, -0.005, 0.88), 40)
+    assert told == (
+        "by luck alone the best of 40 recipes would show -0.0120 nats a token on the search windows; "
+        "the best shows -0.0050, and luck as little or less in 88% of draws"
+    )
+    assert report.luck(Luck(-0.012, -0.02, math.nan, math.nan), 3).endswith("on the search windows")
+    assert report.luck(None, 3) == report.luck(Luck(*[math.nan] * 4), 3) == ""
 
 
 def test_the_verdict_says_that_nothing_is_judged_or_scored_yet(study: Study) -> None:
