@@ -47,7 +47,7 @@ _HOME = {
     "score_recipes": "engine",
     "search": "study",
 }
-_MODULES = {"page", "plot", "report", "space", "table"}
+_MODULES = {"neighbours", "page", "plot", "profile", "report", "space", "strategy", "table", "verdict"}
 
 
 def __getattr__(name: str) -> Any:
