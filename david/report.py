@@ -142,7 +142,7 @@ def luck(found: Luck | None, recipes: int) -> str:
     said = f"{line} on the search windows"
     if math.isnan(found.chance):
         return said
-    return f"{said}; the best shows {found.best:+.4f}, and luck as little or less in {found.chance:.0%} of draws"
+    return f"{said}; the best shows {found.best:+.4f}, and luck alone is as low in {found.chance:.0%} of draws"
 
 
 def board_text(board: pd.DataFrame) -> str:

@@ -262,7 +262,7 @@ def test_the_luck_line_is_told_in_a_sentence() -> None:
     told = report.luck(Luck(-0.012, -0.02, -0.005, 0.88), 40)
     assert told == (
         "by luck alone the best of 40 recipes would show -0.0120 nats a token on the search windows; "
-        "the best shows -0.0050, and luck as little or less in 88% of draws"
+        "the best shows -0.0050, and luck alone is as low in 88% of draws"
     )
     assert report.luck(Luck(-0.012, -0.02, math.nan, math.nan), 3).endswith("on the search windows")
     assert report.luck(None, 3) == report.luck(Luck(*[math.nan] * 4), 3) == ""
