@@ -39,6 +39,7 @@ from david.options import (
     MemoryBudget,
     Model,
     Out,
+    PromptColumn,
     Pruner,
     Ratios,
     RecipeOption,
@@ -71,6 +72,7 @@ def search(
     data: DataOption = DEFAULT_DATA,
     slice: Slice = None,  # noqa: A002  # the option's name
     column: Column = "text",
+    prompt_column: PromptColumn = None,
     window: Window = 128,
     windows: Windows = 12,
     held_out: HeldOut = 24,
@@ -112,7 +114,7 @@ def search(
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
-    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).hold_out(windows, held_out)
+    seen, unseen = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).hold_out(windows, held_out)
     n_layers = base_depth(loaded)
     made = run_search(
         loaded,
@@ -142,6 +144,7 @@ def scan(
     data: DataOption = DEFAULT_DATA,
     slice: Slice = None,  # noqa: A002
     column: Column = "text",
+    prompt_column: PromptColumn = None,
     window: Window = 128,
     windows: Windows = 8,
     held_out: HeldOut = 24,
@@ -174,7 +177,7 @@ def scan(
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
-    seen, unseen = corpus_of(tokenizer, data, slice, column, window, bos).hold_out(windows, held_out)
+    seen, unseen = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).hold_out(windows, held_out)
     n_layers = base_depth(loaded)
     longest = longest_block(max_length, n_layers)
     every = all_blocks(n_layers, longest)
@@ -212,6 +215,7 @@ def profile(
     data: DataOption = DEFAULT_DATA,
     slice: Slice = None,  # noqa: A002
     column: Column = "text",
+    prompt_column: PromptColumn = None,
     window: Window = 128,
     windows: Windows = 8,
     bos: Bos = None,
@@ -232,7 +236,7 @@ def profile(
     from david.profile import profile as run_profile
 
     loaded, tokenizer = load(model, dtype, device)
-    corpus = corpus_of(tokenizer, data, slice, column, window, bos).take(windows)
+    corpus = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).take(windows)
     found = run_profile(loaded, corpus, memory_budget=bytes_of(memory_budget), progress=True)
     files = write_profile(found.layers, found.distances, out)
     text = found.layers.to_string(index=False, float_format="{:+.4f}".format)
@@ -250,6 +254,7 @@ def score(
     data: DataOption = DEFAULT_DATA,
     slice: Slice = None,  # noqa: A002
     column: Column = "text",
+    prompt_column: PromptColumn = None,
     window: Window = 512,
     windows: Windows = 8,
     convention: ConventionOption = Convention.window,
@@ -264,7 +269,7 @@ def score(
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
     loaded, tokenizer = load(model, dtype, device)
-    corpus = corpus_of(tokenizer, data, slice, column, window, bos).take(windows)
+    corpus = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).take(windows)
     from david.engine import score_recipes
     from david.recipe import Recipe
     from david.sling import base_depth

@@ -1,14 +1,8 @@
 """A slice of a dataset as windows of tokens."""
 
-import contextlib
 import hashlib
-import importlib
-import io
 import itertools
 import os
-import re
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from david.errors import CorpusError, one_line
+from david.errors import CorpusError
+from david.sources import BUILT_IN, documents_of, is_file
 
-BUILT_IN = "python-topics"
 _ATTEMPTS = 20  # at drawing parts that share no document, before it counts as impossible
 _BETWEEN = "\n\n"  # between the documents of a dataset, as the transformers perplexity guide joins them
-_READERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 class Tokenizer(Protocol):
@@ -44,7 +37,8 @@ class Corpus:
     `windows` is `[W, T]` (int64), `documents` the number of the document each window begins in, `last_documents` of
     that it ends in. `sha256` is of the text's UTF-8 bytes, `numbers` those of the windows in that text: together with
     `source`, `slice`, the window's length and `bos` they say which tokens these are. Left out, the windows are the
-    text's first, and each lies in one document.
+    text's first, and each lies in one document. Where each window is a prompt and its completion, `completions`
+    `[W, T]` (bool) says which tokens are of the completion; what lies behind it only fills the window.
     """
 
     windows: Tensor
@@ -55,6 +49,7 @@ class Corpus:
     bos: bool
     numbers: tuple[int, ...] = ()
     last_documents: tuple[int, ...] = ()
+    completions: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", self.numbers or tuple(range(len(self))))
@@ -69,6 +64,7 @@ class Corpus:
         slice: str | None = None,  # noqa: A002  # the field's word
         window: int = 512,
         column: str = "text",
+        prompt: str | None = None,
         bos: bool | None = None,
     ) -> "Corpus":
         """Read a text and cut it into windows that follow one another; what does not fill a last one is left out.
@@ -79,6 +75,10 @@ class Corpus:
         token of each window (which is never scored) is the tokenizer's BOS; left out, the tokenizer's own
         habit decides.
 
+        With `prompt`, another column, each row is a window of its own: its prompt, a space where the two would touch,
+        and the completion, which `column` holds and which alone is scored. Of a row longer than `window` the end is
+        kept.
+
         Raises `CorpusError` when the data cannot be read, a slice reaches beyond it, or it cannot fill a window.
         """
         if tokenizer is None:
@@ -86,7 +86,9 @@ class Corpus:
         if window < 2:
             raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
         source = os.fspath(source)
-        documents = _documents(source, slice, column)
+        if prompt is not None:
+            return cls._of_pairs(source, tokenizer, slice, window, _pairs(source, slice, prompt, column), bos)
+        documents = documents_of(source, slice, column)
         text = _BETWEEN.join(documents)
         tokens, starts = _encode(tokenizer, documents, text)
         n_windows = len(tokens) // window
@@ -97,21 +99,59 @@ class Corpus:
                 "take more of it or a shorter window"
             )
         windows = torch.from_numpy(tokens[: n_windows * window].reshape(n_windows, window).copy())
-        lead = _adds_bos(tokenizer) if bos is None else bos
-        if lead:
-            if tokenizer.bos_token_id is None:
-                raise CorpusError("bos=True needs a tokenizer with a BOS token; this one has none")
-            windows[:, 0] = tokenizer.bos_token_id
+        first = _bos(tokenizer, bos)
+        if first is not None:
+            windows[:, 0] = first
         ends = np.arange(n_windows) * window + [[0], [window - 1]]
-        first, last = np.searchsorted(starts, ends, side="right") - 1
+        documents_, last_documents = np.searchsorted(starts, ends, side="right") - 1
         return cls(
             windows=windows,
-            documents=tuple(first.tolist()),
-            last_documents=tuple(last.tolist()),
-            source=Path(source).name if _is_file(source) else source,
+            documents=tuple(documents_.tolist()),
+            last_documents=tuple(last_documents.tolist()),
+            source=_name(source),
             slice=slice,
             sha256=hashlib.sha256(text.encode()).hexdigest(),
-            bos=lead,
+            bos=first is not None,
+        )
+
+    @classmethod
+    def _of_pairs(
+        cls,
+        source: str,
+        tokenizer: Tokenizer,
+        rows: str | None,
+        window: int,
+        pairs: Sequence[tuple[str, str]],
+        bos: bool | None,
+    ) -> "Corpus":
+        """A window for each prompt and its completion, filled up to the longest."""
+        lead = _bos(tokenizer, bos)
+        before = [] if lead is None else [lead]
+        made = []
+        for number, (prompt, completion) in enumerate(pairs):
+            tokens = tokenizer(prompt + completion, add_special_tokens=False, verbose=False)["input_ids"]
+            asked = len(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+            answered = len(tokens) - asked
+            if not 0 < answered <= window - 1 or len(before) + len(tokens) < 2:
+                raise CorpusError(
+                    f"row {number} of {source}: its completion has {max(answered, 0)} tokens; expected "
+                    f"1 … {window - 1} and one to read before them"
+                )
+            made.append(([*before, *tokens[-(window - len(before)) :]], answered))
+        longest = max(len(tokens) for tokens, _ in made)
+        windows = torch.zeros(len(made), longest, dtype=torch.int64)  # what lies behind a completion is not looked at
+        completions = torch.zeros(len(made), longest, dtype=torch.bool)
+        for row, (tokens, answered) in enumerate(made):
+            windows[row, : len(tokens)] = torch.tensor(tokens)
+            completions[row, max(1, len(tokens) - answered) : len(tokens)] = True
+        return cls(
+            windows=windows,
+            documents=tuple(range(len(made))),
+            source=_name(source),
+            slice=rows,
+            sha256=hashlib.sha256(_BETWEEN.join(map("".join, pairs)).encode()).hexdigest(),
+            bos=lead is not None,
+            completions=completions,
         )
 
     @property
@@ -204,6 +244,7 @@ class Corpus:
             documents=tuple(self.documents[place] for place in places),
             last_documents=tuple(self.last_documents[place] for place in places),
             numbers=tuple(self.numbers[place] for place in places),
+            completions=None if self.completions is None else self.completions[list(places)],
         )
 
 
@@ -250,134 +291,22 @@ def _encode(tokenizer: Tokenizer, documents: Sequence[str], text: str) -> tuple[
     return np.asarray([token for part in parts for token in part], dtype=np.int64), starts
 
 
-def _adds_bos(tokenizer: Tokenizer) -> bool:
-    ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
+def _bos(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
+    """The token that begins each window; None for none. Left open, what the tokenizer itself does."""
+    if wanted is None:
+        ids = tokenizer("a")["input_ids"]
+        return ids[0] if len(ids) > 0 and ids[0] == tokenizer.bos_token_id else None
+    if wanted and tokenizer.bos_token_id is None:
+        raise CorpusError("bos=True needs a tokenizer with a BOS token; this one has none")
+    return tokenizer.bos_token_id if wanted else None
 
 
-def _documents(source: str, rows: str | None, column: str) -> list[str]:
-    """The texts of a source's rows."""
-    path = Path(source).expanduser()
-    if rows is not None and _slice_parts(rows)[0] not in (None, "train") and (source == BUILT_IN or path.is_file()):
-        raise CorpusError(f"{source} has no split {_slice_parts(rows)[0]!r}: slice it as [:200]")
-    if source == BUILT_IN:
-        return _rows(list(_topics().values()), rows, source)
-    if path.is_file():
-        reader = _READERS.get(path.suffix.lower())
-        if reader is None:
-            raise CorpusError(
-                f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'no ending'}"
-            )
-        return _rows(_read_text(path) if reader == "text" else _read_table(path, reader, column), rows, source)
-    looks_local = path.suffix in _READERS or source.startswith((".", "/", "~", "\\"))
-    if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
-        raise CorpusError(
-            f"no such file: {source} (give a text, JSON lines, parquet or CSV file, or a Hub dataset as owner/name)"
-        )
-    return _rows(_read_hub(source, rows, column), rows, source)
+def _name(source: str) -> str:
+    return Path(source).name if is_file(source) else source
 
 
-def _topics() -> dict[str, str]:
-    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    return dict(sorted(topics.items()))
-
-
-def _is_file(source: str) -> bool:
-    return Path(source).expanduser().is_file()
-
-
-def _read_text(path: Path) -> list[str]:
-    """A text file as one document, to the byte: line ends stay what they are."""
-    try:
-        return [path.read_bytes().decode("utf-8")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} cannot be read as text: {error}") from None
-
-
-def _read_table(path: Path, reader: str, column: str) -> list[Any]:
-    import datasets
-
-    # A cache of its own: the shared one takes a replaced file of the same age for the old one.
-    with tempfile.TemporaryDirectory() as cache, _quiet_datasets():
-        try:
-            table = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=cache)
-            return _column(table, column, str(path))
-        except CorpusError:
-            raise
-        except Exception as error:  # every builder has its own kinds
-            raise CorpusError(f"{path} cannot be read as {reader}: {_reason(error)}") from None
-
-
-def _read_hub(source: str, rows: str | None, column: str) -> list[Any]:
-    import datasets
-
-    name, _, configuration = source.partition(":")
-    split = None if rows is None else _slice_parts(rows)[0]
-    sys.stderr.write(f"no file here is called {source}: asking the Hub for a dataset\n")
-    try:
-        loaded = datasets.load_dataset(name, configuration or None, split=split)
-    except Exception as error:
-        raise CorpusError(f"no file and no Hub dataset could be read as {source!r}: {_reason(error)}") from None
-    if isinstance(loaded, datasets.DatasetDict):
-        if len(loaded) > 1:
-            splits = list(loaded)
-            raise CorpusError(f"{source} has the splits {', '.join(splits)}: give a slice such as {splits[0]}[:200]")
-        loaded = next(iter(loaded.values()))
-    return _column(loaded, column, source)
-
-
-def _column(table: Any, column: str, source: str) -> list[Any]:
-    if column not in table.column_names:
-        raise CorpusError(
-            f"{source} has no column {column!r}: it has {', '.join(table.column_names)}; name one of them"
-        )
-    return list(table[column])
-
-
-def _rows(values: list[Any], rows: str | None, source: str) -> list[str]:
-    start, stop = (0, len(values)) if rows is None else _slice_bounds(rows, len(values), source)
-    for number in range(start, stop):
-        if not isinstance(values[number], str):
-            raise CorpusError(f"row {number} of {source} must hold text; got {type(values[number]).__name__}")
-    return values[start:stop]
-
-
-def _slice_parts(rows: str) -> tuple[str | None, str | None, str | None]:
-    match = re.fullmatch(r"\s*([\w.-]+)?\s*(?:\[\s*(\d+%?)?\s*:\s*(\d+%?)?\s*\])?\s*", rows)
-    if not match or not rows.strip():
-        raise CorpusError(f"cannot read the slice {rows!r}: expected such as test, test[:200], train[10%:20%], [5:50]")
-    return match[1], match[2], match[3]
-
-
-def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
-    def row(bound: str | None, default: int) -> int:
-        if bound is None:
-            return default
-        return int(bound[:-1]) * length // 100 if bound.endswith("%") else int(bound)
-
-    _, low, high = _slice_parts(rows)
-    start, stop = row(low, 0), row(high, length)
-    if stop > length:
-        raise CorpusError(f"the slice {rows} reaches row {stop}, but {source} has {length} rows")
-    if start >= stop:
-        raise CorpusError(f"the slice {rows} of {source} is empty: its start must come before its end")
-    return start, stop
-
-
-@contextlib.contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Reading one local file needs no progress bar."""
-    import datasets
-
-    shown = datasets.utils.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def _reason(error: Exception) -> str:
-    return "it has no rows" if isinstance(error, StopIteration) else one_line(error.__cause__ or error)
+def _pairs(source: str, rows: str | None, prompt: str, column: str) -> list[tuple[str, str]]:
+    """The prompt and the completion of each row, with a space between them where they would touch."""
+    asked, answered = (documents_of(source, rows, name) for name in (prompt, column))
+    pairs = zip(asked, answered, strict=True)
+    return [(one, other if one[-1:].isspace() or other[:1].isspace() else f" {other}") for one, other in pairs]

@@ -18,7 +18,7 @@ from david.errors import DavidError, ScoreError, one_line
 from david.forward import input_device
 from david.plan import Cost, Estimate, Plan, groups
 from david.recipe import Recipe
-from david.score import Objective, Score, check_fits, first_scored, perplexity
+from david.score import Objective, Score, check_fits, first_scored, perplexity, scored_tokens, told
 from david.sling import as_base, base_depth, base_layers, check_recipe, slung
 from david.visits import Meter, Runner, State
 
@@ -120,9 +120,9 @@ class Engine:
         self.batches = list(_batches(len(corpus), self._windows_at_once(), rung))
 
     @property
-    def window_tokens(self) -> int:
-        """Scored tokens of a window."""
-        return self.corpus.window - self._first
+    def window_tokens(self) -> tuple[int, ...]:
+        """Scored tokens of each window."""
+        return scored_tokens(self.corpus, self._first)
 
     @property
     def shares(self) -> bool:
@@ -206,9 +206,9 @@ class Engine:
                         raise
                     continue
                 place += 1
-                told = dict(zip(alive, values, strict=True))
-                failed |= {i: its for i, its in told.items() if isinstance(its, DavidError)}
-                scored = {i: its for i, its in told.items() if not isinstance(its, DavidError)}
+                each = dict(zip(alive, values, strict=True))
+                failed |= {i: its for i, its in each.items() if isinstance(its, DavidError)}
+                scored = {i: its for i, its in each.items() if not isinstance(its, DavidError)}
                 for i, its in scored.items():
                     found[i] += its
                 dropped = set(drop(batch, scored) if drop is not None and scored else ())
@@ -227,8 +227,8 @@ class Engine:
         wrong = next((i for i, value in enumerate(nll) if math.isnan(value)), None)
         if wrong is not None:
             return ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
-        tokens = (self.window_tokens,) * len(nll)
-        return Score(tuple(nll), tokens, self.corpus.documents[: len(nll)], self._convention)
+        n_windows, convention = len(nll), told(self.corpus, self._convention)
+        return Score(tuple(nll), self.window_tokens[:n_windows], self.corpus.documents[:n_windows], convention)
 
     def _refusals(self, recipes: Sequence[Recipe]) -> Iterator[tuple[int, DavidError]]:
         for i, recipe in enumerate(recipes):
@@ -259,7 +259,7 @@ class Engine:
             nll = self._runner.nll(
                 plan,
                 self._order(plan, known),
-                self.corpus.windows[batch.start : batch.stop],
+                self.corpus.part(batch.start, batch.stop),
                 meter=self.meter,
                 known=known,
                 keep=partial(self._keep, pool, paths),
@@ -370,7 +370,7 @@ class Engine:
         plan, meter = Plan.of(recipes, self.n_layers), Meter(exact=True)
         with as_base(self.model), torch.inference_mode():
             order = plan.elevator() if runner.streamed else plan.depth_first()
-            found = runner.nll(plan, order, few.windows, meter=meter)
+            found = runner.nll(plan, order, few, meter=meter)
         for recipe, end in zip(recipes, plan.ends, strict=True):
             with slung(self.model, recipe):
                 plain = perplexity(self.model, few, **{**options, "batch": len(few)})

@@ -34,11 +34,13 @@ def load(model: str, dtype: str | None, device: str | None, *, proved: bool = Tr
     return loaded, tokenizer
 
 
-def corpus_of(tokenizer: Any, data: str, rows: str | None, column: str, window: int, bos: bool | None) -> "Corpus":
+def corpus_of(
+    tokenizer: Any, data: str, rows: str | None, prompt: str | None, column: str, window: int, bos: bool | None
+) -> "Corpus":
     """The windows that `--data` and the options beside it stand for."""
     from david.corpus import Corpus
 
-    return Corpus.load(data, tokenizer, slice=rows, window=window, column=column, bos=bos)
+    return Corpus.load(data, tokenizer, slice=rows, window=window, prompt=prompt, column=column, bos=bos)
 
 
 def objective_of(convention: Convention) -> Any:

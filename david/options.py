@@ -24,6 +24,9 @@ DataOption = Annotated[
 ]
 Slice = Annotated[str | None, typer.Option(help="Rows of the data: 'test[:200]', '[10%:20%]'.")]
 Column = Annotated[str, typer.Option(help="The data's column that holds the text.")]
+PromptColumn = Annotated[
+    str | None, typer.Option(help="The column of prompts: each row is a window, and --column is what is scored of it.")
+]
 Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
 Windows = Annotated[int, typer.Option(min=1, help="How many windows to score.")]
 HeldOut = Annotated[int, typer.Option(min=2, help="How many further windows judge the best recipes, once.")]

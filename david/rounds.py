@@ -145,11 +145,11 @@ class _Race:
         tokens = self._run.engine.window_tokens
         if isinstance(self._study.pruner, RacingPruner):
             if windows.start == 0:  # first: another worker may read the trial between the two
-                trial.set_user_attr(table.WINDOW_TOKENS, [tokens] * len(self._run.engine.corpus))
+                trial.set_user_attr(table.WINDOW_TOKENS, list(tokens))
             trial.set_user_attr(table.WINDOW_NLL, list(nll))
         else:
             for window in windows:
-                trial.report(nll[window] / tokens, window)
+                trial.report(nll[window] / tokens[window], window)
 
     def to_come(self, seen: int, recipes: Sequence[Recipe]) -> float:
         """How much work is still to come, in visits of a window, where of each rung's recipes about half go on."""

@@ -54,8 +54,9 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
     """Score a model on a corpus, as it stands: the base, slung, or a view. The cache is never used.
 
     Conventions: `window` scores every token of a window but its first; `llamacpp` scores the second half of each
-    window, as llama.cpp's perplexity tool does (positions T/2 + 1 … T − 1, after a context of at least T/2).
-    `batch` windows go through the model at once. Log-probabilities are computed in float32 from the logits on.
+    window, as llama.cpp's perplexity tool does (positions T/2 + 1 … T − 1, after a context of at least T/2). Of prompts
+    and completions the completions alone are scored, and the score says `completion`. `batch` windows go through the
+    model at once. Log-probabilities are computed in float32 from the logits on.
 
     Raises `ScoreError` when the windows do not fit the model, or when a window's NLL is not a number (an infinite
     one is a score).
@@ -68,15 +69,38 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
     with torch.inference_mode():
         for windows in torch.split(corpus.windows, batch):
             nll = _token_nll(model, windows.to(input_device(model)), first)  # [B, scored]
-            sums += nll.double().sum(dim=1).tolist()
+            sums += window_sums(nll, corpus.part(len(sums), len(sums) + len(windows)), first)
     wrong = next((i for i, value in enumerate(sums) if math.isnan(value)), None)
     if wrong is not None:
         raise ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
-    return Score(tuple(sums), (corpus.window - first,) * len(corpus), corpus.documents, convention)
+    return Score(tuple(sums), scored_tokens(corpus, first), corpus.documents, told(corpus, convention))
+
+
+def told(corpus: Corpus, convention: ConventionName) -> str:
+    """What a score says of its convention: of prompts and completions, that the completions alone are scored."""
+    return convention if corpus.completions is None else "completion"
+
+
+def scored_tokens(corpus: Corpus, first: int) -> tuple[int, ...]:
+    """How many tokens of each window are scored, from position `first` on."""
+    if corpus.completions is None:
+        return (corpus.window - first,) * len(corpus)
+    return tuple(corpus.completions[:, first:].sum(dim=1).tolist())
+
+
+def window_sums(nll: Tensor, corpus: Corpus, first: int) -> list[float]:
+    """The NLL of each window, of that of its tokens `[B, T − first]`."""
+    if corpus.completions is not None:
+        nll = nll.where(corpus.completions[:, first:].to(nll.device), 0)
+    return nll.double().sum(dim=1).tolist()
 
 
 def first_scored(corpus: Corpus, convention: str) -> int:
-    """The first position of a window whose token a convention scores; all behind it are scored too."""
+    """The first position of a window whose token is scored."""
+    if corpus.completions is not None:
+        if convention != "window":
+            raise ScoreError(f"completions are scored whole, by convention 'window'; got {convention!r}")
+        return int(corpus.completions.any(dim=0).nonzero()[0])
     if convention not in ("window", "llamacpp"):
         raise ScoreError(f"unknown convention {convention!r}: expected 'window' or 'llamacpp'")
     first = 1 if convention == "window" else corpus.window // 2 + 1

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from david import layers, memory
+from david.corpus import Corpus
 from david.forward import Call, Given, given, input_device, outputs
 from david.plan import ROOT, Plan
-from david.score import end_nll, ends_by_position
+from david.score import end_nll, ends_by_position, window_sums
 from david.views import hidden
 
 _FORM_TOKENS = 8
@@ -140,19 +141,19 @@ class Runner:
         self,
         plan: Plan,
         order: Sequence[int],
-        windows: Tensor,
+        corpus: Corpus,
         *,
         meter: Meter,
         known: Mapping[int, State] | None = None,
         keep: Callable[[int, State], bool] = lambda _node, _state: False,
         tick: Callable[[bool], None] = lambda _is_end: None,
     ) -> dict[int, list[float]]:
-        """NLL in nats of each window of `[B, T]` at each end of a plan: the nodes of `order` are run one by one.
+        """NLL in nats of each window of a corpus at each end of a plan: the nodes of `order` are run one by one.
 
         `known` are states that need not be made; `keep` is offered each that was, and says whether it holds it from now
         on; `tick` is called for each node with whether it was an end.
         """
-        windows = windows.to(input_device(self.model))
+        windows = corpus.windows.to(input_device(self.model))
         told = given(self.model, windows, list(self.forms))
         calls, device = told.calls, told.state.device
         start = self._put(told.state, _empty_mappings(told))
@@ -168,7 +169,7 @@ class Runner:
                         state = self._at_hand(held.states[plan.parents[node]], device)
                         with meter.timing("end" if plan.is_end(node) else "visit"):
                             if plan.is_end(node):
-                                found[node] = self._end(state, windows)
+                                found[node] = window_sums(self._end(state, windows), corpus, self.first)
                             else:
                                 held.put(node, self._visit(calls[layer], layer, plan.scales[node], state))
                         held.used(plan.parents[node])
@@ -191,9 +192,8 @@ class Runner:
             after = before + scale * (after - before)
         return self._put(after, carried)
 
-    def _end(self, state: State, windows: Tensor) -> list[float]:
-        nll = end_nll(self.model, self.forms[-1], state.hidden, windows, self.first, by_position=self.by_position)
-        return nll.double().sum(dim=1).tolist()
+    def _end(self, state: State, windows: Tensor) -> Tensor:
+        return end_nll(self.model, self.forms[-1], state.hidden, windows, self.first, by_position=self.by_position)
 
     def _put(self, state: Tensor, carried: Mapping[str, Any]) -> State:
         """A state where states wait: in the host's memory where layers are streamed through the device's."""

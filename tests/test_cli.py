@@ -54,6 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Recipe.from_blocks(7, [(1, 4, 2)]).save(folder / "seven.json")
     (folder / "broken.json").write_text('{"format": "david.recipe", "version": 1, "repeat_map": [0, "one"]}')
     (folder / "half.json").write_text('{"format": "david.recipe", "ver')
+    (folder / "pairs.jsonl").write_text('{"q": "w1 w2 w3", "a": "w4 w5"}\n{"q": "w6 w7", "a": "w8"}\n')
     (folder / "table.jsonl").write_text('{"said": "w1 w2"}\n')
     (folder / "empty").mkdir()
     return folder
@@ -397,6 +398,14 @@ def test_export_writes_a_checkpoint_that_is_the_recipe_and_says_where(run: Run, 
             assert torch.allclose(again(tokens).logits, stacked(model, recipe)(tokens).logits, atol=1e-5)
         assert AutoTokenizer.from_pretrained(place / f"stacked{k}").get_vocab()["w5"] == 5
         assert Recipe.load(place / f"stacked{k}" / "recipe.json") == recipe
+
+
+def test_score_of_prompts_and_completions_counts_the_completions(run: Run, place: Path) -> None:
+    line = "score model --data pairs.jsonl --prompt-column q --column a --window 16 --windows 2 --json"
+    code, printed, err = run(line)
+    assert code == 0, err
+    found = json.loads(printed)
+    assert (found["tokens"], found["convention"]["name"]) == (3, "completion")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,8 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from david.corpus import BUILT_IN, Corpus
+from david.corpus import Corpus
 from david.errors import CorpusError
+from david.sources import BUILT_IN
 
 BOS = 0
 ROWS = ['one, "two"', "three\nfour  ", "späte Äpfel", "{five}"]
@@ -424,6 +425,59 @@ def test_split_reaches_no_further_than_there_are_windows(sizes: tuple[int, ...],
 
 def test_a_corpus_shows_itself_in_a_line(ten: Corpus) -> None:
     assert repr(ten.split(4, 6)[1]) == "Corpus(rows.jsonl: windows 4:10 of 4 tokens)"
+
+
+# ---- prompts and completions
+
+PAIRS = [{"asked": "2 + 2 =", "answer": "4"}, {"asked": "abc ", "answer": "def"}, {"asked": "", "answer": "gh"}]
+
+
+def pairs(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
+    return write(tmp_path / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def completions_of(corpus: Corpus, tokenizer: Any) -> list[str]:
+    """What is scored of each window."""
+    assert corpus.completions is not None
+    return [tokenizer.decode(row[mask]) for row, mask in zip(corpus.windows, corpus.completions, strict=True)]
+
+
+def test_each_prompt_with_its_completion_is_a_window_and_the_completion_is_what_counts(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    corpus = Corpus.load(pairs(tmp_path, PAIRS), tokenizer, window=32, prompt="asked", column="answer")
+    texts = ["2 + 2 = 4", "abc def", " gh"]
+    assert corpus.window == max(map(len, texts))
+    for row, text in zip(corpus.windows, texts, strict=True):
+        assert tokenizer.decode(row[: len(text)], clean_up_tokenization_spaces=False) == text
+    assert completions_of(corpus, tokenizer) == [" 4", "def", "gh"]  # a window's first token has nothing before it
+    assert corpus.documents == corpus.last_documents == (0, 1, 2)
+    assert corpus.sha256 == sha256("\n\n".join(texts))
+    picked = corpus.part(1, 3)
+    assert completions_of(picked, tokenizer) == ["def", "gh"]
+
+
+def test_bos_begins_a_window_before_its_prompt(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(leads_with_bos=True)
+    corpus = Corpus.load(pairs(tmp_path, PAIRS), tokenizer, window=32, prompt="asked", column="answer")
+    assert corpus.windows[:, 0].tolist() == [BOS] * 3
+    assert completions_of(corpus, tokenizer) == [" 4", "def", " gh"]
+
+
+def test_of_a_long_row_the_end_is_kept(tmp_path: Path, tokenizer: Any) -> None:
+    corpus = Corpus.load(pairs(tmp_path, PAIRS), tokenizer, window=4, prompt="asked", column="answer")
+    assert [tokenizer.decode(row) for row in corpus.windows[:2]] == ["2 = 4"[-4:], " def"]
+    assert completions_of(corpus, tokenizer) == [" 4", "def", "gh"]
+
+
+def test_a_completion_that_is_empty_or_longer_than_a_window_is_told(tmp_path: Path, tokenizer: Any) -> None:
+    file = pairs(tmp_path, PAIRS)
+    message = refusal(file, tokenizer, window=3, prompt="asked", column="answer")
+    assert "row 1" in message
+    assert "completion has 3 tokens; expected 1 … 2" in message
+    assert "no column 'question'" in refusal(file, tokenizer, prompt="question", column="answer")
+    empty = pairs(tmp_path, [{"asked": "ab ", "answer": ""}])
+    assert "completion has 0 tokens" in refusal(empty, tokenizer, prompt="asked", column="answer")
 
 
 # ---- windows to search on, and windows to judge by

@@ -17,11 +17,13 @@ from david.errors import DavidError, ScoreError, SearchError
 from david.layers import find
 from david.plan import Plan
 from david.recipe import Recipe
+from david.report import best_recipe
 from david.score import Score, perplexity
 from david.sling import reset, sling, slung
 from david.space import Block, all_blocks
 from david.study import search
 from tests.counting import counted
+from tests.test_score import of_completions
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -134,6 +136,30 @@ def test_an_objective_of_another_convention_is_its_own(tiny: Any, corpus: Corpus
 
 def test_no_recipes_are_no_scores(tiny: Any, corpus: Corpus) -> None:
     assert score_recipes(tiny, [], corpus) == []
+
+
+@pytest.mark.parametrize("rung", [None, 1])
+def test_completions_are_scored_as_slinging_by_hand_scores_them(rung: int | None, tiny: Any) -> None:
+    corpus = of_completions()
+    engine = Engine(tiny, corpus, rung=rung)
+    for score, recipe in zip(engine.outcomes(RECIPES), RECIPES, strict=True):
+        with slung(tiny, recipe):
+            expected = perplexity(tiny, corpus)
+        assert score.window_nll == pytest.approx(expected.window_nll, rel=1e-6)
+        assert score.window_tokens == expected.window_tokens == engine.window_tokens == (2, 3, 4, 5)
+        assert score.convention == expected.convention
+    assert engine.estimate(RECIPES).reason is None
+
+
+def test_a_search_of_completions_races_as_one_of_text(tiny: Any) -> None:
+    seen, unseen = of_completions(6).hold_out(4, 2)
+    study = search(tiny, seen, held_out=unseen, n_trials=8, pruner="race", batch=3, progress=False)
+    assert {trial.user_attrs["convention"] for trial in study.trials} == {"completion"}
+    for trial in study.trials:
+        nll, tokens = (trial.user_attrs[name] for name in ("window_nll", "window_tokens"))
+        if "partial" not in trial.user_attrs:
+            assert trial.value == pytest.approx(sum(nll) / sum(tokens))
+    assert best_recipe(study).scores[1].convention.name == "completion"
 
 
 # ---- a budget of bytes costs visits, never exactness

@@ -43,6 +43,7 @@ HEAVY = [
     "sling",
     "stack",
     "check",
+    "sources",
     "corpus",
     "models",
     "card",

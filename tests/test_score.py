@@ -1,5 +1,6 @@
 """Perplexity against plain torch, against published figures, and without a trace on the model."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -365,3 +366,41 @@ def test_a_hooked_compiled_or_offloaded_base_has_the_score_of_the_plain_one(
     if chunked:
         small_chunks(monkeypatch)
     assert perplexity(tiny, corpus).window_nll == pytest.approx(expected, rel=1e-6)
+
+
+def of_completions(number: int = 4) -> Corpus:
+    """Windows of 12 tokens, each with a completion of its own length, and what fills the window behind it."""
+    tokens = torch.randint(3, VOCABULARY, (number, 12), generator=torch.Generator().manual_seed(5))
+    mask = torch.zeros(number, 12, dtype=torch.bool)
+    for row in range(number):
+        mask[row, 4 + row : 6 + 2 * row] = True
+    return Corpus(tokens, tuple(range(number)), source="pairs", slice=None, sha256="c0", bos=False, completions=mask)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_of_completions_each_token_counts_behind_what_comes_before_it(batch: int, tiny: Any) -> None:
+    corpus = of_completions()
+    score = perplexity(tiny, corpus, batch=batch)
+    for row, (window, mask) in enumerate(zip(corpus.windows, corpus.completions, strict=True)):
+        last = int(mask.nonzero().max())
+        with torch.no_grad():  # the prompt and the completion alone, without what fills the window
+            logits = tiny(window[None, : last + 1], use_cache=False).logits[0].double()
+        chances = torch.log_softmax(logits, dim=-1)
+        nll = -sum(chances[i - 1, window[i]].item() for i in range(last + 1) if mask[i])
+        assert score.window_nll[row] == pytest.approx(nll, rel=1e-5)
+    assert score.window_tokens == (2, 3, 4, 5)
+    assert score.convention == "completion"
+    assert score.documents == (0, 1, 2, 3)
+
+
+def test_what_fills_a_window_does_not_count(tiny: Any) -> None:
+    corpus = of_completions()
+    other = corpus.windows.clone()
+    for row, mask in enumerate(corpus.completions):
+        other[row, int(mask.nonzero().max()) + 1 :] = 0
+    assert perplexity(tiny, dataclasses.replace(corpus, windows=other)) == perplexity(tiny, corpus)
+
+
+def test_completions_are_scored_whole(tiny: Any) -> None:
+    with pytest.raises(ScoreError, match="completions are scored whole, by convention 'window'; got 'llamacpp'"):
+        perplexity(tiny, of_completions(), convention="llamacpp")

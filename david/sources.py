@@ -1,0 +1,145 @@
+"""The texts of a source's rows: of a file, a Hub dataset, or the help that comes with every Python."""
+
+import contextlib
+import importlib
+import io
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from david.errors import CorpusError, one_line
+
+BUILT_IN = "python-topics"
+_READERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def documents_of(source: str, rows: str | None, column: str) -> list[str]:
+    """The texts of a source's rows."""
+    path = Path(source).expanduser()
+    if rows is not None and _slice_parts(rows)[0] not in (None, "train") and (source == BUILT_IN or path.is_file()):
+        raise CorpusError(f"{source} has no split {_slice_parts(rows)[0]!r}: slice it as [:200]")
+    if source == BUILT_IN:
+        return _rows(list(_topics().values()), rows, source)
+    if path.is_file():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise CorpusError(
+                f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'no ending'}"
+            )
+        return _rows(_read_text(path) if reader == "text" else _read_table(path, reader, column), rows, source)
+    looks_local = path.suffix in _READERS or source.startswith((".", "/", "~", "\\"))
+    if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
+        raise CorpusError(
+            f"no such file: {source} (give a text, JSON lines, parquet or CSV file, or a Hub dataset as owner/name)"
+        )
+    return _rows(_read_hub(source, rows, column), rows, source)
+
+
+def _topics() -> dict[str, str]:
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    return dict(sorted(topics.items()))
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a local file."""
+    return Path(source).expanduser().is_file()
+
+
+def _read_text(path: Path) -> list[str]:
+    """A text file as one document, to the byte: line ends stay what they are."""
+    try:
+        return [path.read_bytes().decode("utf-8")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} cannot be read as text: {error}") from None
+
+
+def _read_table(path: Path, reader: str, column: str) -> list[Any]:
+    import datasets
+
+    # A cache of its own: the shared one takes a replaced file of the same age for the old one.
+    with tempfile.TemporaryDirectory() as cache, _quiet_datasets():
+        try:
+            table = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=cache)
+            return _column(table, column, str(path))
+        except CorpusError:
+            raise
+        except Exception as error:  # every builder has its own kinds
+            raise CorpusError(f"{path} cannot be read as {reader}: {_reason(error)}") from None
+
+
+def _read_hub(source: str, rows: str | None, column: str) -> list[Any]:
+    import datasets
+
+    name, _, configuration = source.partition(":")
+    split = None if rows is None else _slice_parts(rows)[0]
+    sys.stderr.write(f"no file here is called {source}: asking the Hub for a dataset\n")
+    try:
+        loaded = datasets.load_dataset(name, configuration or None, split=split)
+    except Exception as error:
+        raise CorpusError(f"no file and no Hub dataset could be read as {source!r}: {_reason(error)}") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if len(loaded) > 1:
+            splits = list(loaded)
+            raise CorpusError(f"{source} has the splits {', '.join(splits)}: give a slice such as {splits[0]}[:200]")
+        loaded = next(iter(loaded.values()))
+    return _column(loaded, column, source)
+
+
+def _column(table: Any, column: str, source: str) -> list[Any]:
+    if column not in table.column_names:
+        raise CorpusError(
+            f"{source} has no column {column!r}: it has {', '.join(table.column_names)}; name one of them"
+        )
+    return list(table[column])
+
+
+def _rows(values: list[Any], rows: str | None, source: str) -> list[str]:
+    start, stop = (0, len(values)) if rows is None else _slice_bounds(rows, len(values), source)
+    for number in range(start, stop):
+        if not isinstance(values[number], str):
+            raise CorpusError(f"row {number} of {source} must hold text; got {type(values[number]).__name__}")
+    return values[start:stop]
+
+
+def _slice_parts(rows: str) -> tuple[str | None, str | None, str | None]:
+    match = re.fullmatch(r"\s*([\w.-]+)?\s*(?:\[\s*(\d+%?)?\s*:\s*(\d+%?)?\s*\])?\s*", rows)
+    if not match or not rows.strip():
+        raise CorpusError(f"cannot read the slice {rows!r}: expected such as test, test[:200], train[10%:20%], [5:50]")
+    return match[1], match[2], match[3]
+
+
+def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
+    def row(bound: str | None, default: int) -> int:
+        if bound is None:
+            return default
+        return int(bound[:-1]) * length // 100 if bound.endswith("%") else int(bound)
+
+    _, low, high = _slice_parts(rows)
+    start, stop = row(low, 0), row(high, length)
+    if stop > length:
+        raise CorpusError(f"the slice {rows} reaches row {stop}, but {source} has {length} rows")
+    if start >= stop:
+        raise CorpusError(f"the slice {rows} of {source} is empty: its start must come before its end")
+    return start, stop
+
+
+@contextlib.contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Reading one local file needs no progress bar."""
+    import datasets
+
+    shown = datasets.utils.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _reason(error: Exception) -> str:
+    return "it has no rows" if isinstance(error, StopIteration) else one_line(error.__cause__ or error)
