@@ -110,12 +110,12 @@ def search(
     strengths = None if scales is None else as_range(scales, "--scales")
     wanted = named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
 
-    from david.sling import base_depth
+    from david.sling import base_depth, can_run
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
     seen, unseen = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).hold_out(windows, held_out)
-    n_layers = base_depth(loaded)
+    warm = [recipe for recipe in singles(base_depth(loaded)) if warm_start and can_run(loaded, recipe)]
     made = run_search(
         loaded,
         seen,
@@ -124,8 +124,8 @@ def search(
         objective=objective_of(convention),
         n_trials=trials,
         out=out,
-        queue=singles(n_layers) if warm_start else (),
-        strategy=strategy_of(strategy, start, max_length, max_visits, n_layers),
+        queue=warm,
+        strategy=strategy_of(strategy, start, max_length, max_visits, loaded),
         storage=storage,
         study_name=study,
         sampler=sampler,

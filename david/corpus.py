@@ -2,9 +2,12 @@
 
 import hashlib
 import itertools
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +18,8 @@ from torch import Tensor
 from david.errors import CorpusError
 from david.sources import BUILT_IN, documents_of, is_file
 
-_ATTEMPTS = 20  # at drawing parts that share no document, before it counts as impossible
+_SHARES = [Fraction(n, 12) for n in (6, 4, 8, 3, 9, 2, 10, 1, 11)]  # of documents, to search on; the first that does
+_UNIT = 4  # windows at least that begin in documents which come to the same side
 _BETWEEN = "\n\n"  # between the documents of a dataset, as the transformers perplexity guide joins them
 
 
@@ -135,7 +139,7 @@ class Corpus:
             if not 0 < answered <= window - 1 or len(before) + len(tokens) < 2:
                 raise CorpusError(
                     f"row {number} of {source}: its completion has {max(answered, 0)} tokens; expected "
-                    f"1 … {window - 1} and one to read before them"
+                    f"1 … {window - 1} and one to read before them: take a longer window or other rows"
                 )
             made.append(([*before, *tokens[-(window - len(before)) :]], answered))
         longest = max(len(tokens) for tokens, _ in made)
@@ -209,17 +213,18 @@ class Corpus:
     def hold_out(self, search: int, held_out: int, *, seed: int = 0) -> tuple["Corpus", "Corpus"]:
         """Two parts of so many windows, to search on and to judge by: no document is in both.
 
-        Documents are drawn at random; a first window of each before a second of any, so that both parts hold as many
-        documents as they can, and neighbouring windows come from different ones. Where documents are too few or too
-        long for that, the parts follow one another as `split` has them, and share one document at least.
+        Which documents are on which side is drawn by the seed, half of them each (other shares where that does not do),
+        short ones together with their neighbours. So more or fewer windows of the same text with the same seed are
+        more or fewer of the same sides. Of each document one window comes before a second of any. Where no share does,
+        as in a text of one document, the parts follow one another as `split` has them.
 
         Raises `CorpusError` when there are fewer windows than asked for.
         """
         consecutive = self.split(search, held_out)
-        for attempt in range(_ATTEMPTS):
-            drawn = _drawn(self, (search, held_out), np.random.default_rng([seed, attempt]))
-            if drawn is not None:
-                return self._at(drawn[0]), self._at(drawn[1])
+        for share in _SHARES:
+            sides = _sides(self, share, np.random.default_rng(seed))
+            if len(sides[0]) >= search and len(sides[1]) >= held_out:
+                return self._at(sides[0][:search]), self._at(sides[1][:held_out])
         return consecutive[0], consecutive[1]
 
     def shared_documents(self, other: "Corpus") -> int:
@@ -254,25 +259,40 @@ def _spanned(corpus: Corpus) -> set[int]:
     return {document for first, last in ends for document in range(first, last + 1)}
 
 
-def _drawn(corpus: Corpus, sizes: Sequence[int], draw: np.random.Generator) -> list[list[int]] | None:
-    """The places of windows of two parts that share no document; None where this draw does not fill them."""
+def _sides(corpus: Corpus, share: Fraction, draw: np.random.Generator) -> tuple[list[int], list[int]]:
+    """The places of all windows that lie wholly in documents to search on, and in those to judge by.
+
+    `share` is of the documents, those to search on.
+    """
+    units = _units(corpus)
+    order = draw.permutation(max(units.values()) + 1).tolist()
+    searched = {unit for i, unit in enumerate(order) if math.floor((i + 1) * share) > math.floor(i * share)}
     begun: dict[int, list[int]] = {}
     for place in draw.permutation(len(corpus)).tolist():
         begun.setdefault(corpus.documents[place], []).append(place)
-    parts: list[list[int]] = [[] for _ in sizes]
-    owners: dict[int, int] = {}  # of a document, the part that has windows of it
-    for places in itertools.zip_longest(*begun.values()):
+    documents = sorted(begun, key=lambda document: order.index(units[document]))
+    sides: tuple[list[int], list[int]] = [], []
+    for places in itertools.zip_longest(*(begun[document] for document in documents)):
         for place in places:
             if place is None:
                 continue
-            documents = range(corpus.documents[place], corpus.last_documents[place] + 1)
-            owned = {owners[document] for document in documents if document in owners}
-            open_ = [i for i, size in enumerate(sizes) if len(parts[i]) < size and owned <= {i}]
-            if open_:
-                part = min(open_, key=lambda i: len(parts[i]) / sizes[i])
-                parts[part].append(place)
-                owners |= dict.fromkeys(documents, part)
-    return parts if [len(part) for part in parts] == list(sizes) else None
+            spanned = range(corpus.documents[place], corpus.last_documents[place] + 1)
+            owners = {units[document] in searched for document in spanned}
+            if len(owners) == 1:
+                sides[0 if owners.pop() else 1].append(place)
+    return sides
+
+
+def _units(corpus: Corpus) -> dict[int, int]:
+    """Of each document the number of its unit: neighbours until a few windows begin in them."""
+    begun = Counter(corpus.documents)
+    units, unit, windows = {}, 0, 0
+    for document in range(min(corpus.documents), max(corpus.last_documents) + 1):
+        if windows >= _UNIT:
+            unit, windows = unit + 1, 0
+        units[document] = unit
+        windows += begun[document]
+    return units
 
 
 def _encode(tokenizer: Tokenizer, documents: Sequence[str], text: str) -> tuple[np.ndarray, np.ndarray]:

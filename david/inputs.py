@@ -76,19 +76,17 @@ def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, load
 
 
 def strategy_of(
-    name: str | None, start: str | None, max_length: int | None, max_visits: int | None, n_layers: int
+    name: str | None, start: str | None, max_length: int | None, max_visits: int | None, loaded: Any
 ) -> "Strategy | None":
-    """What `--strategy` and the options beside it stand for, for a base of so many layers."""
-    from david.recipe import Recipe
+    """What `--strategy` and the options beside it stand for, for the model that is loaded."""
+    from david.sling import base_depth
     from david.strategy import named
 
     if name is None:
         if start is not None:
             raise RecipeError("--start says where refine begins: add --strategy refine")
         return None
-    begin = None if start is None else Recipe.of(start)
-    if begin is not None:
-        begin.check(n_layers)
+    begin = None if start is None else recipe_of(start, None, base_depth(loaded), loaded)
     return named(name, max_length=max_length, max_visits=max_visits, start=begin)
 
 

@@ -1,6 +1,8 @@
 """What a recipe file tells beside the recipe itself: its base, its scores, the trial it came from, what made it."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Part(BaseModel):
@@ -19,6 +21,12 @@ class Base(Part):
     fingerprint: str | None = None
 
 
+def _as_ranges(windows: Any) -> Any:
+    """Files of before held one half-open range of windows as two numbers."""
+    pair = isinstance(windows, list | tuple) and len(windows) == 2 and all(isinstance(end, int) for end in windows)
+    return f"{windows[0]}:{windows[1]}" if pair else windows
+
+
 class Data(Part):
     """The text of a score: `sha256` is of its UTF-8 bytes.
 
@@ -29,7 +37,7 @@ class Data(Part):
     source: str
     slice: str | None = None
     sha256: str
-    windows: str | None = None
+    windows: Annotated[str | None, BeforeValidator(_as_ranges)] = None
     tokens_sha256: str | None = None
     documents: int | None = None
 
@@ -63,12 +71,13 @@ class Measurement(Part):
 
 
 class Origin(Part):
-    """The trial that a recipe came from."""
+    """The trial that a recipe came from; a `strategy` asked for it, or else the sampler."""
 
     study: str
     trial: int
     space: str
     sampler: str
+    strategy: str | None = None
     trials: int
     seed: int | None = None
 

@@ -28,7 +28,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from david import plot, report, table
-from david.origin import numbers_of
+from david.origin import Data, numbers_of
 from david.picture import svg_picture
 from david.recipe import Recipe
 from david.verdict import BETTER, UNDECIDED, WORSE
@@ -296,15 +296,16 @@ def _trial_counts(every: Sequence[FrozenTrial]) -> str:
 def _data(data: Mapping[str, Any] | None, window: int) -> list[tuple[str, str, bool]]:
     if data is None:
         return [("Source", "none: nothing is kept apart", False)]
-    documents = data.get("documents")
+    data = Data(**data).model_dump()
+    documents = data["documents"]
     spread = f", of {_count(documents, 'document')}" if documents else ""
     return [
         ("Source", data["source"], False),
         ("Slice", data["slice"] or "all of it", False),
-        ("Windows", f"{len(numbers_of(data['windows']))} of {window} tokens{spread}", False),
-        ("Their numbers", data["windows"], True),
+        ("Windows", f"{len(numbers_of(data['windows'] or '0:0'))} of {window} tokens{spread}", False),
+        ("Their numbers", data["windows"] or "not told", True),
         ("SHA-256 of the text", data["sha256"], True),
-        *([("SHA-256 of the tokens", tokens, True)] if (tokens := data.get("tokens_sha256")) else []),
+        *([("SHA-256 of the tokens", tokens, True)] if (tokens := data["tokens_sha256"]) else []),
     ]
 
 
@@ -417,7 +418,8 @@ def _count(number: int, name: str) -> str:
 
 
 def _windows(data: Mapping[str, Any]) -> str:
-    return f"{_count(len(numbers_of(data['windows'])), 'window')} of {data['source']}"
+    windows = Data(**data).windows or "0:0"
+    return f"{_count(len(numbers_of(windows)), 'window')} of {data['source']}"
 
 
 def _rounded_up(value: float) -> float:

@@ -10,14 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from david.corpus import Corpus
-from david.engine import score_recipes
+from david.engine import Engine
 from david.errors import DavidError
 from david.forward import forward, input_device
 from david.recipe import Recipe
-from david.score import check_fits
-from david.sling import as_base, base_depth, base_layers, check_recipe
+from david.score import Score, check_fits
+from david.sling import as_base, base_depth, base_layers
 from david.strategy import singles
 from david.views import hidden
 
@@ -48,9 +49,13 @@ def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = Non
     n_layers = base_depth(model)
     cosines, angles = _compared(model, corpus)
     recipes = [Recipe.identity(n_layers), *singles(n_layers)]
-    runnable = [recipe for recipe in recipes if _runs(model, recipe)]
-    scores = score_recipes(model, runnable, corpus, memory_budget=memory_budget, progress=progress)
-    nll = {recipe: score.nll for recipe, score in zip(runnable, scores, strict=True)}
+    engine = Engine(model, corpus, memory_budget=memory_budget)
+    whole = engine.work(recipes)
+    with tqdm(total=whole, unit="visit", unit_scale=True, disable=not progress) as bar:
+        outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n)))
+    if isinstance(outcomes[0], DavidError):
+        raise outcomes[0]
+    nll = {r: its.nll for r, its in zip(recipes, outcomes, strict=True) if isinstance(its, Score)}
     changes = [nll.get(recipe, math.nan) - nll[recipes[0]] for recipe in recipes[1:]]
     table = pd.DataFrame(
         {"layer": range(n_layers), "influence": [1 - cosines[i, i + 1].item() for i in range(n_layers)]}
@@ -96,11 +101,3 @@ def _caught(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _runs(model: nn.Module, recipe: Recipe) -> bool:
-    try:
-        check_recipe(model, recipe)
-    except DavidError:
-        return False
-    return True

@@ -92,6 +92,7 @@ def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:
             trial=best.number,
             space=about["space_name"],
             sampler=about["sampler"],
+            strategy=best.user_attrs.get("strategy"),
             trials=len(table.complete(study)),
             seed=about["seed"],
         ),
@@ -104,18 +105,19 @@ def verdict(board: pd.DataFrame) -> str:
     recipes = board[board["recipe"] != table.BASE] if not board.empty else board
     if recipes.empty:
         return "nothing but the base is scored yet"
-    if (recipes["verdict"] == "not judged").all():
+    judged = recipes[recipes["verdict"] != "not judged"]
+    if judged.empty:
         return "not judged yet: no recipe is measured on held-out windows"
-    better = recipes[recipes["verdict"] == BETTER]
+    better = judged[judged["verdict"] == BETTER]
     if better.empty:
-        apart = int((recipes["verdict"] == UNDECIDED).sum())
+        apart = int((judged["verdict"] == UNDECIDED).sum())
         if not apart:
-            return f"the base wins: on held-out windows every finalist is worse ({len(recipes)} of {len(recipes)})"
+            return f"the base wins: on held-out windows every finalist is worse ({len(judged)} of {len(judged)})"
         return (
             "the base stands: on held-out windows no finalist is better, "
-            f"{apart} of {len(recipes)} cannot be told apart from it"
+            f"{apart} of {len(judged)} cannot be told apart from it"
         )
-    first, corrected = better.iloc[0], f"corrected for {len(recipes)} finalist" + "s" * (len(recipes) > 1)
+    first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
     return (
         f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a token "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"

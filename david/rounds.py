@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna import Study
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
 from david import store, table
 from david.corpus import Corpus
 from david.engine import Engine, say
-from david.errors import DavidError
+from david.errors import DavidError, RecipeError, SlingError
 from david.racing import RacingPruner
 from david.recipe import Recipe
 from david.score import Score
@@ -21,6 +22,7 @@ from david.strategy import Strategy
 
 Tell = Callable[[float], Any]
 
+_DUPLICATE = "duplicate"
 _QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
 _GO_ON = 0.55  # of a rung's recipes, as far as a bar can tell beforehand (experiments/engine: a landscape of blocks)
 
@@ -50,14 +52,14 @@ class Run:
         if table.base_trial(study) is None:
             return 1
         if self.batch is not None:
-            return self.batch
+            return self.batch if self.strategy is None else max(1, min(self.batch, queued))
         if self.racing or self.engine.streamed:
             return max(1, queued)
         return max(1, min(queued, _QUEUED_AT_ONCE)) if self.engine.shares else 1
 
 
 def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[str]:
-    """Ask, run and tell so many trials; of each, whether it was scored, a duplicate, or failed.
+    """Ask, run and tell so many trials; of each, whether it was scored, a duplicate, refused by the model, or failed.
 
     `expect` is told how much work is still to come, in visits of a window, as far as is known; `done` what is done.
     """
@@ -69,15 +71,10 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
         known = _known(study)
         for _ in range(n):
             trials.append(trial := study.ask())
-            trial.set_user_attr("worker", store.worker())
-            try:
-                recipe = _recipe(run, trial)
-            except DavidError as error:
-                outcomes.append(_failed(study, trial, error))
-                continue
-            notation = str(recipe)
-            trial.set_user_attr("recipe", notation)
-            if notation in fresh or notation in known:
+            recipe = _proposal(study, run, trial)
+            if isinstance(recipe, str):
+                outcomes.append(recipe)
+            elif (notation := str(recipe)) in fresh or notation in known:
                 again.append((trial, notation))
             else:
                 fresh[notation] = trial, recipe
@@ -93,22 +90,32 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
             elif other is not None and (isinstance(score, DavidError) or table.PARTIAL not in other.user_attrs):
                 again.append((trial, notation))  # another worker was faster
             elif isinstance(score, DavidError):
-                outcomes.append(_failed(study, trial, score))
+                outcomes.append(_first(_failed, study, trial, score))
             else:
-                _tell(study, trial, score, score.nll)
-                outcomes.append("scored")
+                outcomes.append(_first(_tell, study, trial, score, score.nll))
         known = _known(study) if again else {}
-        return outcomes + [_told_again(study, trial, known[notation]) for trial, notation in again]
+        return outcomes + [_first(_told_again, study, trial, known[notation]) for trial, notation in again]
     except BaseException:
         for trial in trials:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
 
 
-def _recipe(run: Run, trial: Trial) -> Recipe:
-    """What a trial is to score: what the space makes of its parameters, or the recipe that was queued without any."""
-    wanted = trial.user_attrs.get(store.WANTED)
-    return run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
+def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
+    """What a trial is to score: what the space makes of its parameters, or the recipe that was queued without any.
+
+    Or else what became of it at once.
+    """
+    try:
+        trial.set_user_attr("worker", store.worker())
+        wanted = trial.user_attrs.get(store.WANTED)
+        recipe = run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
+        trial.set_user_attr("recipe", str(recipe))
+    except DavidError as error:
+        return _first(_failed, study, trial, error)
+    except UpdateFinishedTrialError:
+        return _DUPLICATE
+    return recipe
 
 
 class _Race:
@@ -135,7 +142,7 @@ class _Race:
             score = engine.score_of(self._nll[i])
             if isinstance(score, Score) and recipe != base_recipe and trial.should_prune():
                 trial.set_user_attr(table.PARTIAL, len(score.window_nll))
-                _tell(self._study, trial, score, _estimate(score, base, best))
+                _first(_tell, self._study, trial, score, _estimate(score, base, best))
                 dropped.append(i)
         self.told |= set(dropped)
         self._expect(self.to_come(windows.stop, [self._racers[i][1] for i in nll if i not in self.told]))
@@ -166,24 +173,33 @@ def _estimate(score: Score, base: FrozenTrial, best: float) -> float:
     return max(math.nextafter(best, math.inf), score.nll if math.isnan(value) else value)
 
 
-def _tell(study: Study, trial: Trial, score: Score, value: float) -> None:
+def _first(tell: Callable[..., str], *args: Any) -> str:
+    """What becomes of a trial that is told; a duplicate where Optuna gave it to another worker too, who was faster."""
+    try:
+        return tell(*args)
+    except UpdateFinishedTrialError:
+        return _DUPLICATE
+
+
+def _tell(study: Study, trial: Trial, score: Score, value: float) -> str:
     for name, its in kept(score).items():
         trial.set_user_attr(name, its)
     study.tell(trial, float(value))
+    return "scored"
 
 
 def _failed(study: Study, trial: Trial, error: DavidError) -> str:
     trial.set_user_attr("error", str(error))
     study.tell(trial, state=TrialState.FAIL)
     say(f"trial {trial.number} failed: {error}")
-    return "failed"
+    return "refused" if isinstance(error, RecipeError | SlingError) else "failed"
 
 
 def _told_again(study: Study, trial: Trial, known: FrozenTrial) -> str:
     """Tell a trial what is known of its recipe."""
     trial.set_user_attr("duplicate_of", known.number)
     study.tell(trial, known.value, state=known.state)
-    return "duplicate"
+    return _DUPLICATE
 
 
 def _known(study: Study) -> dict[str, FrozenTrial]:

@@ -159,6 +159,15 @@ def check_recipe(model: nn.Module, recipe: Recipe) -> None:
     layers.check(stack, base.values, recipe)
 
 
+def can_run(model: nn.Module, recipe: Recipe) -> bool:
+    """Whether a model can run a recipe; nothing is touched."""
+    try:
+        check_recipe(model, recipe)
+    except (RecipeError, SlingError):
+        return False
+    return True
+
+
 def view(
     model: Model,
     recipe: AnyRecipe | None = None,

@@ -5,6 +5,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -24,8 +25,8 @@ from david.errors import SearchError, one_line
 from david.origin import Data
 from david.racing import RacingPruner
 
-Asked = tuple[dict[str, Any], str | None]  # the parameters of a trial; or none, and a recipe that its space cannot say
-WANTED = "wanted"  # of a trial: that recipe
+WANTED = "wanted"  # of a trial: a recipe that its space cannot say
+STRATEGY = "strategy"  # of a trial: what asked for it, where that was not the sampler
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     # in groups: trials of a strategy, which may have no parameters, then leave the joint space of the others alone
@@ -37,6 +38,15 @@ _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
 }
 _WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in five: experiments/engine/racing.md
 _UNSIGNED = timedelta(seconds=10)  # a worker signs its trial a moment after asking: longer without a name is death
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a trial is queued for: parameters; or none, and a recipe that its space cannot say."""
+
+    params: dict[str, Any]
+    recipe: str | None = None
+    strategy: str | None = field(default=None, compare=False)
 
 
 def pruner_named(pruner: str | BasePruner, finalists: int) -> BasePruner:
@@ -97,7 +107,7 @@ def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
         study.set_user_attr("david", about | once)
         return
     for key, value in about.items():
-        if key == "held_out_data" and (value is None or before[key] is None):
+        if key not in before or (key == "held_out_data" and (value is None or before[key] is None)):
             continue
         was, now = before[key], value
         if key == "base":
@@ -156,6 +166,11 @@ def first_queued(study: Study) -> Asked | None:
     return _asked(waiting[0]) if waiting else None
 
 
+def models_parameters_alone(sampler: BaseSampler) -> bool:
+    """Whether a sampler models nothing beside trials without parameters."""
+    return isinstance(sampler, optuna.samplers.CmaEsSampler | optuna.samplers.GPSampler | optuna.samplers.QMCSampler)
+
+
 def reclaim(study: Study, *, unsigned: bool) -> None:
     """Give up the trials whose worker on this machine has died, and queue again what they were asked for.
 
@@ -170,18 +185,19 @@ def reclaim(study: Study, *, unsigned: bool) -> None:
             dead = unsigned and trial.datetime_start is not None and datetime.now() - trial.datetime_start > _UNSIGNED
         if dead:
             asked = _asked(trial)
-            if asked != ({}, None):  # first, so that a kill between the two loses nothing
+            if asked != Asked({}):  # first, so that a kill between the two loses nothing
                 _queue(study, asked)
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _queue(study: Study, asked: Asked) -> None:
-    params, recipe = asked
-    study.enqueue_trial(params, user_attrs=None if recipe is None else {WANTED: recipe})
+    told = {WANTED: asked.recipe, STRATEGY: asked.strategy}
+    study.enqueue_trial(asked.params, user_attrs={name: value for name, value in told.items() if value is not None})
 
 
 def _asked(trial: FrozenTrial) -> Asked:
-    return trial.system_attrs.get("fixed_params") or trial.params, trial.user_attrs.get(WANTED)
+    told = trial.user_attrs
+    return Asked(trial.system_attrs.get("fixed_params") or trial.params, told.get(WANTED), told.get(STRATEGY))
 
 
 def _check_sampler(sampler: str | BaseSampler) -> None:

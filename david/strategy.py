@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import partial
 from itertools import pairwise
 
 from optuna import Study
@@ -24,6 +25,7 @@ Strategy = Callable[[Study, int], Sequence[Recipe]]
 
 _STEPS = ("drop", "add", "swap", "scale", "grow", "shrink", "shift", "move", "cut", "repeat")  # few and telling first
 _COARSE, _FINE = (0.5, 2.0), (0.75, 1.0, 1.25, 1.5)  # strengths: each visit has a coarse one before any has a fine one
+_MAX_LENGTH = 8  # of visits that are cut or repeated together
 _MERGED = 8  # improvements that are tried together at most
 
 
@@ -32,10 +34,11 @@ class Scan:
     """Every block of up to `max_length` layers run twice; left out, a quarter of the base's layers."""
 
     max_length: int | None = None
+    max_visits: int | None = None
 
     def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
         """What is not scored yet."""
-        return _new(all_blocks(n_layers, longest_block(self.max_length, n_layers)), _scored(study))
+        return _new(_blocks(n_layers, self.max_length, self.max_visits), _scored(study))
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,7 @@ class Beam:
     def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
         """The next level, where the one before is scored."""
         scored = _scored(study)
-        singles = all_blocks(n_layers, longest_block(self.max_length, n_layers))
-        level = [recipe for recipe in singles if self.max_visits is None or len(recipe) <= self.max_visits]
+        level = _blocks(n_layers, self.max_length, self.max_visits)
         best_singles = _best(level, scored, self.width)
         before = scored.get(Recipe.identity(n_layers), math.inf)
         while not (new := _new(level, scored)):
@@ -83,11 +85,13 @@ class Refine:
 
     After the neighbours of a recipe come its improvements put together, the best two, the best three, and so on; the
     best of all is where it goes on. `steps` are kinds of neighbours (see `david.neighbours`), which are tried kind by
-    kind: the next one where none before has helped. It is at its end where no neighbour is better.
+    kind: the next one where none before has helped. At most `max_length` visits are cut or repeated together. It is at
+    its end where no neighbour is better.
     """
 
     start: Recipe | None = None
     steps: Sequence[str] = _STEPS
+    max_length: int = _MAX_LENGTH
     max_visits: int | None = None
 
     def __post_init__(self) -> None:
@@ -119,7 +123,8 @@ class Refine:
         """The neighbours of a recipe, kind by kind."""
         for step in self.steps:
             for scales in (_COARSE, _FINE) if step == "scale" else (_FINE,):
-                yield neighbours(here, n_layers, steps={step}, scales=scales, max_visits=self.max_visits)
+                room = partial(neighbours, max_length=self.max_length, max_visits=self.max_visits)
+                yield room(here, n_layers, steps={step}, scales=scales)
 
 
 def singles(n_layers: int) -> list[Recipe]:
@@ -142,12 +147,17 @@ def named(
         raise SearchError(f"only refine starts from a recipe; got it with {name}")
     match name:
         case "scan":
-            return Scan(max_length)
+            return Scan(max_length, max_visits)
         case "beam":
             return Beam(max_length=max_length, max_visits=max_visits)
         case "refine":
-            return Refine(start, max_visits=max_visits)
+            return Refine(start, max_length=max_length or _MAX_LENGTH, max_visits=max_visits)
     raise SearchError(f"unknown strategy {name!r}: expected scan, beam or refine")
+
+
+def _blocks(n_layers: int, max_length: int | None, max_visits: int | None) -> list[Recipe]:
+    blocks = all_blocks(n_layers, longest_block(max_length, n_layers))
+    return [recipe for recipe in blocks if max_visits is None or len(recipe) <= max_visits]
 
 
 def _scored(study: Study) -> dict[Recipe, float]:

@@ -1,7 +1,10 @@
 """The study loop: ask, run, tell; resume; judge the best on windows that the search has not seen."""
 
+import math
 import os
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +14,7 @@ import transformers
 from optuna import Study
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -26,12 +29,13 @@ from david.rounds import Run, kept, play
 from david.score import Objective, check_fits, perplexity
 from david.sling import base_depth, check_recipe
 from david.space import Space, named, params_of
-from david.strategy import Strategy
+from david.strategy import Refine, Strategy
 from david.strategy import named as strategy_named
 
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
 _FAILURES_BEFORE_END = 20
+_WAIT = 0.5  # seconds between two looks at what other workers do
 _FIRST_RUNG = 2  # windows on which recipes race first
 
 
@@ -97,7 +101,8 @@ def search(
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
     _check_data(model, corpus, held_out)
     n_layers = base_depth(model)
-    for recipe in (Recipe.identity(n_layers), *queue):
+    start = [strategy.start] if isinstance(strategy, Refine) and strategy.start is not None else []
+    for recipe in (Recipe.identity(n_layers), *start, *queue):
         check_recipe(model, recipe)
         params_of(space, recipe, n_layers)  # raises for a space that does not fit the model
     racing = _racing(pruner, objective, 1 + top)
@@ -136,7 +141,7 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while scored < n_trials:
             store.reclaim(study, unsigned=not run.by_hand)
-            if ended := _ended(study, run, stale):
+            if ended := _ended(study, run, stale, n_trials - scored):
                 say(f"{ended}, {scored} recipes scored")
                 return
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
@@ -154,7 +159,9 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 study.sampler = own
             stale = stale + len(outcomes) if set(outcomes) == {"duplicate"} else 0
             for outcome in outcomes:
-                failures = failures + 1 if outcome == "failed" else failures * (outcome == "duplicate")
+                if run.strategy is not None and outcome == "refused":
+                    continue  # a strategy asks for whatever comes next, and learns from this
+                failures = failures + 1 if outcome in ("failed", "refused") else failures * (outcome == "duplicate")
                 here += outcome == "scored"
             if failures >= _FAILURES_BEFORE_END:
                 raise SearchError(f"{failures} recipes in a row failed; the last one's reason stands above")
@@ -163,15 +170,21 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
 
-def _ended(study: Study, run: Run, stale: int) -> str:
-    """Why a search ends here; nothing where it goes on. Where the queue is empty a strategy fills it."""
+def _ended(study: Study, run: Run, stale: int, room: int) -> str:
+    """Why a search ends here; nothing where it goes on. A strategy fills an empty queue, as far as there is room."""
     if stale >= _REPEATS_BEFORE_END:
         return f"the space is used up: nothing new in {stale} proposals"
     if run.strategy is None or store.first_queued(study) is not None:
         return ""
-    recipes = run.strategy(study, run.n_layers)
-    _enqueue(study, run, recipes)
-    return "" if recipes else "the strategy is at its end"
+    while recipes := run.strategy(study, run.n_layers):
+        _enqueue(study, run, recipes[:room], store.name_of(run.strategy))
+        if store.first_queued(study) is not None:
+            return ""
+        if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            break  # it asks for nothing but what is known
+        time.sleep(_WAIT)  # other workers have all of these in hand, and the next may depend on them
+        store.reclaim(study, unsigned=not run.by_hand)
+    return "the strategy is at its end"
 
 
 def _expect(bar: Any, later: float, work: float) -> None:
@@ -179,10 +192,10 @@ def _expect(bar: Any, later: float, work: float) -> None:
     bar.total = bar.n + work + later
 
 
-def _asked(run: Run, recipe: Recipe) -> store.Asked:
+def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> store.Asked:
     """How a recipe is queued: by its parameters where the space can say it, else as it is."""
     params = params_of(run.space, recipe, run.n_layers)
-    return ({}, str(recipe)) if params is None else (params, None)
+    return store.Asked({}, str(recipe), strategy) if params is None else store.Asked(params, None, strategy)
 
 
 def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
@@ -191,6 +204,15 @@ def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     if table.base_trial(study) is None and store.first_queued(study) not in (None, _asked(run, base)):
         _score_base(study, run, base)  # a queue that was left behind would come before it
     _enqueue(study, run, [base, *queue])
+    finished = (TrialState.COMPLETE, TrialState.WAITING)
+    bare = sum(_bare(trial) for trial in study.get_trials(deepcopy=False, states=finished))
+    if bare and run.strategy is None and store.models_parameters_alone(study.sampler):
+        sampler = type(study.sampler).__name__
+        say(f"{sampler} draws at random here, since the space cannot say {bare} of the recipes: tpe goes by the others")
+
+
+def _bare(trial: FrozenTrial) -> bool:
+    return not (trial.params or trial.system_attrs.get("fixed_params"))
 
 
 def _score_base(study: Study, run: Run, base: Recipe) -> None:
@@ -202,10 +224,10 @@ def _score_base(study: Study, run: Run, base: Recipe) -> None:
     study.add_trial(create_trial(value=score.nll, user_attrs=about, intermediate_values=means))
 
 
-def _enqueue(study: Study, run: Run, recipes: Sequence[Recipe]) -> None:
+def _enqueue(study: Study, run: Run, recipes: Sequence[Recipe], strategy: str | None = None) -> None:
     """Queue the recipes that are not scored yet."""
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
-    store.enqueue(study, [_asked(run, recipe) for recipe in recipes if str(recipe) not in known])
+    store.enqueue(study, [_asked(run, recipe, strategy) for recipe in recipes if str(recipe) not in known])
 
 
 def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -> None:
@@ -215,15 +237,21 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -
     wanted = [trial for trial in picked if table.held_out(study, trial) is None]
     if not wanted:
         return
-    table.look(study)
+    table.look(study, picked)
     run.engine.let_go()
     engine = run.engine_on(held_out)
     with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
         for trial in wanted:
             [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
-            if isinstance(score, DavidError):
+            its = None if base is None else table.held_out(study, base)
+            if not isinstance(score, DavidError):
+                measured = table.HeldOut(score.window_nll, score.window_tokens, score.documents)
+            elif its is None:
                 raise score
-            table.keep_held_out(study, trial, table.HeldOut(score.window_nll, score.window_tokens, score.documents))
+            else:
+                say(f"trial {trial.number} cannot be judged, and counts as infinitely worse: {score}")
+                measured = replace(its, window_nll=(math.inf,) * len(its.window_nll))
+            table.keep_held_out(study, trial, measured)
             bar.update()
 
 

@@ -7,7 +7,7 @@ study (Optuna closes a finished trial), as `held_out:<trial>`, and how often the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,14 +220,22 @@ def keep_held_out(study: Study, trial: FrozenTrial, score: HeldOut) -> None:
     study.set_user_attr(f"held_out:{trial.number}", {name: list(values) for name, values in vars(score).items()})
 
 
-def look(study: Study) -> None:
-    """Remember that held-out windows are looked at once more, for recipes that were not judged before."""
-    study.set_user_attr(_LOOKS, looks(study) + 1)
+def look(study: Study, picked: Sequence[FrozenTrial]) -> None:
+    """Remember that held-out windows are looked at once more, for these."""
+    study.set_user_attr(_LOOKS, [*study.user_attrs.get(_LOOKS, []), [trial.number for trial in picked]])
 
 
 def looks(study: Study) -> int:
     """How often a study's held-out windows have been looked at: the more often, the less they are held out."""
-    return int(study.user_attrs.get(_LOOKS, 0))
+    return len(study.user_attrs.get(_LOOKS, []))
+
+
+def picked(study: Study) -> int:
+    """How many recipes were ever picked to be judged, the base left out: what intervals are corrected for."""
+    base = base_trial(study)
+    numbers = {number for look in study.user_attrs.get(_LOOKS, []) for number in look}
+    numbers |= {trial.number for trial in judged(study)}
+    return len(numbers - ({base.number} if base is not None else set()))
 
 
 def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
@@ -237,7 +245,7 @@ def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
     if mine is None or its is None or base is None or trial.number == base.number:
         return None
     return paired_difference(
-        mine.window_nll, its.window_nll, its.window_tokens, documents=its.documents, finalists=len(judged(study))
+        mine.window_nll, its.window_nll, its.window_tokens, documents=its.documents, finalists=picked(study)
     )
 
 
@@ -250,7 +258,9 @@ def luck(study: Study) -> Luck | None:
     base = base_trial(study)
     if base is None or not np.all(np.isfinite(base.user_attrs[WINDOW_NLL])):
         return None
-    others = [trial for trial in complete(study) if trial.number != base.number and WINDOW_NLL in trial.user_attrs]
+    others = [
+        trial for trial in complete(study) if trial.number != base.number and _pairs(trial.user_attrs, base.user_attrs)
+    ]
     if not others:
         return None
     its, tokens = np.array(base.user_attrs[WINDOW_NLL]), base.user_attrs[WINDOW_TOKENS]
@@ -260,6 +270,12 @@ def luck(study: Study) -> Luck | None:
         row[: len(seen)] = seen - its[: len(seen)]
     documents = about(study).get("search_documents")  # an objective of one's own may have windows of its own
     return luck_of(differences, tokens, documents if documents and len(documents) == len(tokens) else None)
+
+
+def _pairs(mine: Mapping[str, Any], its: Mapping[str, Any]) -> bool:
+    """Whether a trial has scored the base's windows, or the first of them."""
+    seen = len(mine.get(WINDOW_NLL, []))
+    return 0 < seen <= len(its[WINDOW_NLL]) and mine[WINDOW_TOKENS][:seen] == its[WINDOW_TOKENS][:seen]
 
 
 def value_of(trial: FrozenTrial) -> float:

@@ -545,6 +545,15 @@ def test_each_document_gives_one_window_before_any_gives_two() -> None:
     assert len(set(many.documents[:10])) == 10  # and neighbours are of different ones
 
 
+@pytest.mark.parametrize("lengths", [[9] * 60, [3] * 200, [2, 50, 3, 7, 90] * 12])
+def test_more_windows_are_more_of_the_same_sides(lengths: list[int]) -> None:
+    corpus = of_documents(lengths)
+    few, many = corpus.hold_out(6, 8), corpus.hold_out(12, 16)
+    assert [part.numbers for part in few] == [part.numbers[:n] for part, n in zip(many, (6, 8), strict=True)]
+    for one, other in ((few, many), (many, few)):
+        assert one[0].shared_documents(other[1]) == 0
+
+
 def test_the_same_seed_draws_the_same_parts_and_another_others() -> None:
     corpus = of_documents([9] * 40)
     drawn = {seed: [part.numbers for part in corpus.hold_out(8, 8, seed=seed)] for seed in (0, 1)}

@@ -335,7 +335,7 @@ def test_what_was_run_is_told(judged: Study) -> None:
 def test_looks_at_the_held_out_windows_are_told_when_there_were_several(judged: Study) -> None:
     told = "The held-out windows were looked at 2 times, for 2 recipes and the base"
     for often in (False, True):
-        table.look(judged)
+        table.look(judged, judged.trials[:2])
         assert (told in Document(page.page(judged)).text) is often
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from david.engine import Engine
 from david.profile import profile
 from david.recipe import Recipe
 from david.score import perplexity
@@ -68,6 +69,23 @@ def test_what_a_model_cannot_run_is_not_a_number() -> None:
     table = profile(tiny_model("gemma3n_text"), windows(1)).layers
     assert table["repeat"].notna().all()
     assert 0 < table["skip"].isna().sum() < len(table)  # a layer whose keys others share cannot be left out
+
+
+def test_a_score_that_is_not_a_number_is_not_one_in_the_profile_either(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = profile(tiny, windows(1)).layers
+    score_of = Engine.score_of
+    told: list[int] = []
+
+    def spoiled(engine: Engine, nll: Any) -> Any:
+        told.append(0)
+        return score_of(engine, [math.nan] if len(told) == 4 else nll)
+
+    monkeypatch.setattr(Engine, "score_of", spoiled)
+    found = profile(tiny, windows(1)).layers
+    assert math.isnan(found["repeat"][2])
+    assert found["repeat"].drop(2).equals(expected["repeat"].drop(2))
 
 
 def test_a_single_layer_can_only_be_repeated() -> None:

@@ -439,8 +439,15 @@ def test_the_layout_of_the_design_is_read_and_written() -> None:
     written = json.loads(recipe.to_json())
     for key in ("windows", "tokens_sha256", "documents"):  # which the design's example lacks
         assert written["scores"][0]["data"].pop(key) is None
+    assert written["search"].pop("strategy") is None
     assert written == json.loads(DESIGN_FILE)
     assert list(written) == list(json.loads(DESIGN_FILE))
+
+
+def test_windows_as_two_numbers_are_read_as_the_range_that_they_were() -> None:
+    written = json.loads(DESIGN_FILE)
+    written["scores"][0]["data"]["windows"] = [0, 12]
+    assert Recipe.from_json(json.dumps(written)).scores[0].data.windows == "0:12"
 
 
 def test_a_file_needs_no_more_than_a_map() -> None:

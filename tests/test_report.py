@@ -156,6 +156,7 @@ def test_the_best_recipe_carries_its_scores_its_origin_and_its_base(judged: Stud
         "trial": 1,
         "space": "block",
         "sampler": "TPESampler",
+        "strategy": None,
         "trials": 3,  # neither the duplicate nor the failure
         "seed": 0,
     }
@@ -250,11 +251,24 @@ def test_the_verdict_says_so_when_the_base_wins(
     assert report.verdict(table.leaderboard(study)) == sentence
 
 
+def test_the_verdict_counts_those_that_are_judged(judged: Study) -> None:
+    add(judged, "0:6, 2:6", 1.8)
+    board = table.leaderboard(judged, top=5)
+    assert "not judged" in set(board["verdict"])
+    worse = board.assign(verdict=board["verdict"].replace({"better": "worse", "not told apart": "worse"}))
+    assert report.verdict(worse) == "the base wins: on held-out windows every finalist is worse (2 of 2)"
+
+
+@pytest.mark.parametrize("path", sorted(Path("experiments").rglob("best.json")), ids=str)
+def test_every_recipe_that_is_committed_can_be_read(path: Path) -> None:
+    assert Recipe.load(path).scores
+
+
 def test_how_often_the_held_out_windows_were_looked_at_is_told(judged: Study) -> None:
     assert report.looks(judged) == ""
-    table.look(judged)
+    table.look(judged, judged.trials[:2])
     assert report.looks(judged) == "the held-out windows were looked at once, for 2 recipes and the base"
-    table.look(judged)
+    table.look(judged, judged.trials[1:3])
     assert "looked at 2 times, for 2 recipes and the base: with each look" in report.looks(judged)
 
 

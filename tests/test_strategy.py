@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 import optuna
 import pytest
@@ -151,14 +150,6 @@ def test_what_cannot_be_scored_is_not_asked_for_again() -> None:
     assert Refine(steps=["drop"])(study, 6) == []
 
 
-def test_what_a_race_dropped_is_no_improvement() -> None:
-    study = new_study(6)
-    add(study, Recipe.identity(6), 1.0)
-    for k, recipe in enumerate(Refine(steps=["drop"])(study, 6)):
-        add(study, recipe, 1.0 + 0.1 * k, partial=2)
-    assert Refine(steps=["drop"])(study, 6) == []
-
-
 def test_singles_are_each_layer_twice_and_each_left_out() -> None:
     twice, out = singles(4)[:4], singles(4)[4:]
     assert [recipe.repeat_map for recipe in twice] == [
@@ -173,9 +164,9 @@ def test_singles_are_each_layer_twice_and_each_left_out() -> None:
 
 def test_a_strategy_goes_by_its_name() -> None:
     start = Recipe([0, 1])
-    assert named("scan", max_length=3) == Scan(3)
+    assert named("scan", max_length=3, max_visits=9) == Scan(3, 9)
     assert named("beam", max_length=3, max_visits=9) == Beam(max_length=3, max_visits=9)
-    assert named("refine", start=start) == Refine(start)
+    assert named("refine", start=start, max_length=2) == Refine(start, max_length=2)
     with pytest.raises(SearchError, match="unknown strategy 'climb': expected scan, beam or refine"):
         named("climb")
     with pytest.raises(SearchError, match="only refine starts from a recipe"):
@@ -186,8 +177,8 @@ def test_a_strategy_goes_by_its_name() -> None:
         Beam(width=0)
 
 
-def test_the_best_so_far_never_gets_worse_and_every_value_is_finite() -> None:
+def test_refinement_reaches_a_repeated_block_of_a_small_model() -> None:
     study = played(Refine(), towards(Recipe.from_blocks(5, [(0, 2, 2)])), 5)
     values = [trial.value for trial in study.trials]
     assert all(math.isfinite(value) for value in values)
-    assert list(accumulate(values, min))[-1] == pytest.approx(1.0)
+    assert min(values) == pytest.approx(1.0)

@@ -36,7 +36,7 @@ from david.score import Score, perplexity
 from david.sling import sling, slung
 from david.space import Block, Blocks, all_blocks
 from david.stack import stacked
-from david.store import open_study
+from david.store import open_study, sampler_named
 from david.strategy import Refine, Scan, singles
 from david.study import search
 
@@ -673,6 +673,83 @@ def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
     refined = [trial for trial in more.trials[12:] if trial.state == TrialState.COMPLETE]
     assert [Recipe.parse(recipe).repeat_map for recipe in recipes_of(refined)] == [(1, 2, 3, 4, 5), (0, 2, 3, 4, 5)]
     assert not any(trial.params for trial in refined)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 16])
+def test_under_a_strategy_nothing_is_drawn_and_nothing_is_left_behind(
+    batch: int | None, tiny: Any, corpus: Corpus
+) -> None:
+    for n_trials, strategy in ((4, Refine(steps=["drop"])), (99, Refine(steps=["drop"])), (99, Scan(2))):
+        study = run(tiny, corpus, strategy=strategy, n_trials=n_trials, batch=batch)
+        others = study.trials[1:]
+        assert {trial.user_attrs["strategy"] for trial in others} == {repr(strategy)}
+        assert all(trial.state == TrialState.COMPLETE for trial in others)
+        assert "strategy" not in study.trials[0].user_attrs
+    assert report.best_recipe(study).search.strategy == repr(Scan(2))
+
+
+def test_a_strategy_that_asks_for_nothing_but_what_is_known_ends(tiny: Any, corpus: Corpus) -> None:
+    study = run(tiny, corpus, strategy=lambda _study, n_layers: all_blocks(n_layers, 1), n_trials=50)
+    assert recipes_of(study.trials) == [BASE, *map(str, all_blocks(6, 1))]
+
+
+def test_what_a_model_refuses_does_not_end_a_strategy(corpus: Corpus) -> None:
+    model = tiny_model("xlnet", num_hidden_layers=6)  # it has no one hidden state to damp
+    study = run(model, corpus, strategy=Refine(steps=["scale", "drop"]), n_trials=4)
+    assert len(scored(study)) == 4
+    assert sum(trial.state == TrialState.FAIL for trial in study.trials) > 20
+    with pytest.raises(SlingError, match="scales are refused"):
+        run(model, corpus, strategy=Refine(Recipe((0, 1), (1, 0.5))), n_trials=4)
+
+
+def test_a_trial_that_another_worker_was_given_too_is_a_duplicate(tiny: Any, corpus: Corpus) -> None:
+    study = open_study(None)
+
+    def objective(model: Any, data: Corpus) -> Score:
+        if len(study.trials) == 3:  # the other worker is faster
+            study.tell(2, 5.0)
+        return perplexity(model, data)
+
+    run(tiny, corpus, study=study, objective=objective, n_trials=5)
+    assert study.trials[2].value == 5.0
+    assert len([trial for trial in study.trials if trial.state == TrialState.COMPLETE]) == 5
+
+
+def test_a_sampler_that_goes_by_parameters_alone_says_what_it_cannot_see(
+    tiny: Any, corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = run(tiny, corpus, space="blocks", queue=singles(6)[6:8], n_trials=3)
+    assert capsys.readouterr().err == ""
+    study.sampler = sampler_named("qmc", 0, 3)
+    run(tiny, corpus, space="blocks", n_trials=5, study=study)
+    assert "QMCSampler draws at random here, since the space cannot say 2 of the recipes" in capsys.readouterr().err
+
+
+def test_a_study_of_before_that_keeps_less_is_taken_up(tiny: Any, corpus: Corpus) -> None:
+    study = run(tiny, corpus, n_trials=2)
+    about = dict(study.user_attrs["david"])
+    del about["search_documents"]
+    study.set_user_attr("david", about)
+    assert len(scored(run(tiny, corpus, n_trials=4, study=study))) == 4
+    assert table.luck(study) is not None
+
+
+def test_a_finalist_that_cannot_be_judged_is_infinitely_worse(
+    tiny: Any, corpus: Corpus, held_out: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_on_held_out(model: Any, data: Corpus) -> Score:
+        if len(data) == len(held_out) and model.config.num_hidden_layers != 6:
+            raise ScoreError("not a number")
+        return perplexity(model, data)
+
+    study = run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2)
+    assert "cannot be judged, and counts as infinitely worse: not a number" in capsys.readouterr().err
+    board = table.leaderboard(study, top=2)
+    assert board["verdict"].tolist() == ["", "worse", "worse"]
+    assert (
+        table.looks(run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2, study=study))
+        == 1
+    )
 
 
 def test_tpe_models_all_slots_together_behind_recipes_that_its_space_cannot_say(tiny: Any, corpus: Corpus) -> None:

@@ -292,6 +292,17 @@ def test_there_is_no_luck_line_without_recipes_or_a_finite_base() -> None:
     assert all(math.isnan(value) for value in vars(table.luck(study)).values())
 
 
+def test_intervals_are_corrected_for_all_that_were_ever_picked(judged: Study) -> None:
+    before = table.difference_to_base(judged, judged.trials[1])
+    assert table.picked(judged) == len(table.judged(judged))
+    table.look(judged, judged.trials)  # of which not all came to be judged
+    after = table.difference_to_base(judged, judged.trials[1])
+    assert table.picked(judged) == len(judged.trials) - 1
+    assert before is not None
+    assert after is not None
+    assert after.low < before.low < before.high < after.high
+
+
 # Blocks and paths
 
 
