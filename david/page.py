@@ -137,7 +137,14 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
 
 
 def _tried(run: _Run) -> tuple[str, str, str]:
-    return "Recipes scored", f"{len(table.complete(run.study)):,}", f"by {run.about['sampler']}"
+    by = [name.partition("(")[0] for name in _strategies(run.study)] or [run.about["sampler"]]
+    return "Recipes scored", f"{len(table.complete(run.study)):,}", f"by {', '.join(dict.fromkeys(by))}"
+
+
+def _strategies(study: Study) -> list[str]:
+    """The strategies that asked for recipes, in the order of their first."""
+    asked = (trial.user_attrs.get("strategy") for trial in study.get_trials(deepcopy=False))
+    return list(dict.fromkeys(name for name in asked if name is not None))
 
 
 def _leaderboard(run: _Run) -> Section | None:
@@ -258,6 +265,7 @@ def _was_run(run: _Run) -> Section:
     search = [
         ("Space", about["space"], True),
         ("Sampler", about["sampler"], False),
+        *[("Strategy", name, True) for name in _strategies(run.study)],
         ("Seed", "the study’s own" if about["seed"] is None else str(about["seed"]), False),
         ("Objective", about["objective"], True),
         ("Convention", _convention(about, table.base_trial(run.study)), False),

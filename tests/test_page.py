@@ -332,6 +332,15 @@ def test_what_was_run_is_told(judged: Study) -> None:
         assert said in text
 
 
+def test_a_strategy_that_asked_for_recipes_is_told() -> None:
+    study = only_base()
+    add(study, BEST, 1.5, strategy="Refine(start=None)")
+    add(study, "0:5", 1.6, strategy="Refine(start=None)")
+    text = Document(page.page(study)).text
+    assert "by Refine" in text
+    assert text.count("Refine(start=None)") == 1
+
+
 def test_looks_at_the_held_out_windows_are_told_when_there_were_several(judged: Study) -> None:
     told = "The held-out windows were looked at 2 times, for 2 recipes and the base"
     for often in (False, True):
