@@ -177,7 +177,7 @@ def _ended(study: Study, run: Run, stale: int, room: int) -> str:
     if run.strategy is None or store.first_queued(study) is not None:
         return ""
     while recipes := run.strategy(study, run.n_layers):
-        _enqueue(study, run, recipes[:room], store.name_of(run.strategy))
+        _enqueue(study, run, recipes, store.name_of(run.strategy), room)
         if store.first_queued(study) is not None:
             return ""
         if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -224,10 +224,13 @@ def _score_base(study: Study, run: Run, base: Recipe) -> None:
     study.add_trial(create_trial(value=score.nll, user_attrs=about, intermediate_values=means))
 
 
-def _enqueue(study: Study, run: Run, recipes: Sequence[Recipe], strategy: str | None = None) -> None:
-    """Queue the recipes that are not scored yet."""
+def _enqueue(
+    study: Study, run: Run, recipes: Sequence[Recipe], strategy: str | None = None, room: int | None = None
+) -> None:
+    """Queue the recipes that are not scored yet, as far as there is room."""
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
-    store.enqueue(study, [_asked(run, recipe, strategy) for recipe in recipes if str(recipe) not in known])
+    new = [recipe for recipe in recipes if str(recipe) not in known]
+    store.enqueue(study, [_asked(run, recipe, strategy) for recipe in new[:room]])
 
 
 def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -> None:
