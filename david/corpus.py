@@ -266,20 +266,19 @@ def _sides(corpus: Corpus, share: Fraction, draw: np.random.Generator) -> tuple[
     """
     units = _units(corpus)
     order = draw.permutation(max(units.values()) + 1).tolist()
-    searched = {unit for i, unit in enumerate(order) if math.floor((i + 1) * share) > math.floor(i * share)}
+    rank = {unit: i for i, unit in enumerate(order)}
     begun: dict[int, list[int]] = {}
     for place in draw.permutation(len(corpus)).tolist():
         begun.setdefault(corpus.documents[place], []).append(place)
-    documents = sorted(begun, key=lambda document: order.index(units[document]))
+    documents = sorted(begun, key=lambda document: rank[units[document]])
+    turns = sorted((turn, i, place) for i, d in enumerate(documents) for turn, place in enumerate(begun[d]))
     sides: tuple[list[int], list[int]] = [], []
-    for places in itertools.zip_longest(*(begun[document] for document in documents)):
-        for place in places:
-            if place is None:
-                continue
-            spanned = range(corpus.documents[place], corpus.last_documents[place] + 1)
-            owners = {units[document] in searched for document in spanned}
-            if len(owners) == 1:
-                sides[0 if owners.pop() else 1].append(place)
+    for _, _, place in turns:
+        spanned = range(corpus.documents[place], corpus.last_documents[place] + 1)
+        ranks = {rank[units[document]] for document in spanned}
+        owners = {math.floor((i + 1) * share) > math.floor(i * share) for i in ranks}
+        if len(owners) == 1:
+            sides[0 if owners.pop() else 1].append(place)
     return sides
 
 

@@ -204,9 +204,15 @@ def _course(run: _Run) -> Section | None:
     grid = {"axes.grid": True}
     drawings = [
         _drawing(lambda ax: plot.history(run.trials, ax), (5, 3.6), "history", grid),
-        _drawing(lambda ax: plot.depth(run.trials, ax), (5, 3.6), "depth", grid),
+        _drawing(lambda ax: plot.depth(run.trials, ax, front=table.front(run.trials)), (5, 3.6), "depth", grid),
     ]
     return "The search", _part("plots", drawings)
+
+
+def _front(run: _Run) -> Section | None:
+    """The best recipe of each depth that beats all shallower ones; the base alone makes no front."""
+    rows = table.front(run.trials).to_dict("records")
+    return ("What depth buys", _part("front", rows)) if len(rows) > 1 else None
 
 
 def _luck(run: _Run) -> Section | None:
@@ -327,6 +333,7 @@ _SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
     _paths,
     _heatmap,
     _course,
+    _front,
     _luck,
     _seams,
     _was_run,

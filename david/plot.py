@@ -106,11 +106,18 @@ def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return _finish(ax, scored, "Search history" + above, "trial")
 
 
-def depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """NLL of each trial of `table.trials` against the visits it makes: what depth costs and buys."""
+def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | None = None) -> Axes:
+    """NLL of each trial of `table.trials` against the visits it makes: what depth costs and buys.
+
+    A line joins those of a `front` (see `table.front`): the best that so many visits have bought.
+    """
     ax = ax or _axes((8, 4.5))
     scored = _scored(table)
     above = _scatter(ax, scored["visits"].astype(float), scored)
+    if front is not None and len(front):
+        ax.step(
+            front["visits"], front["nll"], where="post", color=_BEST, lw=1.5, marker="o", ms=3, label="Pareto front"
+        )
     return _finish(ax, scored, "NLL against depth" + above, "visits (layers run for each token)")
 
 

@@ -43,7 +43,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     if not board.empty:
         files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board, table.depth_of(study)), ax), (8, 5.5))
         files["history.png"] = _drawing(lambda ax: plot.history(trials, ax), (8, 4.5))
-        files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax), (8, 4.5))
+        files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax, front=table.front(trials)), (8, 4.5))
     if not grid.empty:
         files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
     return [put(Path(folder) / name, make) for name, make in files.items()]

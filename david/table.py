@@ -127,6 +127,17 @@ def blocks(study: Study) -> pd.DataFrame:
     return table
 
 
+def front(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `trials` that no other recipe beats in both NLL and visits (the Pareto front), shallowest first.
+
+    On the search windows: the best of many is low by luck too. What a race dropped is left out.
+    """
+    scored = trials[trials["duplicate_of"].isna() & trials["partial"].isna() & trials["nll"].lt(math.inf)]
+    ordered = scored.sort_values(["visits", "nll", "trial"])
+    before = ordered["nll"].cummin().shift(fill_value=math.inf)
+    return ordered[ordered["nll"] < before].reset_index(drop=True)
+
+
 def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     """A row for each visit of each recipe of a leaderboard: its recipe, the number of the visit, layer and scale."""
     rows = []

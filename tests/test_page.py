@@ -182,6 +182,7 @@ def test_the_verdict_comes_first_and_the_sections_in_their_order(judged: Study) 
         "Paths of the best recipes",
         "Repeating one block",
         "The search",
+        "What depth buys",
         "Luck",
         "Seams",
         "What was run",
@@ -330,6 +331,12 @@ def test_what_was_run_is_told(judged: Study) -> None:
         "3 windows of words that the search had not seen.",
     ):
         assert said in text
+
+
+def test_what_depth_buys_is_a_front_of_visits_and_nll(judged: Study) -> None:
+    parsed = Document(page.page(judged))
+    assert "What depth buys" in parsed.text
+    assert "What depth buys" not in Document(page.page(only_base())).text
 
 
 def test_a_strategy_that_asked_for_recipes_is_told() -> None:

@@ -323,3 +323,14 @@ def test_without_axes_a_plot_makes_a_figure_and_with_axes_it_makes_none(draw: ob
     mine = made.figure.add_subplot()
     assert draw(data, mine) is mine  # type: ignore[operator]
     assert len(plt.get_fignums()) == 1
+
+
+def test_the_depth_plot_joins_the_front(ax: Axes) -> None:
+    trials = trials_of([2.0, 2.2, 1.9])
+    plot.depth(trials, ax, front=table.front(trials))
+    line = next(line for line in ax.lines if line.get_label() == "Pareto front")
+    front = table.front(trials)
+    assert line.get_xydata().tolist() == front[["visits", "nll"]].astype(float).to_numpy().tolist()
+    ax.clear()
+    plot.depth(trials, ax)
+    assert not [line for line in ax.lines if line.get_label() == "Pareto front"]

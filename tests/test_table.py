@@ -320,6 +320,20 @@ def test_the_block_grid_has_the_difference_to_the_base_at_row_i_and_column_j(stu
     assert set(grid.dtypes) == {np.dtype("float64")}
 
 
+def test_the_front_is_what_no_other_recipe_beats_in_both_nll_and_visits() -> None:
+    study = new_study()
+    rows = {"0:6": 2.0, "0:3, 2:6": 1.9, "0:4, 3:6": 1.95, "0:3, 4:6": 2.5, "0:2, 3:5": 2.5, "0:3, 1:6": 1.9}
+    for recipe, nll in {**rows, "0:4, 2:6": 1.5, "0:2, 1:6": math.inf}.items():
+        add(study, recipe, nll)
+    add(study, "0:5, 4:6", 1.0, partial=1)
+    add(study, "0:6, 5", 1.0, duplicate_of=1)
+    found = table.front(table.trials(study))
+    assert found["recipe"].tolist() == ["0:2, 3:5", "0:6", "0:3, 2:6", "0:4, 2:6"]
+    assert found["visits"].tolist() == [4, 6, 7, 8]
+    assert found["nll"].is_monotonic_decreasing
+    assert table.front(table.trials(new_study())).empty
+
+
 def test_the_block_grid_says_which_blocks_a_race_dropped(study: Study) -> None:
     assert table.blocks(study).attrs["partial"] == []
     add(study, "0:4, 3:6", 2.5, partial=1)
