@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from david.corpus import Corpus
     from david.engine import score_recipes
     from david.errors import DavidError
+    from david.measures import measure
     from david.models import load_model
     from david.racing import RacingPruner
     from david.recipe import Recipe
@@ -29,6 +30,7 @@ __all__ = [
     "Score",
     "export",
     "load_model",
+    "measure",
     "perplexity",
     "score_recipes",
     "search",
@@ -43,6 +45,7 @@ _HOME = {
     "Score": "score",
     "export": "checkpoint",
     "load_model": "models",
+    "measure": "measures",
     "perplexity": "score",
     "score_recipes": "engine",
     "search": "study",

@@ -222,6 +222,12 @@ def _luck(run: _Run) -> Section | None:
     return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found)) if said else None
 
 
+def _rankings(run: _Run) -> Section | None:
+    """How well the search windows rank recipes for other measures."""
+    said = report.rankings(run.study)
+    return ("Other measures", _part("rankings", [f"{line[:1].upper()}{line[1:]}." for line in said])) if said else None
+
+
 def _seams(run: _Run) -> Section | None:
     """Where each finalist jumps."""
     every = range(table.depth_of(run.study))
@@ -335,6 +341,7 @@ _SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
     _course,
     _front,
     _luck,
+    _rankings,
     _seams,
     _was_run,
     _how_to_read,

@@ -147,6 +147,16 @@ def luck(found: Luck | None, recipes: int) -> str:
     return f"{said}; the best shows {found.best:+.4f}, and luck alone is as low in {found.chance:.0%} of draws"
 
 
+def rankings(study: Study) -> list[str]:
+    """How well the search windows rank recipes for each other measure, a sentence each."""
+    return [
+        f"search NLL ranks {its.pairs} recipes for {name} with a rank correlation of {its.rho:+.2f} "
+        f"(95% interval {its.low:+.2f} to {its.high:+.2f})"
+        for name, its in table.rank_correlations(study).items()
+        if not math.isnan(its.rho)
+    ]
+
+
 def board_text(board: pd.DataFrame) -> str:
     """The leaderboard for a terminal."""
     if board.empty:

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import socket
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -109,10 +109,7 @@ def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
     for key, value in about.items():
         if key not in before or (key == "held_out_data" and (value is None or before[key] is None)):
             continue
-        was, now = before[key], value
-        if key == "base":
-            was, now = ({part: base[part] for part in _WEIGHTS} for base in (was, now))
-        if was != now:
+        if not (same_weights(before[key], value) if key == "base" else before[key] == value):
             raise SearchError(
                 f"the study {study.study_name!r} was made with another {key.replace('_', ' ')}: {before[key]}, "
                 f"now {value}; give the same, or another study or folder"
@@ -121,7 +118,9 @@ def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
         study.set_user_attr("david", before | {"held_out_data": about["held_out_data"]})
 
 
-_WEIGHTS = ("architecture", "num_layers", "fingerprint")
+def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two bases are one, wherever they were loaded from."""
+    return all(one[part] == other[part] for part in ("architecture", "num_layers", "fingerprint"))
 
 
 def data_of(corpus: Corpus) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from david.luck import Luck
 from david.luck import luck as luck_of
 from david.recipe import Recipe
 from david.space import blocks_of
-from david.verdict import Difference, paired_difference
+from david.verdict import Correlation, Difference, paired_difference, rank_correlation
 
 BASE = "base"
 WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, summed over the window's tokens
 WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
 _LOOKS = "held_out_looks"  # of a study
+_MEASURED = "measured:"  # … behind which the name of another measure stands
 PARTIAL = "partial"  # of a trial that was dropped before the last window: how many it has seen
 
 
@@ -168,12 +169,7 @@ def judged(study: Study) -> list[FrozenTrial]:
 def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
     """The `top` recipes with the lowest NLL on all search windows, the base left out, lowest first."""
     base = str(Recipe.identity(depth_of(study)))
-    others = [
-        trial
-        for trial in complete(study)
-        if trial.user_attrs["recipe"] != base and PARTIAL not in trial.user_attrs and math.isfinite(value_of(trial))
-    ]
-    return sorted(others, key=lambda trial: (value_of(trial), trial.number))[:top]
+    return [trial for trial in whole(study) if trial.user_attrs["recipe"] != base][:top]
 
 
 def complete(study: Study) -> list[FrozenTrial]:
@@ -287,6 +283,34 @@ def _pairs(mine: Mapping[str, Any], its: Mapping[str, Any]) -> bool:
     """Whether a trial has scored the base's windows, or the first of them."""
     seen = len(mine.get(WINDOW_NLL, []))
     return 0 < seen <= len(its[WINDOW_NLL]) and mine[WINDOW_TOKENS][:seen] == its[WINDOW_TOKENS][:seen]
+
+
+def whole(study: Study) -> list[FrozenTrial]:
+    """The trials that saw all search windows, the base among them, lowest NLL first; none with an infinite one."""
+    scored = [t for t in complete(study) if PARTIAL not in t.user_attrs and math.isfinite(value_of(t))]
+    return sorted(scored, key=lambda trial: (value_of(trial), trial.number))
+
+
+def measured(study: Study) -> dict[str, dict[int, float]]:
+    """By each measure that `measures.measure` made, the NLL of trials by their numbers."""
+    attrs = study.user_attrs
+    names = [key.removeprefix(_MEASURED) for key in attrs if key.startswith(_MEASURED)]
+    return {name: {int(number): nll for number, nll in attrs[_MEASURED + name].items()} for name in names}
+
+
+def keep_measured(study: Study, name: str, nll: Mapping[int, float]) -> None:
+    """Keep what a measure found."""
+    study.set_user_attr(_MEASURED + name, {str(number): value for number, value in nll.items()})
+
+
+def rank_correlations(study: Study) -> dict[str, Correlation]:
+    """How alike the NLL on the search windows and each other measure rank the recipes."""
+    values = {trial.number: value_of(trial) for trial in whole(study)}
+    found = {}
+    for name, nll in measured(study).items():
+        both = [number for number in nll if number in values]
+        found[name] = rank_correlation([values[number] for number in both], [nll[number] for number in both])
+    return found
 
 
 def value_of(trial: FrozenTrial) -> float:

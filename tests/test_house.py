@@ -57,6 +57,7 @@ HEAVY = [
     "store",
     "rounds",
     "study",
+    "measures",
 ]
 ORDER = [*LIGHT, *HEAVY, "chat", "options", "inputs", "printing", "cli"]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it

@@ -1,0 +1,66 @@
+"""A study's recipes by another measure: on another text, on answers, or by any objective; and whether both agree."""
+
+from collections.abc import Sequence
+
+from optuna import Study
+from optuna.trial import FrozenTrial
+from torch import nn
+from tqdm.auto import tqdm
+
+from david import table
+from david.corpus import Corpus
+from david.engine import Engine
+from david.errors import DavidError, SearchError
+from david.models import describe
+from david.recipe import Recipe
+from david.score import Objective, perplexity
+from david.store import same_weights
+from david.verdict import Correlation
+
+
+def measure(
+    study: Study,
+    model: nn.Module,
+    corpus: Corpus,
+    *,
+    name: str,
+    objective: Objective = perplexity,
+    most: int = 100,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Correlation:
+    """Score a study's recipes by another measure, keep that in the study under a name, and tell how alike both rank.
+
+    Of more than `most` recipes so many are taken, evenly from the best to the worst of the search: with the best alone
+    no ranking could be told. What is measured already is not measured again; `report` and `page` tell the correlation.
+    A recipe that cannot be scored is left out.
+
+    Raises `SearchError` for a study that was made on another model.
+
+    Example:
+        >>> answers = Corpus.load("gsm8k.jsonl", tokenizer, prompt="question", column="answer")  # doctest: +SKIP
+        >>> measure(study, model, answers.take(50), name="gsm8k").rho  # doctest: +SKIP
+    """
+    if most < 2:
+        raise SearchError(f"most must be at least 2; got {most}")
+    base = table.about(study)["base"]
+    if not same_weights(base, here := describe(model).model_dump()):
+        raise SearchError(f"the study {study.study_name!r} was made on another model: {base}; this is {here}")
+    known = table.measured(study).get(name, {})
+    wanted = [trial for trial in _spread(table.whole(study), most) if trial.number not in known]
+    engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget)
+    recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in wanted]
+    whole = engine.work(recipes)
+    with tqdm(total=whole, desc=name, unit="visit", unit_scale=True, disable=not progress or not wanted) as bar:
+        outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n)))
+    scored = {t.number: its.nll for t, its in zip(wanted, outcomes, strict=True) if not isinstance(its, DavidError)}
+    table.keep_measured(study, name, known | scored)
+    return table.rank_correlations(study)[name]
+
+
+def _spread(trials: Sequence[FrozenTrial], most: int) -> list[FrozenTrial]:
+    """So many trials, evenly from the first to the last."""
+    last = len(trials) - 1
+    if last < most:
+        return list(trials)
+    return [trials[round(i * last / (most - 1))] for i in range(most)]
