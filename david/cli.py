@@ -23,6 +23,7 @@ from david.inputs import (
 )
 from david.options import (
     DEFAULT_DATA,
+    AlsoOption,
     Batch,
     Bos,
     Column,
@@ -32,6 +33,7 @@ from david.options import (
     Device,
     DryRun,
     Dtype,
+    GoldColumn,
     HeldOut,
     Json,
     MaxLength,
@@ -50,13 +52,14 @@ from david.options import (
     Start,
     Storage,
     StrategyName,
+    Stride,
     StudyName,
     Top,
     WarmStart,
     Window,
     Windows,
 )
-from david.printing import print_found, print_run
+from david.printing import figures, figures_text, print_found, print_run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,16 +76,19 @@ def search(
     slice: Slice = None,  # noqa: A002  # the option's name
     column: Column = "text",
     prompt_column: PromptColumn = None,
+    gold_column: GoldColumn = None,
     window: Window = 128,
     windows: Windows = 12,
     held_out: HeldOut = 24,
     convention: ConventionOption = Convention.window,
+    stride: Stride = None,
     bos: Bos = None,
     space: Space = "blocks",
     scales: Scales = None,
     max_length: MaxLength = None,
     max_visits: MaxVisits = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp or qmc.")] = "tpe",
+    also: AlsoOption = None,
+    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp, qmc or nsga2.")] = "tpe",
     trials: Annotated[int, typer.Option(min=1, help="Distinct recipes to score in all, the base included.")] = 40,
     seed: Seed = 0,
     strategy: StrategyName = None,
@@ -114,14 +120,16 @@ def search(
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
-    seen, unseen = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).hold_out(windows, held_out)
+    corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride)
+    seen, unseen = corpus.hold_out(windows, held_out)
     warm = [recipe for recipe in singles(base_depth(loaded)) if warm_start and can_run(loaded, recipe)]
     made = run_search(
         loaded,
         seen,
         space=wanted,
         held_out=unseen,
-        objective=objective_of(convention),
+        objective=objective_of(convention, gold_column),
+        also=dict.fromkeys(map(str, also or ()), len),
         n_trials=trials,
         out=out,
         queue=warm,
@@ -145,10 +153,12 @@ def scan(
     slice: Slice = None,  # noqa: A002
     column: Column = "text",
     prompt_column: PromptColumn = None,
+    gold_column: GoldColumn = None,
     window: Window = 128,
     windows: Windows = 8,
     held_out: HeldOut = 24,
     convention: ConventionOption = Convention.window,
+    stride: Stride = None,
     bos: Bos = None,
     max_length: MaxLength = None,
     pruner: Pruner = None,
@@ -177,7 +187,8 @@ def scan(
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
-    seen, unseen = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).hold_out(windows, held_out)
+    corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride)
+    seen, unseen = corpus.hold_out(windows, held_out)
     n_layers = base_depth(loaded)
     longest = longest_block(max_length, n_layers)
     every = all_blocks(n_layers, longest)
@@ -185,7 +196,7 @@ def scan(
         from david.engine import Engine
 
         budget = bytes_of(memory_budget)
-        engine = Engine(loaded, seen, objective=objective_of(convention), memory_budget=budget, keeps=True)
+        engine = Engine(loaded, seen, objective=objective_of(convention, gold_column), memory_budget=budget, keeps=True)
         cost = engine.estimate([Recipe.identity(n_layers), *every])
         print_found(cost.to_dict(), str(cost), as_json)
         return
@@ -194,7 +205,7 @@ def scan(
         seen,
         space=Block(max_length=longest),
         held_out=unseen,
-        objective=objective_of(convention),
+        objective=objective_of(convention, gold_column),
         n_trials=1 + len(every),
         out=out,
         queue=every,
@@ -236,7 +247,7 @@ def profile(
     from david.profile import profile as run_profile
 
     loaded, tokenizer = load(model, dtype, device)
-    corpus = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).take(windows)
+    corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, None).take(windows)
     found = run_profile(loaded, corpus, memory_budget=bytes_of(memory_budget), progress=True)
     files = write_profile(found.layers, found.distances, out)
     text = found.layers.to_string(index=False, float_format="{:+.4f}".format)
@@ -255,9 +266,11 @@ def score(
     slice: Slice = None,  # noqa: A002
     column: Column = "text",
     prompt_column: PromptColumn = None,
+    gold_column: GoldColumn = None,
     window: Window = 512,
     windows: Windows = 8,
     convention: ConventionOption = Convention.window,
+    stride: Stride = None,
     bos: Bos = None,
     memory_budget: MemoryBudget = None,
     dtype: Dtype = None,
@@ -269,7 +282,9 @@ def score(
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
     loaded, tokenizer = load(model, dtype, device)
-    corpus = corpus_of(tokenizer, data, slice, prompt_column, column, window, bos).take(windows)
+    corpus = corpus_of(
+        tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride
+    ).take(windows)
     from david.engine import score_recipes
     from david.recipe import Recipe
     from david.sling import base_depth
@@ -282,7 +297,7 @@ def score(
         loaded,
         [Recipe.identity(n_layers), *wanted],
         corpus,
-        objective=objective_of(convention),
+        objective=objective_of(convention, gold_column),
         memory_budget=bytes_of(memory_budget),
     )
     found: dict[str, Any] = {
@@ -290,18 +305,18 @@ def score(
         "data": data_of(corpus),
         "convention": {"name": base.convention, "window": corpus.window, "bos": corpus.bos},
         "tokens": base.tokens,
-        "base": {"nll": base.nll, "perplexity": base.perplexity},
+        "base": figures(base),
     }
-    lines = [f"{corpus}, {base.tokens} tokens scored by convention {base.convention}"]
-    lines.append(f"base    perplexity {base.perplexity:.4f}  NLL {base.nll:.6f} nats a token")
+    unit = "question" if base.right else "token"
+    lines = [f"{corpus}, {base.tokens} {unit}s scored by convention {base.convention}", f"base    {figures_text(base)}"]
     for given, its in zip(wanted, others, strict=True):
         difference = paired_difference(its.window_nll, base.window_nll, base.window_tokens, documents=base.documents)
         interval = [difference.low, difference.high]
-        found["recipe"] = {"map": str(given), "nll": its.nll, "perplexity": its.perplexity}
+        found["recipe"] = {"map": str(given)} | figures(its)
         found["recipe"] |= {"nll_difference": difference.mean, "interval95": interval, "verdict": difference.word}
-        lines.append(f"recipe  perplexity {its.perplexity:.4f}  NLL {its.nll:.6f} nats a token  {given}")
+        lines.append(f"recipe  {figures_text(its)}  {given}")
         lines.append(
-            f"        {difference.mean:+.6f} nats a token, paired 95% interval "
+            f"        {difference.mean:+.6f} nats a {unit}, paired 95% interval "
             f"{difference.low:+.6f} to {difference.high:+.6f}: {difference.word}"
         )
     print_found(found, "\n".join(lines), as_json)

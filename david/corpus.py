@@ -9,29 +9,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from david import cuts
+from david.cuts import Cut, Tokenizer
 from david.errors import CorpusError
-from david.sources import BUILT_IN, documents_of, is_file
+from david.sources import BUILT_IN, Question, documents_of, is_file, questions_of
 
 _SHARES = [Fraction(n, 12) for n in (6, 4, 8, 3, 9, 2, 10, 1, 11)]  # of documents, to search on; the first that does
 _UNIT = 4  # windows at least that begin in documents which come to the same side
-_BETWEEN = "\n\n"  # between the documents of a dataset, as the transformers perplexity guide joins them
 
 
-class Tokenizer(Protocol):
-    """What a corpus asks of a tokenizer; every transformers tokenizer has it."""
+@dataclass(frozen=True)
+class Choice:
+    """An answer to a multiple-choice question: whether it is the right one, and its characters."""
 
-    bos_token_id: int | None
-    is_fast: bool
-
-    def __call__(self, text: Any, **options: Any) -> Any:
-        """Encode a text."""
-        ...
+    right: bool
+    length: int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,9 +37,13 @@ class Corpus:
 
     `windows` is `[W, T]` (int64), `documents` the number of the document each window begins in, `last_documents` of
     that it ends in. `sha256` is of the text's UTF-8 bytes, `numbers` those of the windows in that text: together with
-    `source`, `slice`, the window's length and `bos` they say which tokens these are. Left out, the windows are the
-    text's first, and each lies in one document. Where each window is a prompt and its completion, `completions`
-    `[W, T]` (bool) says which tokens are of the completion; what lies behind it only fills the window.
+    `source`, `slice`, the window's length, `convention` and `bos` they say which tokens these are. Left out, the
+    windows are the text's first, and each lies in one document.
+
+    `convention` is how the text was cut: `window`, or else `scored` `[W, T]` (bool) says which tokens count (of
+    completions, strided and rolling windows); what lies behind these only fills the window. `starts` is the place of
+    each window's first token in the text, `window_bytes` how many UTF-8 bytes its scored tokens stand for, where that
+    is known. Of multiple-choice questions, `choices` tells of each window's answer; `documents` are the questions.
     """
 
     windows: Tensor
@@ -53,11 +54,16 @@ class Corpus:
     bos: bool
     numbers: tuple[int, ...] = ()
     last_documents: tuple[int, ...] = ()
-    completions: Tensor | None = None
+    convention: str = "window"
+    scored: Tensor | None = None
+    starts: tuple[int, ...] = ()
+    window_bytes: tuple[int, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", self.numbers or tuple(range(len(self))))
         object.__setattr__(self, "last_documents", self.last_documents or self.documents)
+        object.__setattr__(self, "starts", self.starts or tuple(number * self.window for number in self.numbers))
 
     @classmethod
     def load(
@@ -69,6 +75,9 @@ class Corpus:
         window: int = 512,
         column: str = "text",
         prompt: str | None = None,
+        gold: str | None = None,
+        stride: int | None = None,
+        rolling: bool = False,
         bos: bool | None = None,
     ) -> "Corpus":
         """Read a text and cut it into windows that follow one another; what does not fill a last one is left out.
@@ -79,9 +88,15 @@ class Corpus:
         token of each window (which is never scored) is the tokenizer's BOS; left out, the tokenizer's own
         habit decides.
 
+        With a `stride`, windows begin so many tokens apart, and each scores what none before it has: a sliding window,
+        as in the transformers perplexity guide. `rolling` is lm-eval's: each document by itself behind a BOS (or else
+        EOS), every token scored once; a window of T is its max_length of T − 1.
+
         With `prompt`, another column, each row is a window of its own: its prompt, a space where the two would touch,
         and the completion, which `column` holds and which alone is scored. Of a row longer than `window` the end is
-        kept.
+        kept. With `gold` beside it, each row is a multiple-choice question: `column` holds its answers, a list, each of
+        which is a window, and `gold` which one is right: its number from 0 on, or its label (see
+        `score.multiple_choice`).
 
         Raises `CorpusError` when the data cannot be read, a slice reaches beyond it, or it cannot fill a window.
         """
@@ -89,73 +104,45 @@ class Corpus:
             raise CorpusError("a corpus needs the tokenizer of its model: Corpus.load(source, tokenizer)")
         if window < 2:
             raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
+        if (prompt is not None) + (stride is not None) + rolling > 1:
+            raise CorpusError("give one of prompt, stride and rolling: each says how to cut the data into windows")
+        if gold is not None and prompt is None:
+            raise CorpusError("gold says which answer to a prompt is right: name the column of prompts too")
+        if rolling and bos is False:
+            raise CorpusError("rolling windows begin each document with a BOS or EOS: leave bos out")
         source = os.fspath(source)
-        if prompt is not None:
-            return cls._of_pairs(source, tokenizer, slice, window, _pairs(source, slice, prompt, column), bos)
-        documents = documents_of(source, slice, column)
-        text = _BETWEEN.join(documents)
-        tokens, starts = _encode(tokenizer, documents, text)
-        n_windows = len(tokens) // window
-        if n_windows == 0:
-            where = source if slice is None else f"{source} {slice}"
-            raise CorpusError(
-                f"{where} has {len(tokens)} tokens, too few for one window of {window}: "
-                "take more of it or a shorter window"
-            )
-        windows = torch.from_numpy(tokens[: n_windows * window].reshape(n_windows, window).copy())
-        first = _bos(tokenizer, bos)
-        if first is not None:
-            windows[:, 0] = first
-        ends = np.arange(n_windows) * window + [[0], [window - 1]]
-        documents_, last_documents = np.searchsorted(starts, ends, side="right") - 1
+        lead = None if rolling else _bos(tokenizer, bos)
+        choices: tuple[Choice, ...] = ()
+        if prompt is None:
+            texts, where = documents_of(source, slice, column), source if slice is None else f"{source} {slice}"
+            if rolling:
+                cut, convention = cuts.rolling(tokenizer, texts, window, where), "rolling"
+            elif stride is not None:
+                cut, convention = cuts.strided(tokenizer, texts, window, stride, lead, where), f"strided {stride}"
+            else:
+                cut, convention = cuts.plain(tokenizer, texts, window, lead, where), "window"
+        elif gold is None:
+            asked = zip(documents_of(source, slice, prompt), documents_of(source, slice, column), strict=True)
+            rows = [cuts.joined(*row) for row in asked]
+            cut = cuts.pairs(tokenizer, [(i, *row) for i, row in enumerate(rows)], window, lead, source)
+            texts, convention = ["".join(row) for row in rows], "completion"
+        else:
+            questions = questions_of(source, slice, prompt, column, gold)
+            cut, choices = _of_questions(tokenizer, questions, window, lead, source)
+            texts, convention = ["\n".join((q.prompt, *q.answers)) for q in questions], "multiple choice"
         return cls(
-            windows=windows,
-            documents=tuple(documents_.tolist()),
-            last_documents=tuple(last_documents.tolist()),
-            source=_name(source),
+            windows=torch.from_numpy(cut.windows),
+            documents=cut.documents,
+            last_documents=cut.last_documents,
+            source=Path(source).name if is_file(source) else source,
             slice=slice,
-            sha256=hashlib.sha256(text.encode()).hexdigest(),
-            bos=first is not None,
-        )
-
-    @classmethod
-    def _of_pairs(
-        cls,
-        source: str,
-        tokenizer: Tokenizer,
-        rows: str | None,
-        window: int,
-        pairs: Sequence[tuple[str, str]],
-        bos: bool | None,
-    ) -> "Corpus":
-        """A window for each prompt and its completion, filled up to the longest."""
-        lead = _bos(tokenizer, bos)
-        before = [] if lead is None else [lead]
-        made = []
-        for number, (prompt, completion) in enumerate(pairs):
-            tokens = tokenizer(prompt + completion, add_special_tokens=False, verbose=False)["input_ids"]
-            asked = len(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
-            answered = len(tokens) - asked
-            if not 0 < answered <= window - 1 or len(before) + len(tokens) < 2:
-                raise CorpusError(
-                    f"row {number} of {source}: its completion has {max(answered, 0)} tokens; expected "
-                    f"1 … {window - 1} and one to read before them: take a longer window or other rows"
-                )
-            made.append(([*before, *tokens[-(window - len(before)) :]], answered))
-        longest = max(len(tokens) for tokens, _ in made)
-        windows = torch.zeros(len(made), longest, dtype=torch.int64)  # what lies behind a completion is not looked at
-        completions = torch.zeros(len(made), longest, dtype=torch.bool)
-        for row, (tokens, answered) in enumerate(made):
-            windows[row, : len(tokens)] = torch.tensor(tokens)
-            completions[row, max(1, len(tokens) - answered) : len(tokens)] = True
-        return cls(
-            windows=windows,
-            documents=tuple(range(len(made))),
-            source=_name(source),
-            slice=rows,
-            sha256=hashlib.sha256(_BETWEEN.join(map("".join, pairs)).encode()).hexdigest(),
-            bos=lead is not None,
-            completions=completions,
+            sha256=hashlib.sha256(cuts.BETWEEN.join(texts).encode()).hexdigest(),
+            bos=rolling or lead is not None,
+            convention=convention,
+            scored=None if cut.scored is None else torch.from_numpy(cut.scored),
+            starts=cut.starts,
+            window_bytes=cut.window_bytes,
+            choices=choices,
         )
 
     @property
@@ -191,27 +178,29 @@ class Corpus:
         return iter(self.windows)
 
     def take(self, n: int) -> "Corpus":
-        """The first n windows; `CorpusError` when there are fewer."""
-        if not 0 < n <= len(self):
-            raise CorpusError(f"take({n}) of a corpus of {len(self)} windows: ask for 1 … {len(self)}")
-        return self.part(0, n)
+        """The first n windows (of multiple choice: questions); `CorpusError` when there are fewer."""
+        items = self.items()
+        if not 0 < n <= len(items):
+            raise CorpusError(f"take({n}) of a corpus of {self._count(len(items))}: ask for 1 … {len(items)}")
+        return self.part(0, items[n - 1].stop)
 
     def split(self, *sizes: int) -> tuple["Corpus", ...]:
-        """Consecutive disjoint parts of so many windows each, such as `corpus.split(16, 32)`.
+        """Consecutive disjoint parts of so many windows (questions) each, such as `corpus.split(16, 32)`.
 
-        Raises `CorpusError` when there are fewer windows than asked for.
+        Raises `CorpusError` when there are fewer than asked for.
         """
-        if min(sizes, default=0) < 1 or sum(sizes) > len(self):
+        items = self.items()
+        if min(sizes, default=0) < 1 or sum(sizes) > len(items):
             wanted = " + ".join(map(str, sizes))
             raise CorpusError(
-                f"cannot split {len(self)} windows of {self.window} tokens into {wanted}: "
+                f"cannot split {self._count(len(items))} of {self.window} tokens into {wanted}: "
                 "take a longer text, fewer windows or shorter ones"
             )
         bounds = np.cumsum([0, *sizes]).tolist()
-        return tuple(self.part(start, stop) for start, stop in itertools.pairwise(bounds))
+        return tuple(self.part(items[a].start, items[b - 1].stop) for a, b in itertools.pairwise(bounds))
 
     def hold_out(self, search: int, held_out: int, *, seed: int = 0) -> tuple["Corpus", "Corpus"]:
-        """Two parts of so many windows, to search on and to judge by: no document is in both.
+        """Two parts of so many windows (questions), to search on and to judge by: no document is in both.
 
         Which documents are on which side is drawn by the seed, half of them each (other shares where that does not do),
         short ones together with their neighbours. So more or fewer windows of the same text with the same seed are
@@ -220,11 +209,14 @@ class Corpus:
 
         Raises `CorpusError` when there are fewer windows than asked for.
         """
-        consecutive = self.split(search, held_out)
+        consecutive, items = self.split(search, held_out), self.items()
+        firsts = self._at([item.start for item in items])
         for share in _SHARES:
-            sides = _sides(self, share, np.random.default_rng(seed))
+            sides = _sides(firsts, share, np.random.default_rng(seed))
             if len(sides[0]) >= search and len(sides[1]) >= held_out:
-                return self._at(sides[0][:search]), self._at(sides[1][:held_out])
+                picked = sides[0][:search], sides[1][:held_out]
+                first, second = ([place for item in side for place in items[item]] for side in picked)
+                return self._at(first), self._at(second)
         return consecutive[0], consecutive[1]
 
     def shared_documents(self, other: "Corpus") -> int:
@@ -235,8 +227,7 @@ class Corpus:
         """How many tokens of the same text both have."""
         if self.sha256 != other.sha256:
             return 0
-        mine, its = (np.add.outer(np.multiply(c.numbers, c.window), np.arange(c.window)) for c in (self, other))
-        return int(np.intersect1d(mine, its).size)
+        return int(np.intersect1d(_places(self), _places(other)).size)
 
     def part(self, start: int, stop: int) -> "Corpus":
         """Its windows start … stop − 1."""
@@ -249,8 +240,39 @@ class Corpus:
             documents=tuple(self.documents[place] for place in places),
             last_documents=tuple(self.last_documents[place] for place in places),
             numbers=tuple(self.numbers[place] for place in places),
-            completions=None if self.completions is None else self.completions[list(places)],
+            scored=None if self.scored is None else self.scored[list(places)],
+            starts=tuple(self.starts[place] for place in places),
+            window_bytes=tuple(self.window_bytes[place] for place in places if self.window_bytes),
+            choices=tuple(self.choices[place] for place in places if self.choices),
         )
+
+    def items(self) -> list[range]:
+        """The places of the windows that are taken as one: each by itself, or all answers to a question."""
+        if not self.choices:
+            return [range(place, place + 1) for place in range(len(self))]
+        sizes = [len(list(same)) for _, same in itertools.groupby(self.documents)]
+        return [range(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
+
+    def _count(self, items: int) -> str:
+        return f"{items} {'questions' if self.choices else 'windows'}"
+
+
+def _of_questions(
+    tokenizer: Tokenizer, questions: Sequence[Question], window: int, lead: int | None, source: str
+) -> tuple[Cut, tuple[Choice, ...]]:
+    """A window for each answer to each question."""
+    rows, choices = [], []
+    for number, question in enumerate(questions):
+        for place, answer in enumerate(question.answers):
+            rows.append((number, *cuts.joined(question.prompt, answer)))
+            choices.append(Choice(place == question.right, len(answer)))
+    return cuts.pairs(tokenizer, rows, window, lead, source), tuple(choices)
+
+
+def _places(corpus: Corpus) -> np.ndarray:
+    """The places in the text of a corpus's tokens; where some alone are scored, of these."""
+    places = np.add.outer(corpus.starts, np.arange(corpus.window))
+    return places if corpus.scored is None else places[corpus.scored.numpy()]
 
 
 def _spanned(corpus: Corpus) -> set[int]:
@@ -294,22 +316,6 @@ def _units(corpus: Corpus) -> dict[int, int]:
     return units
 
 
-def _encode(tokenizer: Tokenizer, documents: Sequence[str], text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The joined text's tokens, and the position of each document's first token. No special tokens are added."""
-    if tokenizer.is_fast:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        tokens = np.asarray(encoded["input_ids"], dtype=np.int64)
-        at = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
-        first_characters = np.cumsum([0] + [len(document) + len(_BETWEEN) for document in documents[:-1]])
-        return tokens, np.searchsorted(at, first_characters, side="left")
-    parts = [
-        tokenizer(document + (_BETWEEN if i + 1 < len(documents) else ""), add_special_tokens=False)["input_ids"]
-        for i, document in enumerate(documents)
-    ]
-    starts = np.cumsum([0] + [len(part) for part in parts[:-1]])
-    return np.asarray([token for part in parts for token in part], dtype=np.int64), starts
-
-
 def _bos(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
     """The token that begins each window; None for none. Left open, what the tokenizer itself does."""
     if wanted is None:
@@ -318,14 +324,3 @@ def _bos(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
     if wanted and tokenizer.bos_token_id is None:
         raise CorpusError("bos=True needs a tokenizer with a BOS token; this one has none")
     return tokenizer.bos_token_id if wanted else None
-
-
-def _name(source: str) -> str:
-    return Path(source).name if is_file(source) else source
-
-
-def _pairs(source: str, rows: str | None, prompt: str, column: str) -> list[tuple[str, str]]:
-    """The prompt and the completion of each row, with a space between them where they would touch."""
-    asked, answered = (documents_of(source, rows, name) for name in (prompt, column))
-    pairs = zip(asked, answered, strict=True)
-    return [(one, other if one[-1:].isspace() or other[:1].isspace() else f" {other}") for one, other in pairs]

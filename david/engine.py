@@ -18,7 +18,19 @@ from david.errors import DavidError, ScoreError, one_line
 from david.forward import input_device
 from david.plan import Cost, Estimate, Plan, groups
 from david.recipe import Recipe
-from david.score import Objective, Score, check_fits, first_scored, perplexity, scored_tokens, told
+from david.score import (
+    Objective,
+    Score,
+    by_question,
+    check_fits,
+    check_kind,
+    first_scored,
+    multiple_choice,
+    perplexity,
+    score_of,
+    scored_tokens,
+    windows_score,
+)
 from david.sling import as_base, base_depth, base_layers, check_recipe, slung
 from david.visits import Meter, Runner, State
 
@@ -48,11 +60,11 @@ def score_recipes(
 ) -> list[Score]:
     """The score of each recipe, in their order. The model is afterwards what it was, also when a score raises.
 
-    With `perplexity` (or a `functools.partial` of it) as the objective, recipes that share beginnings share the work:
-    each distinct visit is made once for all of them, where that saves more than the engine's self-check costs. Any
-    other objective `(model, corpus) → Score` is called on the slung model, recipe by recipe. `memory_budget` is how
-    many bytes of hidden states may be held at once (left out, a quarter of the memory that is free); a smaller one
-    costs visits, never exactness.
+    With `perplexity` or `multiple_choice` (or a `functools.partial` of them) as the objective, recipes that share
+    beginnings share the work: each distinct visit is made once for all of them, where that saves more than the engine's
+    self-check costs. Any other objective `(model, corpus) → Score` is called on the slung model, recipe by recipe.
+    `memory_budget` is how many bytes of hidden states may be held at once (left out, a quarter of the memory that is
+    free); a smaller one costs visits, never exactness.
 
     Raises `RecipeError` or `SlingError` for a recipe that the model cannot run, and `ScoreError` where one cannot be
     scored.
@@ -105,11 +117,14 @@ class Engine:
         self._keeps = keeps
         self._kept: dict[range, dict[Path, State]] = {}
         self._best: list[tuple[float, Recipe]] = []
-        self._options = _options(objective)
+        function, options = _known(objective)
+        self._options = options if function else None
         if self._options is None:
             self._reason = "the objective may do anything with the model and the corpus"
             self.batches = [range(len(corpus))]
             return
+        self._by_question = function is multiple_choice
+        check_kind(corpus, questions=self._by_question)
         self._convention = self._options.get("convention", "window")
         self._first = first_scored(corpus, self._convention)
         check_fits(model, corpus)
@@ -227,8 +242,8 @@ class Engine:
         wrong = next((i for i, value in enumerate(nll) if math.isnan(value)), None)
         if wrong is not None:
             return ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
-        n_windows, convention = len(nll), told(self.corpus, self._convention)
-        return Score(tuple(nll), self.window_tokens[:n_windows], self.corpus.documents[:n_windows], convention)
+        score = score_of(nll, self.corpus, self._convention)
+        return by_question(score, self.corpus) if self._by_question else score
 
     def _refusals(self, recipes: Sequence[Recipe]) -> Iterator[tuple[int, DavidError]]:
         for i, recipe in enumerate(recipes):
@@ -272,7 +287,7 @@ class Engine:
         windows = self.corpus.part(batch.start, batch.stop)
         try:
             with slung(self.model, recipe):
-                score = perplexity(self.model, windows, **self._options or {})
+                score = windows_score(self.model, windows, **self._options or {})
         except DavidError as error:
             return error
         done((len(recipe) + self.end_visits) * len(batch))
@@ -309,7 +324,7 @@ class Engine:
         whole = [
             (-math.inf if recipe == self._base else score.nll, recipe)
             for recipe, score in zip(recipes, outcomes, strict=True)
-            if isinstance(score, Score) and len(score.window_nll) == len(self.corpus)
+            if isinstance(score, Score) and len(score.window_nll) == len(self.corpus.items())
         ]
         self._best = sorted([*self._best, *whole], key=lambda scored: scored[0])[: _BEST + 1]
         if self.meter.held <= self._budget // 4:
@@ -358,11 +373,11 @@ class Engine:
     def _checked(self, runner: Runner, options: Mapping[str, Any]) -> str | None:
         """What `_apart` finds on two windows, or where there is no memory for these, on one."""
         try:
-            return self._apart(runner, options, self.corpus.take(min(2, len(self.corpus))))
+            return self._apart(runner, options, self.corpus.part(0, min(2, len(self.corpus))))
         except (RuntimeError, MemoryError) as error:
             if not _lacks_memory(error):
                 raise
-        return self._apart(runner, options, self.corpus.take(1))
+        return self._apart(runner, options, self.corpus.part(0, 1))
 
     def _apart(self, runner: Runner, options: Mapping[str, Any], few: Corpus) -> str | None:
         """How far the runner leads from the plain way, where that is more than rounding."""
@@ -373,7 +388,7 @@ class Engine:
             found = runner.nll(plan, order, few, meter=meter)
         for recipe, end in zip(recipes, plan.ends, strict=True):
             with slung(self.model, recipe):
-                plain = perplexity(self.model, few, **{**options, "batch": len(few)})
+                plain = windows_score(self.model, few, **{**options, "batch": len(few)})
             apart = abs(sum(found[end]) / plain.tokens - plain.nll)
             allowed = _ROUNDING.get(next(self.model.parameters()).dtype, _ROUNDING_HALF)
             if not apart <= allowed:
@@ -404,16 +419,17 @@ def _two_seams(model: nn.Module, n_layers: int) -> Recipe:
 
 
 def counts_tokens(objective: Objective) -> bool:
-    """Whether an objective is made of tokens' NLLs, so that recipes can share visits and be dropped early."""
-    return _options(objective) is not None
+    """Whether an objective is a sum over windows, so that recipes can be dropped early."""
+    function, _ = _known(objective)
+    return function is perplexity
 
 
-def _options(objective: Objective) -> dict[str, Any] | None:
-    """The options of an objective that is `perplexity`; None of any other."""
-    if objective is perplexity:
-        return {}
-    whole = isinstance(objective, partial) and objective.func is perplexity and not objective.args
-    return dict(objective.keywords) if whole else None  # type: ignore[attr-defined]
+def _known(objective: Objective) -> tuple[Objective | None, dict[str, Any]]:
+    """Which of ours an objective is, and its options; None where it is none that is made of tokens' NLLs."""
+    whole = isinstance(objective, partial) and not objective.args
+    function = objective.func if whole else objective  # type: ignore[attr-defined]
+    options = dict(objective.keywords) if whole else {}  # type: ignore[attr-defined]
+    return (function if function in (perplexity, multiple_choice) else None), options
 
 
 def _batches(n_windows: int, at_once: int, rung: int | None) -> Iterator[range]:

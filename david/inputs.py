@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from david.errors import RecipeError
+from david.errors import CorpusError, RecipeError, ScoreError
 from david.options import Convention
 
 if TYPE_CHECKING:
@@ -35,21 +35,49 @@ def load(model: str, dtype: str | None, device: str | None, *, proved: bool = Tr
 
 
 def corpus_of(
-    tokenizer: Any, data: str, rows: str | None, prompt: str | None, column: str, window: int, bos: bool | None
+    tokenizer: Any,
+    data: str,
+    rows: str | None,
+    window: int,
+    bos: bool | None,
+    column: str,
+    prompt: str | None,
+    gold: str | None,
+    convention: Convention = Convention.window,
+    stride: int | None = None,
 ) -> "Corpus":
     """The windows that `--data` and the options beside it stand for."""
     from david.corpus import Corpus
 
-    return Corpus.load(data, tokenizer, slice=rows, window=window, prompt=prompt, column=column, bos=bos)
+    if convention is Convention.strided:
+        stride = stride or window // 2
+    elif stride is not None:
+        raise CorpusError("--stride is of strided windows: add --convention strided")
+    return Corpus.load(
+        data,
+        tokenizer,
+        slice=rows,
+        window=window,
+        bos=bos,
+        column=column,
+        prompt=prompt,
+        gold=gold,
+        stride=stride,
+        rolling=convention is Convention.rolling,
+    )
 
 
-def objective_of(convention: Convention) -> Any:
-    """Perplexity by a convention."""
+def objective_of(convention: Convention, gold: str | None) -> Any:
+    """Perplexity by a convention; of questions with right answers, multiple choice."""
     from functools import partial
 
-    from david.score import perplexity
+    from david.score import multiple_choice, perplexity
 
-    return perplexity if convention is Convention.window else partial(perplexity, convention=convention.value)  # type: ignore[arg-type]
+    if gold is not None:
+        if convention is not Convention.window:
+            raise ScoreError(f"questions are scored whole: leave --convention {convention} out")
+        return multiple_choice
+    return partial(perplexity, convention="llamacpp") if convention is Convention.llamacpp else perplexity
 
 
 def bytes_of(size: str | None) -> int | None:

@@ -8,10 +8,18 @@ import typer
 
 
 class Convention(StrEnum):
-    """The conventions of `score.perplexity`."""
+    """How a text is cut and which tokens are scored: see `Corpus.load` and `score.perplexity`."""
 
     window = "window"
     llamacpp = "llamacpp"
+    strided = "strided"
+    rolling = "rolling"
+
+
+class Cost(StrEnum):
+    """What a search can minimise beside its objective."""
+
+    visits = "visits"
 
 
 Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or demo.")]
@@ -27,10 +35,21 @@ Column = Annotated[str, typer.Option(help="The data's column that holds the text
 PromptColumn = Annotated[
     str | None, typer.Option(help="The column of prompts: each row is a window, and --column is what is scored of it.")
 ]
+GoldColumn = Annotated[
+    str | None,
+    typer.Option(help="The column of right answers, where --column holds lists of them: multiple-choice questions."),
+]
 Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
 Windows = Annotated[int, typer.Option(min=1, help="How many windows to score.")]
 HeldOut = Annotated[int, typer.Option(min=2, help="How many further windows judge the best recipes, once.")]
-ConventionOption = Annotated[Convention, typer.Option(help="Which tokens are scored.")]
+ConventionOption = Annotated[
+    Convention,
+    typer.Option(help="Which tokens are scored: all but a window's first; llama.cpp's; a sliding window; lm-eval's."),
+]
+Stride = Annotated[int | None, typer.Option(min=1, help="Tokens between strided windows; left out, half a window.")]
+AlsoOption = Annotated[
+    list[Cost] | None, typer.Option("--also", help="Minimise this beside the NLL: the front of both is judged.")
+]
 Bos = Annotated[bool | None, typer.Option(help="BOS as each window's first token; left out, the tokenizer's habit.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; left out, as stored.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; left out, the accelerator if there is one.")]

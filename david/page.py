@@ -3,31 +3,27 @@
 The page loads nothing: no script, no font, no picture from elsewhere; what a study says of itself is escaped.
 """
 
-import io
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from jinja2.environment import TemplateModule
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from david import plot, report, table
+from david.drawing import VOID, drawing
 from david.origin import Data, numbers_of
 from david.picture import svg_picture
 from david.recipe import Recipe
@@ -152,7 +148,8 @@ def _leaderboard(run: _Run) -> Section | None:
     bounds = [abs(row[end]) for row in run.recipes for end in ("low95", "high95", "nll_difference")]
     reach = _rounded_up(max((bound for bound in bounds if math.isfinite(bound)), default=0.0))
     rows = [row | {"is_base": row["recipe"] == table.BASE, "bar": _bar(row, reach)} for row in run.rows]
-    return ("Leaderboard", _part("leaderboard", rows, reach)) if rows else None
+    asked = "search_accuracy" in run.board
+    return ("Leaderboard", _part("leaderboard", rows, reach, asked, table.traded(run.study))) if rows else None
 
 
 def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
@@ -191,10 +188,10 @@ def _heatmap(run: _Run) -> Section | None:
     known = np.argwhere(~np.isnan(values))
     if len(known) < max(1, len(values)):
         return None
-    drawing = _drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), "blocks", {"axes.facecolor": _VOID})
+    drawn = drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), "blocks", {"axes.facecolor": VOID})
     lowest = sorted((values[i, j], int(i), int(j)) for i, j in known)[:8]
     best = [(i, int(run.grid.columns[j]), difference) for difference, i, j in lowest]
-    return "Repeating one block", _part("blocks", drawing, best)
+    return "Repeating one block", _part("blocks", drawn, best)
 
 
 def _course(run: _Run) -> Section | None:
@@ -203,16 +200,24 @@ def _course(run: _Run) -> Section | None:
         return None
     grid = {"axes.grid": True}
     drawings = [
-        _drawing(lambda ax: plot.history(run.trials, ax), (5, 3.6), "history", grid),
-        _drawing(lambda ax: plot.depth(run.trials, ax, front=table.front(run.trials)), (5, 3.6), "depth", grid),
+        drawing(lambda ax: plot.history(run.trials, ax), (5, 3.6), "history", grid),
+        drawing(
+            lambda ax: plot.depth(run.trials, ax, front=table.front(run.trials, ["visits"])), (5, 3.6), "depth", grid
+        ),
+        *(
+            drawing(partial(report.against, run.trials, name), (5, 3.6), f"against-{report.slug(name)}", grid)
+            for name in table.traded(run.study)
+        ),
     ]
     return "The search", _part("plots", drawings)
 
 
 def _front(run: _Run) -> Section | None:
-    """The best recipe of each depth that beats all shallower ones; the base alone makes no front."""
+    """The recipes that no other beats in all that counts; the base alone makes no front."""
     rows = table.front(run.trials).to_dict("records")
-    return ("What depth buys", _part("front", rows)) if len(rows) > 1 else None
+    traded = table.traded(run.study)
+    named = "What depth buys" if not traded else "The Pareto front"
+    return (named, _part("front", rows, table.also(run.study), traded)) if len(rows) > 1 else None
 
 
 def _luck(run: _Run) -> Section | None:
@@ -280,6 +285,7 @@ def _was_run(run: _Run) -> Section:
         *[("Strategy", name, True) for name in _strategies(run.study)],
         ("Seed", "the study’s own" if about["seed"] is None else str(about["seed"]), False),
         ("Objective", about["objective"], True),
+        *[(f"Also minimised: {name}", _also(what), True) for name, what in about.get("also", {}).items()],
         ("Convention", _convention(about, table.base_trial(run.study)), False),
         ("Trials", _trial_counts(every), False),
     ]
@@ -292,6 +298,11 @@ def _was_run(run: _Run) -> Section:
     failed = (trial for trial in every if trial.state == TrialState.FAIL)
     errors = Counter(str(trial.user_attrs.get("error", "broken off: no reason was kept")) for trial in failed)
     return "What was run", _part("facts", groups, errors.most_common(5))
+
+
+def _also(what: Any) -> str:
+    """What a study minimises beside the NLL: a function, or an objective on other data."""
+    return what if isinstance(what, str) else f"{what['objective']} on {_windows(what['data'])}"
 
 
 def _convention(about: Mapping[str, Any], base: FrozenTrial | None) -> str:
@@ -348,57 +359,6 @@ _SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
 )
 
 
-# Drawings: matplotlib's SVG, its colours those of the page, which knows light from dark
-
-_INK, _LINE, _CARD, _VOID = "#010203", "#010204", "#010205", "#010206"  # stand-ins that no plot uses
-_COLOURS = {_INK: "var(--muted)", _LINE: "var(--line)", _CARD: "var(--card)", _VOID: "var(--void)"}
-_LOOK: dict[Any, Any] = {
-    **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], _INK),
-    **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color", "grid.color", "legend.edgecolor"], _LINE),
-    **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
-    **dict.fromkeys(["axes.spines.top", "axes.spines.right"], False),
-    "legend.facecolor": _CARD,
-    "legend.framealpha": 0.9,
-    "axes.axisbelow": True,
-    "font.size": 10,
-    "svg.fonttype": "none",
-}
-_MANY = 300  # dots: more of them are smaller as one picture than as so many elements
-
-
-def _drawing(
-    draw: Callable[[Axes], Axes], size: tuple[float, float], name: str, look: dict[Any, Any]
-) -> dict[str, Any]:
-    """A plot as an SVG that stands in a page, and its title apart, as the caption."""
-    with mpl.rc_context({**_LOOK, "svg.hashsalt": name, **look}):
-        figure = Figure(figsize=size, layout="constrained")
-        ax = draw(figure.add_subplot())
-        caption = re.sub(r"(\(\w+,) (\w+\))", "\\1\N{NO-BREAK SPACE}\\2", ax.get_title().replace("\n", "; "))
-        ax.set_title("")
-        for dots in ax.collections:
-            dots.set_rasterized(len(np.asarray(dots.get_offsets())) > _MANY)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
-    return {"caption": caption, "svg": Markup(_for_a_page(file.getvalue(), name, caption))}
-
-
-def _for_a_page(svg: str, name: str, caption: str) -> str:
-    """Matplotlib's SVG file as an element: no prolog, style or metadata, the page's font, ids of its own."""
-    svg = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL
-    )
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg).replace("xlink:href", "href")
-    used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
-    svg = re.sub(r"(url\(#|href=\"#)", rf"\1{name}-", svg)
-    for stand_in, colour in _COLOURS.items():
-        svg = svg.replace(stand_in, colour)
-    size = re.search(r'viewBox="[^"]*"', svg)
-    assert size is not None
-    opening = Markup('<svg class="plot" {} role="img" aria-label="{}">').format(Markup(size[0]), caption)
-    return opening + Markup(svg[svg.index(">") + 1 :].strip())
-
-
 # Text and figures
 
 
@@ -406,7 +366,14 @@ def _for_a_page(svg: str, name: str, caption: str) -> str:
 def _template() -> TemplateModule:
     text = resources.files("david").joinpath("page.html.jinja").read_text(encoding="utf-8")
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"figure": _figure, "signed": _signed, "percent": _percent, "tone": _tone}
+    made.filters |= {
+        "figure": _figure,
+        "signed": _signed,
+        "percent": _percent,
+        "share": _share,
+        "number": _number,
+        "tone": _tone,
+    }
     return made.from_string(text).module
 
 
@@ -433,6 +400,14 @@ def _signed(value: float, digits: int | None = 4) -> str:
 
 def _percent(value: float) -> str:
     return f"{value:+.0%}".replace("-", "−")
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"
+
+
+def _number(value: float) -> str:
+    return "∞" if math.isinf(value) else f"{value:.4g}"
 
 
 def _count(number: int, name: str) -> str:

@@ -103,7 +103,7 @@ def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     scored = _scored(table)
     above = _scatter(ax, scored["trial"].astype(float), scored)
     ax.step(scored["trial"], scored["nll"].cummin(), where="post", color=_BEST, lw=1.5, label="best so far")
-    return _finish(ax, scored, "Search history" + above, "trial")
+    return _whole_numbers(_finish(ax, scored, "Search history" + above, "trial"), "x")
 
 
 def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | None = None) -> Axes:
@@ -112,13 +112,25 @@ def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | 
     A line joins those of a `front` (see `table.front`): the best that so many visits have bought.
     """
     ax = ax or _axes((8, 4.5))
+    title, across = "NLL against depth", "visits (layers run for each token)"
+    return _whole_numbers(_against(table, "visits", front, ax, title, across), "x")
+
+
+def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: pd.DataFrame | None = None) -> Axes:
+    """NLL of each trial of `table.trials` against what a study minimises beside it, the column `also_…` of that name.
+
+    A line joins those of a `front` of both (see `table.front`).
+    """
+    return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"NLL against {name}", name)
+
+
+def _against(table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: Axes, title: str, across: str) -> Axes:
     scored = _scored(table)
-    above = _scatter(ax, scored["visits"].astype(float), scored)
+    above = _scatter(ax, scored[column].astype(float), scored)
     if front is not None and len(front):
-        ax.step(
-            front["visits"], front["nll"], where="post", color=_BEST, lw=1.5, marker="o", ms=3, label="Pareto front"
-        )
-    return _finish(ax, scored, "NLL against depth" + above, "visits (layers run for each token)")
+        line = front.sort_values(column)
+        ax.step(line[column], line["nll"], where="post", color=_BEST, lw=1.5, marker="o", ms=3, label="Pareto front")
+    return _finish(ax, scored, title + above, across)
 
 
 def _scored(table: pd.DataFrame) -> pd.DataFrame:
@@ -148,7 +160,6 @@ def _finish(ax: Axes, scored: pd.DataFrame, title: str, across: str) -> Axes:
     for nll in scored["nll"][_is_base(scored)].head(1):
         ax.axhline(nll, color=_BASE, ls="--", lw=1.2, label=f"base, {nll:.4f}")
     ax.set(title=title, xlabel=across, ylabel="NLL on the search windows (nats a token)")
-    _whole_numbers(ax, "x")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8)
     return ax
@@ -158,10 +169,11 @@ def _is_base(scored: pd.DataFrame) -> "pd.Series[bool]":
     return (scored["nll_difference"] == 0) & (scored["extra_depth"] == 0)
 
 
-def _whole_numbers(ax: Axes, which: str) -> None:
+def _whole_numbers(ax: Axes, which: str) -> Axes:
     for name, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
         if which in (name, "both"):
             axis.set_major_locator(MaxNLocator(integer=True))
+    return ax
 
 
 def _label(rank: int, recipe: str) -> str:

@@ -40,3 +40,19 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figures(score: Any) -> dict[str, float]:
+    """What a score comes to: NLL, perplexity, and where they are known bits a byte and accuracy."""
+    found = {"nll": score.nll, "perplexity": score.perplexity}
+    further = {"bits_per_byte": score.bits_per_byte, "accuracy": score.accuracy}
+    return found | {name: value for name, value in further.items() if not math.isnan(value)}
+
+
+def figures_text(score: Any) -> str:
+    """The same for a person."""
+    found = figures(score)
+    if "accuracy" in found:
+        return f"accuracy {score.accuracy:.1%}  NLL of the right answer {score.nll:.6f} nats a question"
+    text = f"perplexity {score.perplexity:.4f}  NLL {score.nll:.6f} nats a token"
+    return text + (f"  {score.bits_per_byte:.4f} bits a byte" if "bits_per_byte" in found else "")

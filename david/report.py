@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ from david.verdict import BETTER, UNDECIDED, Difference
 def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
     """Write a study's tables (`trials.csv`, `leaderboard.csv`), plots and best recipe (`best.json`) into a folder.
 
-    The plots are `path.png`, `blocks.png` (where single blocks were scored), `history.png` and `depth.png`. Each file
-    is written beside and then renamed. Returns the files. Raises `SearchError` where the folder cannot be written.
-    `page.write` adds the page.
+    The plots are `path.png`, `blocks.png` (where single blocks were scored), `history.png`, `depth.png`, and
+    `against_….png` for what is minimised beside the NLL. Each file is written beside and then renamed. Returns the
+    files. Raises `SearchError` where the folder cannot be written. `page.write` adds the page.
     """
     ready_folder(folder)
     trials, board, grid = table.trials(study), table.leaderboard(study, top), table.blocks(study)
@@ -43,10 +45,23 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     if not board.empty:
         files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board, table.depth_of(study)), ax), (8, 5.5))
         files["history.png"] = _drawing(lambda ax: plot.history(trials, ax), (8, 4.5))
-        files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax, front=table.front(trials)), (8, 4.5))
+        depths = table.front(trials, ["visits"])
+        files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax, front=depths), (8, 4.5))
+        for name in table.traded(study):
+            files[f"against_{slug(name)}.png"] = _drawing(partial(against, trials, name), (8, 4.5))
     if not grid.empty:
         files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
     return [put(Path(folder) / name, make) for name, make in files.items()]
+
+
+def against(trials: pd.DataFrame, name: str, ax: Axes) -> Axes:
+    """Draw the NLL against what is minimised beside it, with the front of both."""
+    return plot.tradeoff(trials, name, ax, front=table.front(trials, [f"also_{name}"]))
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's."""
+    return re.sub(r"\W+", "-", name)
 
 
 def write_profile(layers: pd.DataFrame, distances: pd.DataFrame, folder: str | os.PathLike[str]) -> list[Path]:
@@ -161,6 +176,7 @@ def board_text(board: pd.DataFrame) -> str:
     """The leaderboard for a terminal."""
     if board.empty:
         return "(nothing is scored yet)"
+    also = {str(name) for name in board if str(name).startswith("also_")} - {"also_visits"}
     shown = pd.DataFrame(
         {
             "rank": board["rank"],
@@ -169,6 +185,12 @@ def board_text(board: pd.DataFrame) -> str:
             "depth": board["extra_depth"].map("{:+.0%}".format),
             "search ppl": board["search_perplexity"].map(_figure),
             "held-out ppl": board["held_out_perplexity"].map(_figure),
+            **{
+                f"{name.replace('_', '-')} acc": board[f"{name}_accuracy"].map(_percent)
+                for name in ("search", "held_out")
+                if f"{name}_accuracy" in board
+            },
+            **{str(name)[5:]: board[name].map("{:.4g}".format) for name in board if str(name) in also},
             "Δ nats": board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
             "95% interval": [
                 "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
@@ -277,6 +299,10 @@ def _interval(difference: Difference | None) -> tuple[float, float] | None:
 
 def _figure(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}" if value < 1e5 else f"{value:.2e}"
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.1%}"
 
 
 def _drawing(draw: Callable[[Axes], Axes], size: tuple[float, float]) -> Callable[[Path], None]:

@@ -11,8 +11,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
 from david import store, table
+from david.also import Measure, values_of
 from david.corpus import Corpus
-from david.engine import Engine, say
+from david.engine import Engine, Outcome, say
 from david.errors import DavidError, RecipeError, SlingError
 from david.racing import RacingPruner
 from david.recipe import Recipe
@@ -38,6 +39,7 @@ class Run:
     strategy: Strategy | None
     seed: int
     batch: int | None
+    also: Mapping[str, Measure]  # what is minimised beside the objective
     racing: bool
     by_hand: bool  # the study is the caller's, who may ask it for trials too
 
@@ -82,17 +84,18 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
         race = _Race(study, run, list(fresh.values()), expect) if run.racing else None
         expect(run.engine.work(recipes) if race is None else race.to_come(0, recipes))
         scores = run.engine.outcomes(recipes, drop=race, done=done)
+        values = _values(run, recipes, scores)
         known = _known(study)
         for i, ((notation, (trial, _)), score) in enumerate(zip(fresh.items(), scores, strict=True)):
-            other = known.get(notation)
+            other, its = known.get(notation), values[i]
             if race is not None and i in race.told:
                 outcomes.append("scored")
-            elif other is not None and (isinstance(score, DavidError) or table.PARTIAL not in other.user_attrs):
+            elif other is not None and (isinstance(its, DavidError) or table.PARTIAL not in other.user_attrs):
                 again.append((trial, notation))  # another worker was faster
-            elif isinstance(score, DavidError):
-                outcomes.append(_first(_failed, study, trial, score))
+            elif isinstance(score, DavidError) or isinstance(its, DavidError):
+                outcomes.append(_first(_failed, study, trial, its))
             else:
-                outcomes.append(_first(_tell, study, trial, score, score.nll))
+                outcomes.append(_first(_tell, study, trial, score, its))
         known = _known(study) if again else {}
         return outcomes + [_first(_told_again, study, trial, known[notation]) for trial, notation in again]
     except BaseException:
@@ -142,7 +145,7 @@ class _Race:
             score = engine.score_of(self._nll[i])
             if isinstance(score, Score) and recipe != base_recipe and trial.should_prune():
                 trial.set_user_attr(table.PARTIAL, len(score.window_nll))
-                _first(_tell, self._study, trial, score, _estimate(score, base, best))
+                _first(_tell, self._study, trial, score, [_estimate(score, base, best)])
                 dropped.append(i)
         self.told |= set(dropped)
         self._expect(self.to_come(windows.stop, [self._racers[i][1] for i in nll if i not in self.told]))
@@ -166,6 +169,17 @@ class _Race:
         return windows * engine.work(recipes) / len(engine.corpus)
 
 
+def _values(run: Run, recipes: Sequence[Recipe], scores: Sequence[Outcome]) -> list[list[float] | DavidError]:
+    """What a study minimises of each recipe, its NLL first; or why it has none."""
+    scored = [i for i, score in enumerate(scores) if isinstance(score, Score)]
+    further = dict(zip(scored, values_of(run.also, [recipes[i] for i in scored]), strict=True))
+    found: list[list[float] | DavidError] = []
+    for i, score in enumerate(scores):
+        its = score if isinstance(score, DavidError) else further[i]
+        found.append(its if isinstance(its, DavidError) or isinstance(score, DavidError) else [score.nll, *its])
+    return found
+
+
 def _estimate(score: Score, base: FrozenTrial, best: float) -> float:
     """What a dropped recipe's first windows make of the base's NLL; never as low as the best."""
     its = base.user_attrs[table.WINDOW_NLL][: len(score.window_nll)]
@@ -181,10 +195,10 @@ def _first(tell: Callable[..., str], *args: Any) -> str:
         return _DUPLICATE
 
 
-def _tell(study: Study, trial: Trial, score: Score, value: float) -> str:
+def _tell(study: Study, trial: Trial, score: Score, values: Sequence[float]) -> str:
     for name, its in kept(score).items():
         trial.set_user_attr(name, its)
-    study.tell(trial, float(value))
+    study.tell(trial, [float(value) for value in values])
     return "scored"
 
 
@@ -198,7 +212,7 @@ def _failed(study: Study, trial: Trial, error: DavidError) -> str:
 def _told_again(study: Study, trial: Trial, known: FrozenTrial) -> str:
     """Tell a trial what is known of its recipe."""
     trial.set_user_attr("duplicate_of", known.number)
-    study.tell(trial, known.value, state=known.state)
+    study.tell(trial, known.values, state=known.state)
     return _DUPLICATE
 
 
@@ -215,4 +229,5 @@ def kept(score: Score) -> dict[str, Any]:
         table.WINDOW_TOKENS: list(score.window_tokens),
         table.WINDOW_NLL: list(score.window_nll),
         "convention": score.convention,
+        **({table.RIGHT: list(score.right)} if score.right else {}),
     }

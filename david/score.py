@@ -1,7 +1,7 @@
 """What a model makes of a corpus: the negative log-likelihood of each window."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
@@ -26,13 +26,17 @@ _LOGITS_BYTES = 256 * 2**20  # more than this for a batch of windows, and the lo
 class Score:
     """The NLL of each window in nats, summed over its scored tokens, and how many those are.
 
-    `documents` is the document each window begins in; `convention` names which tokens were scored.
+    `documents` is the document each window begins in; `convention` names which tokens were scored. `window_bytes` is
+    how many UTF-8 bytes these stand for, empty where that is not known. A score of multiple-choice questions has a
+    question for a window and counts it as one token; `right` tells which were answered right.
     """
 
     window_nll: tuple[float, ...]
     window_tokens: tuple[int, ...]
     documents: tuple[int, ...]
     convention: str
+    window_bytes: tuple[int, ...] = ()
+    right: tuple[bool, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -49,18 +53,74 @@ class Score:
         """exp(nll)."""
         return math.inf if self.nll > 700 else math.exp(self.nll)
 
+    @property
+    def bits_per_byte(self) -> float:
+        """NLL in bits over the UTF-8 bytes of the scored text, which any tokenizer has alike; NaN where not known."""
+        return sum(self.window_nll) / math.log(2) / sum(self.window_bytes) if any(self.window_bytes) else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """The share of questions that were answered right; NaN of what is no multiple choice."""
+        return sum(self.right) / len(self.right) if self.right else math.nan
+
 
 def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName = "window", batch: int = 1) -> Score:
     """Score a model on a corpus, as it stands: the base, slung, or a view. The cache is never used.
 
     Conventions: `window` scores every token of a window but its first; `llamacpp` scores the second half of each
-    window, as llama.cpp's perplexity tool does (positions T/2 + 1 … T − 1, after a context of at least T/2). Of prompts
-    and completions the completions alone are scored, and the score says `completion`. `batch` windows go through the
-    model at once. Log-probabilities are computed in float32 from the logits on.
+    window, as llama.cpp's perplexity tool does (positions T/2 + 1 … T − 1, after a context of at least T/2). Where a
+    corpus says itself which tokens count (completions, strided or rolling windows, see `Corpus.load`), these are
+    scored, and the score says so. `batch` windows go through the model at once. Log-probabilities are computed in
+    float32 from the logits on.
 
     Raises `ScoreError` when the windows do not fit the model, or when a window's NLL is not a number (an infinite
     one is a score).
     """
+    check_kind(corpus, questions=False)
+    return windows_score(model, corpus, convention, batch)
+
+
+def multiple_choice(model: nn.Module, corpus: Corpus, *, batch: int = 1) -> Score:
+    """Score a model on multiple-choice questions (`Corpus.load` with `gold`).
+
+    The likelihood of each answer behind its prompt is the mean log-probability over its characters, as in lm-eval's
+    `acc_norm`; the model answers what is likeliest (the first of equals), and `Score.accuracy` is its share of right
+    answers. A search needs something that is less coarse: the NLL of a question is minus the log of the right answer's
+    share, a softmax over these likelihoods, which falls as the right answer leads further.
+
+    Raises `ScoreError` as `perplexity` does, and for a corpus without questions.
+    """
+    check_kind(corpus, questions=True)
+    return by_question(windows_score(model, corpus, "window", batch), corpus)
+
+
+def by_question(score: Score, corpus: Corpus) -> Score:
+    """The score of questions, of that of each answer."""
+    nll, right = [], []
+    for item in corpus.items():
+        choices = corpus.choices[item.start : item.stop]
+        likelihoods = torch.tensor(
+            [-score.window_nll[place] / choice.length for place, choice in zip(item, choices, strict=True)],
+            dtype=torch.float64,
+        )
+        gold = [choice.right for choice in choices].index(True)
+        lost = float(torch.logsumexp(likelihoods, 0) - likelihoods[gold])
+        nll.append(math.inf if math.isnan(lost) else max(0.0, lost))  # where every answer is impossible
+        right.append(int(likelihoods.argmax()) == gold)
+    questions = tuple(corpus.documents[item.start] for item in corpus.items())
+    return Score(tuple(nll), (1,) * len(nll), questions, corpus.convention, right=tuple(right))
+
+
+def check_kind(corpus: Corpus, *, questions: bool) -> None:
+    """`ScoreError` unless a corpus holds multiple-choice questions, or none, as an objective wants it."""
+    if corpus.choices and not questions:
+        raise ScoreError("the corpus holds multiple-choice questions: score it by multiple_choice")
+    if questions and not corpus.choices:
+        raise ScoreError("the corpus has no questions: load it with gold, the column of right answers")
+
+
+def windows_score(model: nn.Module, corpus: Corpus, convention: ConventionName = "window", batch: int = 1) -> Score:
+    """What `perplexity` tells, also of the answers to multiple-choice questions, each by itself."""
     if batch < 1:
         raise ScoreError(f"batch must be at least 1; got {batch}")
     first = first_scored(corpus, convention)
@@ -73,34 +133,43 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
     wrong = next((i for i, value in enumerate(sums) if math.isnan(value)), None)
     if wrong is not None:
         raise ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
-    return Score(tuple(sums), scored_tokens(corpus, first), corpus.documents, told(corpus, convention))
+    return score_of(sums, corpus, convention)
 
 
-def told(corpus: Corpus, convention: ConventionName) -> str:
-    """What a score says of its convention: of prompts and completions, that the completions alone are scored."""
-    return convention if corpus.completions is None else "completion"
+def score_of(sums: Sequence[float], corpus: Corpus, convention: ConventionName) -> Score:
+    """The score that the NLL of a corpus's first windows make, or of all."""
+    seen, first = len(sums), first_scored(corpus, convention)
+    return Score(
+        window_nll=tuple(sums),
+        window_tokens=scored_tokens(corpus, first)[:seen],
+        documents=corpus.documents[:seen],
+        convention=convention if corpus.scored is None else corpus.convention,
+        window_bytes=corpus.window_bytes[:seen] if convention == "window" else (),
+    )
 
 
 def scored_tokens(corpus: Corpus, first: int) -> tuple[int, ...]:
     """How many tokens of each window are scored, from position `first` on."""
-    if corpus.completions is None:
+    if corpus.scored is None:
         return (corpus.window - first,) * len(corpus)
-    return tuple(corpus.completions[:, first:].sum(dim=1).tolist())
+    return tuple(corpus.scored[:, first:].sum(dim=1).tolist())
 
 
 def window_sums(nll: Tensor, corpus: Corpus, first: int) -> list[float]:
     """The NLL of each window, of that of its tokens `[B, T − first]`."""
-    if corpus.completions is not None:
-        nll = nll.where(corpus.completions[:, first:].to(nll.device), 0)
+    if corpus.scored is not None:
+        nll = nll.where(corpus.scored[:, first:].to(nll.device), 0)
     return nll.double().sum(dim=1).tolist()
 
 
 def first_scored(corpus: Corpus, convention: str) -> int:
     """The first position of a window whose token is scored."""
-    if corpus.completions is not None:
+    if corpus.scored is not None:
         if convention != "window":
-            raise ScoreError(f"completions are scored whole, by convention 'window'; got {convention!r}")
-        return int(corpus.completions.any(dim=0).nonzero()[0])
+            raise ScoreError(
+                f"the corpus was cut for its own convention, {corpus.convention}; got {convention!r} for it"
+            )
+        return int(corpus.scored.any(dim=0).nonzero()[0])
     if convention not in ("window", "llamacpp"):
         raise ScoreError(f"unknown convention {convention!r}: expected 'window' or 'llamacpp'")
     first = 1 if convention == "window" else corpus.window // 2 + 1

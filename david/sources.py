@@ -4,9 +4,11 @@ import contextlib
 import importlib
 import io
 import re
+import string
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,57 @@ BUILT_IN = "python-topics"
 _READERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question: a prompt, its answers, and the number of the right one, from 0 on."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    right: int
+
+
 def documents_of(source: str, rows: str | None, column: str) -> list[str]:
     """The texts of a source's rows."""
+    found, first = _values(source, rows, column)
+    for number, value in enumerate(found, start=first):
+        if not isinstance(value, str):
+            raise CorpusError(f"row {number} of {source} must hold text; got {type(value).__name__}")
+    return found
+
+
+def questions_of(source: str, rows: str | None, prompt: str, answers: str, gold: str) -> list[Question]:
+    """The multiple-choice questions of a source's rows.
+
+    The column `answers` holds a list of texts, or `{"text": [...], "label": [...]}` as ARC has it on the Hub; `gold`
+    the number of the right one from 0 on, or its label (left out, labels are A, B, …).
+    """
+    prompts = documents_of(source, rows, prompt)
+    choices, first = _values(source, rows, answers)
+    rights, _ = _values(source, rows, gold)
+    found = []
+    for number, (asked, choice, right) in enumerate(zip(prompts, choices, rights, strict=True), start=first):
+        texts, labels = (choice.get("text"), choice.get("label")) if isinstance(choice, dict) else (choice, None)
+        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str) and t for t in texts):
+            raise CorpusError(
+                f"row {number} of {source}: {answers} must hold a list of two or more texts; got {choice!r}"
+            )
+        known = [str(label) for label in labels or string.ascii_uppercase[: len(texts)]]
+        place = known.index(str(right)) if str(right) in known else _whole_number(right)
+        if place is None or not 0 <= place < len(texts):
+            raise CorpusError(
+                f"row {number} of {source}: {gold} must be 0 … {len(texts) - 1} or one of {', '.join(known)}; "
+                f"got {right!r}"
+            )
+        found.append(Question(asked, tuple(texts), place))
+    return found
+
+
+def _whole_number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | str) and re.fullmatch(r"\d+", str(value)) else None
+
+
+def _values(source: str, rows: str | None, column: str) -> tuple[list[Any], int]:
+    """What a column holds in a source's rows, and the number of the first of these."""
     path = Path(source).expanduser()
     if rows is not None and _slice_parts(rows)[0] not in (None, "train") and (source == BUILT_IN or path.is_file()):
         raise CorpusError(f"{source} has no split {_slice_parts(rows)[0]!r}: slice it as [:200]")
@@ -96,12 +147,9 @@ def _column(table: Any, column: str, source: str) -> list[Any]:
     return list(table[column])
 
 
-def _rows(values: list[Any], rows: str | None, source: str) -> list[str]:
+def _rows(values: list[Any], rows: str | None, source: str) -> tuple[list[Any], int]:
     start, stop = (0, len(values)) if rows is None else _slice_bounds(rows, len(values), source)
-    for number in range(start, stop):
-        if not isinstance(values[number], str):
-            raise CorpusError(f"row {number} of {source} must hold text; got {type(values[number]).__name__}")
-    return values[start:stop]
+    return values[start:stop], start
 
 
 def _slice_parts(rows: str) -> tuple[str | None, str | None, str | None]:

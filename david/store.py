@@ -30,11 +30,12 @@ STRATEGY = "strategy"  # of a trial: what asked for it, where that was not the s
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     # in groups: trials of a strategy, which may have no parameters, then leave the joint space of the others alone
-    "tpe": partial(optuna.samplers.TPESampler, group=True),
+    "tpe": partial(optuna.samplers.TPESampler, multivariate=True, group=True),
     "random": optuna.samplers.RandomSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
     "qmc": optuna.samplers.QMCSampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
 }
 _WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in five: experiments/engine/racing.md
 _UNSIGNED = timedelta(seconds=10)  # a worker signs its trial a moment after asking: longer without a name is death
@@ -62,14 +63,18 @@ def pruner_named(pruner: str | BasePruner, finalists: int) -> BasePruner:
         return optuna.pruners.WilcoxonPruner(p_threshold=_WILCOXON)
 
 
-def open_study(storage: str | None, name: str = "david", *, sampler: str | BaseSampler = "tpe", seed: int = 0) -> Study:
-    """Open or make a study in an Optuna storage (None keeps it in memory).
+def open_study(
+    storage: str | None, name: str = "david", *, sampler: str | BaseSampler = "tpe", seed: int = 0, values: int = 1
+) -> Study:
+    """Open or make a study in an Optuna storage (None keeps it in memory), which minimises so many values.
 
     The sampler's seed is drawn from (`seed`, trials so far), so that a resumed study does not draw its beginning again.
     """
     _check_sampler(sampler)
     try:
-        study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+        study = optuna.create_study(
+            storage=storage, study_name=name, directions=["minimize"] * values, load_if_exists=True
+        )
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
         raise SearchError(f"the storage {storage} cannot be used: {one_line(error)}") from error
     study.sampler = sampler if isinstance(sampler, BaseSampler) else sampler_named(sampler, seed, len(study.trials))
@@ -77,7 +82,12 @@ def open_study(storage: str | None, name: str = "david", *, sampler: str | BaseS
 
 
 def open_for(
-    out: str | os.PathLike[str] | None, storage: str | None, name: str, sampler: str | BaseSampler, seed: int
+    out: str | os.PathLike[str] | None,
+    storage: str | None,
+    name: str,
+    sampler: str | BaseSampler,
+    seed: int,
+    values: int = 1,
 ) -> Study:
     """The study of a search, in its storage, its folder or memory; the folder is made only when nothing else fails."""
     if out is not None:
@@ -86,7 +96,7 @@ def open_for(
         _check_sampler(sampler)
         report.ready_folder(out)
         storage = report.storage_in(out)
-    return open_study(storage, name, sampler=sampler, seed=seed)
+    return open_study(storage, name, sampler=sampler, seed=seed, values=values)
 
 
 def sampler_named(name: str, seed: int, n_trials: int) -> BaseSampler:
@@ -167,7 +177,13 @@ def first_queued(study: Study) -> Asked | None:
 
 def models_parameters_alone(sampler: BaseSampler) -> bool:
     """Whether a sampler models nothing beside trials without parameters."""
-    return isinstance(sampler, optuna.samplers.CmaEsSampler | optuna.samplers.GPSampler | optuna.samplers.QMCSampler)
+    return isinstance(
+        sampler,
+        optuna.samplers.CmaEsSampler
+        | optuna.samplers.GPSampler
+        | optuna.samplers.QMCSampler
+        | optuna.samplers.NSGAIISampler,
+    )
 
 
 def reclaim(study: Study, *, unsigned: bool) -> None:

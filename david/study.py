@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 import david
 from david import page, report, store, table
+from david.also import Also, measures_of, values_of
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens, say
 from david.errors import DavidError, SearchError
@@ -46,6 +47,7 @@ def search(
     space: Space | str = "blocks",
     held_out: Corpus | None,
     objective: Objective = perplexity,
+    also: Mapping[str, Also] | None = None,
     study: Study | None = None,
     n_trials: int,
     out: str | os.PathLike[str] | None = None,
@@ -68,6 +70,11 @@ def search(
     recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
     comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
     windows, once. With `out`, that folder gets tables, plots, `best.json` and a page (see `page.write`).
+
+    What stands in `also` is minimised beside the NLL, each by a name of its own: a corpus by its perplexity,
+    `(objective, corpus)`, or a function of the recipe, such as `{"visits": len}`. The study then has several values,
+    its best are those that no other recipe beats in all (the Pareto front), lowest NLL first, and strategies go by the
+    NLL.
 
     A `strategy` is asked for what comes next in the sampler's place: `"scan"`, `"beam"`, `"refine"`, or any function
     `(study, n_layers) → recipes` (see `david.strategy`), which need not be such as the space can say. The search ends
@@ -105,17 +112,27 @@ def search(
     for recipe in (Recipe.identity(n_layers), *start, *queue):
         check_recipe(model, recipe)
         params_of(space, recipe, n_layers)  # raises for a space that does not fit the model
-    racing = _racing(pruner, objective, 1 + top)
+    racing = _racing(pruner, objective, 1 + top, also or {})
     scorer = partial(Engine, model, objective=objective, memory_budget=memory_budget, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
-    run = Run(model, scorer, engine, space, strategy, seed, batch, racing=racing is not None, by_hand=study is not None)
-    about = _about(run, corpus, held_out, objective)
+    run = Run(
+        model,
+        scorer,
+        engine,
+        space,
+        strategy,
+        seed,
+        batch,
+        measures_of(model, also or {}, memory_budget),
+        racing=racing is not None,
+        by_hand=study is not None,
+    )
+    about = _about(run, corpus, held_out, objective, also or {})
     if study is None:
-        study = store.open_for(out, storage, study_name, sampler, seed)
+        study = store.open_for(out, storage, study_name, sampler, seed, 1 + len(run.also))
     if out is not None:
         report.ready_folder(out)
-    if len(study.directions) != 1 or study.direction != optuna.study.StudyDirection.MINIMIZE:
-        raise SearchError("the study must minimise one value, the NLL: optuna.create_study(direction='minimize')")
+    _check_directions(study, list(run.also))
     if racing is not None:
         study.pruner = racing
     own_seed = None if run.by_hand or isinstance(sampler, BaseSampler) else seed
@@ -221,7 +238,11 @@ def _score_base(study: Study, run: Run, base: Recipe) -> None:
         raise score
     means = {i: nll / score.window_tokens[i] for i, nll in enumerate(score.window_nll)}
     about = {"recipe": str(base), **kept(score)}
-    study.add_trial(create_trial(value=score.nll, user_attrs=about, intermediate_values=means))
+    [values] = values_of(run.also, [base])
+    if isinstance(values, DavidError):
+        raise values
+    values = [score.nll, *values]
+    study.add_trial(create_trial(values=values, user_attrs=about, intermediate_values={} if run.also else means))
 
 
 def _enqueue(
@@ -248,17 +269,19 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -
             [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
             its = None if base is None else table.held_out(study, base)
             if not isinstance(score, DavidError):
-                measured = table.HeldOut(score.window_nll, score.window_tokens, score.documents)
+                measured = table.HeldOut(score.window_nll, score.window_tokens, score.documents, score.right)
             elif its is None:
                 raise score
             else:
                 say(f"trial {trial.number} cannot be judged, and counts as infinitely worse: {score}")
-                measured = replace(its, window_nll=(math.inf,) * len(its.window_nll))
+                measured = replace(its, window_nll=(math.inf,) * len(its.window_nll), right=(False,) * len(its.right))
             table.keep_held_out(study, trial, measured)
             bar.update()
 
 
-def _about(run: Run, corpus: Corpus, held_out: Corpus | None, objective: Objective) -> dict[str, Any]:
+def _about(
+    run: Run, corpus: Corpus, held_out: Corpus | None, objective: Objective, also: Mapping[str, Also]
+) -> dict[str, Any]:
     """What a study is made on: what every worker that joins it must have too."""
     ours = type(run.space).__module__ == "david.space"
     return {
@@ -267,6 +290,7 @@ def _about(run: Run, corpus: Corpus, held_out: Corpus | None, objective: Objecti
         "space": store.name_of(run.space),
         "space_name": type(run.space).__name__.lower() if ours else store.name_of(run.space),
         "objective": store.name_of(objective),
+        "also": {name: _told(what) for name, what in also.items()},
         "window": corpus.window,
         "bos": corpus.bos,
         "search_data": store.data_of(corpus),
@@ -279,12 +303,41 @@ def _made_with() -> dict[str, str]:
     return {"david": david.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _racing(pruner: str | BasePruner | None, objective: Objective, finalists: int) -> BasePruner | None:
+def _told(what: Also) -> Any:
+    """What a study remembers of what it minimises beside the NLL."""
+    if isinstance(what, Corpus):
+        what = perplexity, what
+    if isinstance(what, tuple):
+        return {"objective": store.name_of(what[0]), "data": store.data_of(what[1])}
+    return store.name_of(what)
+
+
+def _racing(
+    pruner: str | BasePruner | None, objective: Objective, finalists: int, also: Mapping[str, Also]
+) -> BasePruner | None:
     if pruner is None:
         return None
     if not counts_tokens(objective):
         raise SearchError("only recipes scored by perplexity can race: leave the pruner out, or the objective")
+    if also:
+        raise SearchError(f"recipes race by their NLL alone: leave the pruner out, or {', '.join(also)}")
     return store.pruner_named(pruner, finalists)
+
+
+def _check_directions(study: Study, also: Sequence[str]) -> None:
+    """`SearchError` unless a study minimises the NLL, and as many values beside it as there are names."""
+    wanted = 1 + len(also)
+    if study.directions == [optuna.study.StudyDirection.MINIMIZE] * wanted:
+        if wanted > 1 and isinstance(study.sampler, optuna.samplers.CmaEsSampler):
+            raise SearchError("the sampler cmaes minimises one value alone: take tpe or nsga2, or leave `also` out")
+        return
+    what = "one value, the NLL" if wanted == 1 else f"{wanted} values, the NLL and {', '.join(also)}"
+    how = "direction='minimize'" if wanted == 1 else f"directions={['minimize'] * wanted}"
+    raise SearchError(
+        f"the study {study.study_name!r} must minimise {what}; it has {len(study.directions)} "
+        f"({', '.join(direction.name.lower() for direction in study.directions)}): give the same, or another study "
+        f"or folder, by hand optuna.create_study({how})"
+    )
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -309,5 +362,5 @@ def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> No
 
 def _standing(study: Study) -> str:
     base, best = table.base_trial(study), table.best_of_search(study, 1)
-    parts = [f"base {base.value:.4f}"] if base is not None else []
-    return ", ".join(parts + [f"best {trial.value:.4f}" for trial in best]) + " nats"
+    parts = [f"base {table.value_of(base):.4f}"] if base is not None else []
+    return ", ".join(parts + [f"best {table.value_of(trial):.4f}" for trial in best]) + " nats"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,14 +29,16 @@ WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, sum
 WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
 _LOOKS = "held_out_looks"  # of a study
 _MEASURED = "measured:"  # … behind which the name of another measure stands
+RIGHT = "right"  # of a trial: which multiple-choice questions were answered right
 PARTIAL = "partial"  # of a trial that was dropped before the last window: how many it has seen
 
 
 def trials(study: Study) -> pd.DataFrame:
     """A row for each trial, in order: recipe, depth, NLL (nats a token), perplexity and the difference to the base.
 
-    `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate. `seconds` is
-    from when a trial was asked for until it was told: recipes that are scored together have their batch's.
+    `accuracy` is the share of multiple-choice questions answered right, `also_…` what the study minimises beside the
+    NLL. `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate. `seconds`
+    is from when a trial was asked for until it was told: recipes that are scored together have their batch's.
     """
     n_layers = depth_of(study)
     base = base_trial(study)
@@ -55,6 +58,8 @@ def trials(study: Study) -> pd.DataFrame:
                 "nll": nll,
                 "perplexity": _exp(nll),
                 "nll_difference": nll - base_nll,
+                **({"accuracy": accuracy(trial)} if RIGHT in trial.user_attrs else {}),
+                **{f"also_{name}": value for name, value in zip(also(study), values_of(trial)[1:], strict=False)},
                 "partial": trial.user_attrs.get(PARTIAL),
                 "duplicate_of": trial.user_attrs.get("duplicate_of"),
                 "seconds": trial.duration.total_seconds() if trial.duration is not None else math.nan,
@@ -70,13 +75,17 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     """The base and the best recipes, best first, as judged on held-out windows where they have been.
 
     Differences are recipe minus base in nats a token; the interval is the paired 95% one on held-out windows,
-    corrected for the number of finalists; `verdict` is better, worse, not told apart, or not judged.
+    corrected for the number of finalists; `verdict` is better, worse, not told apart, or not judged. Of multiple
+    choice, each question counts as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered
+    right.
     """
     base = base_trial(study)
     ranked = finalists(study, top)
     n_layers = depth_of(study)
     rows: list[dict[str, Any]] = []
-    for trial in [*([base] if base is not None else []), *ranked]:
+    chosen = [*([base] if base is not None else []), *ranked]
+    asked = any(RIGHT in trial.user_attrs for trial in chosen)
+    for trial in chosen:
         recipe = Recipe.parse(trial.user_attrs["recipe"])
         kept = held_out(study, trial)
         difference = difference_to_base(study, trial)
@@ -91,6 +100,9 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
                 "search_perplexity": _exp(value_of(trial)),
                 "held_out_nll": math.nan if kept is None else kept.nll,
                 "held_out_perplexity": math.nan if kept is None else _exp(kept.nll),
+                **({"search_accuracy": accuracy(trial)} if asked else {}),
+                **({"held_out_accuracy": math.nan if kept is None else kept.accuracy} if asked else {}),
+                **{f"also_{name}": value for name, value in zip(also(study), values_of(trial)[1:], strict=False)},
                 "nll_difference": math.nan if difference is None else difference.mean,
                 "low95": math.nan if difference is None else difference.low,
                 "high95": math.nan if difference is None else difference.high,
@@ -128,15 +140,27 @@ def blocks(study: Study) -> pd.DataFrame:
     return table
 
 
-def front(trials: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `trials` that no other recipe beats in both NLL and visits (the Pareto front), shallowest first.
+def front(trials: pd.DataFrame, costs: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of `trials` that no other recipe beats in both NLL and all `costs` (the Pareto front), shallowest first.
 
-    On the search windows: the best of many is low by luck too. What a race dropped is left out.
+    Left out, the costs are the columns of what the study minimises beside the NLL, `also_…`; where it has none, the
+    visits. On the search windows: the best of many is low by luck too. What a race dropped is left out.
     """
     scored = trials[trials["duplicate_of"].isna() & trials["partial"].isna() & trials["nll"].lt(math.inf)]
     ordered = scored.sort_values(["visits", "nll", "trial"])
-    before = ordered["nll"].cummin().shift(fill_value=math.inf)
-    return ordered[ordered["nll"] < before].reset_index(drop=True)
+    costs = costs or [str(name) for name in trials if str(name).startswith("also_")] or ["visits"]
+    values = ordered[["nll", *costs]].to_numpy(dtype=float)
+    return ordered[_unbeaten(values)].reset_index(drop=True)
+
+
+def _unbeaten(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows of `values` `[R, K]` no other beats: none is as low in all and lower in one, or equal and before."""
+    kept = np.ones(len(values), dtype=bool)
+    for i, row in enumerate(values):
+        as_low = (values <= row).all(axis=1)
+        equal = (values == row).all(axis=1)
+        kept[i] = not (as_low & ~equal).any() and not equal[:i].any()
+    return kept
 
 
 def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:
@@ -167,9 +191,17 @@ def judged(study: Study) -> list[FrozenTrial]:
 
 
 def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
-    """The `top` recipes with the lowest NLL on all search windows, the base left out, lowest first."""
-    base = str(Recipe.identity(depth_of(study)))
-    return [trial for trial in whole(study) if trial.user_attrs["recipe"] != base][:top]
+    """The `top` recipes with the lowest NLL on all search windows, the base left out, lowest first.
+
+    Where more than the NLL is minimised, of those that no other beats in all of it.
+    """
+    base, scored = str(Recipe.identity(depth_of(study))), whole(study)
+    if also(study):
+        unbeaten = _unbeaten(
+            np.array([values_of(trial) for trial in scored]).reshape(len(scored), 1 + len(also(study)))
+        )
+        scored = [trial for trial, best in zip(scored, unbeaten, strict=True) if best]
+    return [trial for trial in scored if trial.user_attrs["recipe"] != base][:top]
 
 
 def complete(study: Study) -> list[FrozenTrial]:
@@ -204,16 +236,25 @@ def about(study: Study) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A finalist's score on the held-out windows: of each the NLL in nats, the scored tokens and the document."""
+    """A finalist's score on the held-out windows: of each the NLL in nats, the scored tokens and the document.
+
+    Of multiple-choice questions also which were answered `right`.
+    """
 
     window_nll: tuple[float, ...]
     window_tokens: tuple[int, ...]
     documents: tuple[int, ...]
+    right: tuple[bool, ...] = ()
 
     @property
     def nll(self) -> float:
         """Mean NLL in nats a token."""
         return sum(self.window_nll) / sum(self.window_tokens)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of questions answered right; NaN of what is no multiple choice."""
+        return _share(self.right)
 
 
 def held_out(study: Study, trial: FrozenTrial) -> HeldOut | None:
@@ -315,7 +356,31 @@ def rank_correlations(study: Study) -> dict[str, Correlation]:
 
 def value_of(trial: FrozenTrial) -> float:
     """The mean NLL of a trial on the search windows, nats a token; NaN where it has none."""
-    return trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan
+    return next(iter(values_of(trial)), math.nan)
+
+
+def values_of(trial: FrozenTrial) -> list[float]:
+    """All that a study minimises of a finished trial, the mean NLL first; nothing of any other."""
+    return list(trial.values or ()) if trial.state == TrialState.COMPLETE else []  # noqa: PD011  # no pandas
+
+
+def also(study: Study) -> list[str]:
+    """The names of what a study minimises beside the NLL."""
+    return list(about(study).get("also", {}))
+
+
+def traded(study: Study) -> list[str]:
+    """Of these, the ones that the tables do not have anyway, as they have the visits."""
+    return [name for name in also(study) if name != "visits"]
+
+
+def accuracy(trial: FrozenTrial) -> float:
+    """The share of multiple-choice questions of the search that a trial answered right; NaN where there are none."""
+    return _share(trial.user_attrs.get(RIGHT, ()))
+
+
+def _share(right: Sequence[bool]) -> float:
+    return sum(right) / len(right) if right else math.nan
 
 
 def _held_out_nll(study: Study, trial: FrozenTrial) -> float:

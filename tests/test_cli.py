@@ -54,6 +54,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Recipe.from_blocks(7, [(1, 4, 2)]).save(folder / "seven.json")
     (folder / "broken.json").write_text('{"format": "david.recipe", "version": 1, "repeat_map": [0, "one"]}')
     (folder / "half.json").write_text('{"format": "david.recipe", "ver')
+    rows = [{"q": "w1 w2", "a": ["w3", "w4 w5"], "right": i % 2} for i in range(12)]
+    (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "pairs.jsonl").write_text('{"q": "w1 w2 w3", "a": "w4 w5"}\n{"q": "w6 w7", "a": "w8"}\n')
     (folder / "table.jsonl").write_text('{"said": "w1 w2"}\n')
     (folder / "empty").mkdir()
@@ -408,6 +410,45 @@ def test_score_of_prompts_and_completions_counts_the_completions(run: Run, place
     assert (found["tokens"], found["convention"]["name"]) == (3, "completion")
 
 
+@pytest.mark.parametrize(("options", "name"), [("", "strided 8"), ("--stride 5", "strided 5")])
+def test_score_by_strided_windows(options: str, name: str, run: Run, place: Path) -> None:
+    line = f"score {ON_DATA} --windows 4 --convention strided {options}"
+    code, printed, err = run(f"{line} --json")
+    assert code == 0, err
+    found = json.loads(printed)
+    assert found["convention"]["name"] == name
+    assert found["base"]["bits_per_byte"] > 0
+    _, printed, _ = run(line)
+    assert f"scored by convention {name}" in printed
+    assert f"{found['base']['bits_per_byte']:.4f} bits a byte" in printed
+
+
+CHOICES = "--data choices.jsonl --prompt-column q --column a --gold-column right --window 16"
+
+
+def test_score_of_multiple_choice_tells_accuracy(run: Run, place: Path) -> None:
+    code, printed, err = run(f"score model {CHOICES} --windows 5 --recipe 0:6,3:6 --json")
+    assert code == 0, err
+    found = json.loads(printed)
+    assert found["tokens"] == 5
+    for which in ("base", "recipe"):
+        assert 0 <= found[which]["accuracy"] <= 1
+    _, printed, _ = run(f"score model {CHOICES} --windows 5 --recipe 0:6,3:6")
+    assert "5 questions scored by convention multiple choice" in printed
+    assert f"accuracy {found['recipe']['accuracy']:.1%}" in printed
+
+
+def test_search_of_multiple_choice_and_depth_judges_the_front(run: Run, place: Path) -> None:
+    line = f"search model {CHOICES} --windows 4 --held-out 4 --space removal --also visits --trials 5 --out both"
+    code, printed, err = run(line)
+    assert code == 0, err
+    assert "held-out acc" in printed
+    assert {"report.html", "depth.png"} <= {path.name for path in (place / "both").iterdir()}
+    code, _, err = run(line.replace(" --also visits", ""))
+    assert code == 1
+    assert "must minimise one value, the NLL; it has 2" in err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str, run: Run) -> None:
     code, text, _ = run(f"{command} --help")
@@ -453,6 +494,18 @@ WRONG = {
     "too few windows": ("score model --data data.txt --window 16 --windows 99", [], "take(99) of a corpus of 75"),
     "text too short": ("score model --data data.txt --window 2000", [], "1200 tokens, too few for one window"),
     "BOS of a tokenizer without": (f"{SCORE} --bos", [], "needs a tokenizer with a BOS token"),
+    "a stride without strided windows": (f"{SCORE} --stride 4", [], "add --convention strided"),
+    "a stride of a window": (f"{SCORE} --convention strided --stride 16", [], "a stride must be 1 … 15"),
+    "gold without a prompt": (f"{SCORE} --gold-column right", [], "name the column of prompts too"),
+    "a convention of questions": (
+        f"score model {CHOICES} --convention llamacpp",
+        [],
+        "leave --convention llamacpp out",
+    ),
+    "strided questions": (f"score model {CHOICES} --convention strided", [], "give one of prompt, stride and rolling"),
+    "too few questions": (f"score model {CHOICES} --windows 99", [], "take(99) of a corpus of 12 questions"),
+    "also and a race": (f"{SEARCH} --also visits --pruner race --out new", [], "recipes race by their NLL alone"),
+    "rolling windows without a BOS": (f"{SCORE} --convention rolling", [], "error: rolling windows need a tokenizer"),
     "empty prompt": ("generate model --prompt", [""], "the prompt is empty"),
     "chat without a template": ("generate model --chat", [], "no chat template"),
     "report without a run": ("report empty", [], "empty holds no run: expected a study.db"),

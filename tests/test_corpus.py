@@ -45,6 +45,7 @@ class SlowTokenizer:
 
     is_fast = False
     bos_token_id = BOS
+    eos_token_id = None
 
     def __call__(self, text: str, **options: Any) -> Any:
         if options.get("return_offsets_mapping"):
@@ -438,8 +439,8 @@ def pairs(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
 
 def completions_of(corpus: Corpus, tokenizer: Any) -> list[str]:
     """What is scored of each window."""
-    assert corpus.completions is not None
-    return [tokenizer.decode(row[mask]) for row, mask in zip(corpus.windows, corpus.completions, strict=True)]
+    assert corpus.scored is not None
+    return [tokenizer.decode(row[mask]) for row, mask in zip(corpus.windows, corpus.scored, strict=True)]
 
 
 def test_each_prompt_with_its_completion_is_a_window_and_the_completion_is_what_counts(
@@ -450,31 +451,32 @@ def test_each_prompt_with_its_completion_is_a_window_and_the_completion_is_what_
     assert corpus.window == max(map(len, texts))
     for row, text in zip(corpus.windows, texts, strict=True):
         assert tokenizer.decode(row[: len(text)], clean_up_tokenization_spaces=False) == text
-    assert completions_of(corpus, tokenizer) == [" 4", "def", "gh"]  # a window's first token has nothing before it
+    expected = [" 4", " def", "gh"]  # white space before a completion is its own; nothing is before a first token
+    assert completions_of(corpus, tokenizer) == expected
     assert corpus.documents == corpus.last_documents == (0, 1, 2)
     assert corpus.sha256 == sha256("\n\n".join(texts))
     picked = corpus.part(1, 3)
-    assert completions_of(picked, tokenizer) == ["def", "gh"]
+    assert completions_of(picked, tokenizer) == [" def", "gh"]
 
 
 def test_bos_begins_a_window_before_its_prompt(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(leads_with_bos=True)
     corpus = Corpus.load(pairs(tmp_path, PAIRS), tokenizer, window=32, prompt="asked", column="answer")
     assert corpus.windows[:, 0].tolist() == [BOS] * 3
-    assert completions_of(corpus, tokenizer) == [" 4", "def", " gh"]
+    assert completions_of(corpus, tokenizer) == [" 4", " def", " gh"]
 
 
 def test_of_a_long_row_the_end_is_kept(tmp_path: Path, tokenizer: Any) -> None:
-    corpus = Corpus.load(pairs(tmp_path, PAIRS), tokenizer, window=4, prompt="asked", column="answer")
-    assert [tokenizer.decode(row) for row in corpus.windows[:2]] == ["2 = 4"[-4:], " def"]
-    assert completions_of(corpus, tokenizer) == [" 4", "def", "gh"]
+    corpus = Corpus.load(pairs(tmp_path, PAIRS), tokenizer, window=5, prompt="asked", column="answer")
+    assert [tokenizer.decode(row) for row in corpus.windows[:2]] == ["2 = 4"[-5:], "c def"]
+    assert completions_of(corpus, tokenizer) == [" 4", " def", "gh"]
 
 
 def test_a_completion_that_is_empty_or_longer_than_a_window_is_told(tmp_path: Path, tokenizer: Any) -> None:
     file = pairs(tmp_path, PAIRS)
     message = refusal(file, tokenizer, window=3, prompt="asked", column="answer")
     assert "row 1" in message
-    assert "completion has 3 tokens; expected 1 … 2" in message
+    assert "completion has 4 tokens; expected 1 … 2" in message
     assert "no column 'question'" in refusal(file, tokenizer, prompt="question", column="answer")
     empty = pairs(tmp_path, [{"asked": "ab ", "answer": ""}])
     assert "completion has 0 tokens" in refusal(empty, tokenizer, prompt="asked", column="answer")

@@ -1,7 +1,10 @@
 """Many recipes on one model: each score is the one that slinging by hand gives, and the model stays what it was."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,12 +21,14 @@ from david.layers import find
 from david.plan import Plan
 from david.recipe import Recipe
 from david.report import best_recipe
-from david.score import Score, perplexity
+from david.score import Score, multiple_choice, perplexity
 from david.sling import reset, sling, slung
 from david.space import Block, all_blocks
 from david.study import search
 from tests.counting import counted
-from tests.test_score import of_completions
+from tests.test_corpus import byte_tokenizer, write_rows
+from tests.test_cuts import QUESTIONS
+from tests.test_score import choice_corpus, of_completions
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -149,6 +154,52 @@ def test_completions_are_scored_as_slinging_by_hand_scores_them(rung: int | None
         assert score.window_tokens == expected.window_tokens == engine.window_tokens == (2, 3, 4, 5)
         assert score.convention == expected.convention
     assert engine.estimate(RECIPES).reason is None
+
+
+@pytest.mark.parametrize("options", [{"stride": 5}, {"rolling": True}], ids=["strided", "rolling"])
+def test_strided_and_rolling_windows_are_scored_as_slinging_by_hand_scores_them(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_model("llama", vocab_size=300)
+    file = write_rows(tmp_path / "a.jsonl", ["a text of some length, cut in many windows", "and another one"])
+    corpus = Corpus.load(file, byte_tokenizer(), window=16, **options)
+    recipes = [Recipe.identity(6), *all_blocks(6, 2)]
+    for recipe, score in zip(recipes, score_recipes(model, recipes, corpus), strict=True):
+        with slung(model, recipe):
+            by_hand = perplexity(model, corpus)
+        assert score.window_nll == pytest.approx(by_hand.window_nll, abs=1e-4)
+        assert dataclasses.replace(score, window_nll=()) == dataclasses.replace(by_hand, window_nll=())
+
+
+def test_multiple_choice_goes_through_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, corpus = tiny_model("llama", vocab_size=300), choice_corpus(tmp_path, QUESTIONS * 3)
+    recipes = [Recipe.identity(6), *all_blocks(6, 3)]
+    engine = Engine(model, corpus, objective=multiple_choice, keeps=True)
+    assert engine.shares
+    for again in range(2):  # the second time from states that were kept
+        for recipe, score in zip(recipes, engine.outcomes(recipes), strict=True):
+            with slung(model, recipe):
+                by_hand = multiple_choice(model, corpus)
+            assert isinstance(score, Score)
+            assert score.window_nll == pytest.approx(by_hand.window_nll, abs=1e-5)
+            assert dataclasses.replace(score, window_nll=()) == dataclasses.replace(by_hand, window_nll=()), again
+    assert engine.meter.visits < 2 * Plan.of(recipes, 6).cost.visits * len(engine.batches)
+    one_by_one = Engine(model, corpus, objective=partial(multiple_choice, batch=2), shared=False)
+    assert [o.right for o in one_by_one.outcomes(recipes)] == [o.right for o in engine.outcomes(recipes)]
+    assert capsys.readouterr().err == ""
+
+
+def test_one_question_is_enough_for_the_self_check(tmp_path: Path) -> None:
+    corpus = choice_corpus(tmp_path, QUESTIONS[1:2])
+    engine = Engine(tiny_model("llama", vocab_size=300), corpus, objective=multiple_choice)
+    assert engine.shares
+
+
+def test_the_engine_wants_the_objective_that_fits_the_corpus(tiny: Any, corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(ScoreError, match="score it by multiple_choice"):
+        Engine(tiny, choice_corpus(tmp_path))
+    with pytest.raises(ScoreError, match="load it with gold"):
+        Engine(tiny, corpus, objective=multiple_choice)
 
 
 def test_a_search_of_completions_races_as_one_of_text(tiny: Any) -> None:

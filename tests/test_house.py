@@ -33,6 +33,7 @@ LIGHT = [
     "racing",
     "plot",
     "report",
+    "drawing",
     "page",
 ]
 HEAVY = [
@@ -44,6 +45,7 @@ HEAVY = [
     "stack",
     "check",
     "sources",
+    "cuts",
     "corpus",
     "models",
     "card",
@@ -53,6 +55,7 @@ HEAVY = [
     "tasks",
     "visits",
     "engine",
+    "also",
     "profile",
     "store",
     "rounds",

@@ -20,8 +20,10 @@ from david.corpus import Corpus
 from david.errors import ScoreError
 from david.layers import find, is_known
 from david.recipe import Recipe
-from david.score import Score, perplexity
+from david.score import Score, by_question, multiple_choice, perplexity
 from david.sling import slung, view
+from tests.test_corpus import BOS, byte_tokenizer, pairs, write_rows
+from tests.test_cuts import QUESTIONS, of_guide, of_lm_eval
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext2-test.txt"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -374,14 +376,23 @@ def of_completions(number: int = 4) -> Corpus:
     mask = torch.zeros(number, 12, dtype=torch.bool)
     for row in range(number):
         mask[row, 4 + row : 6 + 2 * row] = True
-    return Corpus(tokens, tuple(range(number)), source="pairs", slice=None, sha256="c0", bos=False, completions=mask)
+    return Corpus(
+        tokens,
+        tuple(range(number)),
+        source="pairs",
+        slice=None,
+        sha256="c0",
+        bos=False,
+        scored=mask,
+        convention="completion",
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_of_completions_each_token_counts_behind_what_comes_before_it(batch: int, tiny: Any) -> None:
     corpus = of_completions()
     score = perplexity(tiny, corpus, batch=batch)
-    for row, (window, mask) in enumerate(zip(corpus.windows, corpus.completions, strict=True)):
+    for row, (window, mask) in enumerate(zip(corpus.windows, corpus.scored, strict=True)):
         last = int(mask.nonzero().max())
         with torch.no_grad():  # the prompt and the completion alone, without what fills the window
             logits = tiny(window[None, : last + 1], use_cache=False).logits[0].double()
@@ -396,11 +407,105 @@ def test_of_completions_each_token_counts_behind_what_comes_before_it(batch: int
 def test_what_fills_a_window_does_not_count(tiny: Any) -> None:
     corpus = of_completions()
     other = corpus.windows.clone()
-    for row, mask in enumerate(corpus.completions):
+    for row, mask in enumerate(corpus.scored):
         other[row, int(mask.nonzero().max()) + 1 :] = 0
     assert perplexity(tiny, dataclasses.replace(corpus, windows=other)) == perplexity(tiny, corpus)
 
 
 def test_completions_are_scored_whole(tiny: Any) -> None:
-    with pytest.raises(ScoreError, match="completions are scored whole, by convention 'window'; got 'llamacpp'"):
+    with pytest.raises(ScoreError, match="cut for its own convention, completion; got 'llamacpp' for it"):
         perplexity(tiny, of_completions(), convention="llamacpp")
+
+
+# ---- strided, rolling, bytes, multiple choice
+
+
+def text_corpus(tmp_path: Path, texts: list[str], **options: Any) -> Corpus:
+    return Corpus.load(write_rows(tmp_path / "texts.jsonl", texts), byte_tokenizer(), **options)
+
+
+@pytest.fixture
+def of_bytes() -> Any:
+    """A model with a token for each byte."""
+    return tiny_model("llama", vocab_size=300)
+
+
+def nll_by_hand(model: Any, read: list[int], scored: list[int]) -> float:
+    """The NLL of tokens behind others, in float64 from the logits on."""
+    with torch.no_grad():
+        logits = model(torch.tensor([read + scored]), use_cache=False).logits[0].double()
+    chances = torch.log_softmax(logits, dim=-1)
+    return -sum(chances[len(read) - 1 + i, token].item() for i, token in enumerate(scored))
+
+
+def test_the_strided_score_is_that_of_the_transformers_guide(tmp_path: Path, of_bytes: Any) -> None:
+    text = "A sliding window gives each token more to go by than windows that follow one another."
+    corpus = text_corpus(tmp_path, [text], window=16, stride=5)
+    tokens = byte_tokenizer()(text)["input_ids"]
+    expected = [nll_by_hand(of_bytes, tokens[b : e - n], tokens[e - n : e]) for b, e, n in of_guide(len(text), 16, 5)]
+    for batch in (1, 4):
+        score = perplexity(of_bytes, corpus, batch=batch)
+        assert score.window_nll == pytest.approx(expected, rel=1e-5)
+    assert (score.tokens, score.convention) == (len(text) - 1, "strided 5")
+    assert score.nll == pytest.approx(sum(expected) / (len(text) - 1), rel=1e-5)
+
+
+def test_the_rolling_score_and_its_bits_a_byte_are_those_of_lm_eval(tmp_path: Path, of_bytes: Any) -> None:
+    texts = ["späte Äpfel", "a", "a text that is longer than a window"]
+    score = perplexity(of_bytes, text_corpus(tmp_path, texts, window=12, rolling=True))
+    nll = 0.0
+    for text in texts:
+        for read, scored in of_lm_eval(byte_tokenizer()(text)["input_ids"], BOS, 11):
+            nll += nll_by_hand(of_bytes, read[: len(read) - len(scored) + 1], scored)
+    assert sum(score.window_nll) == pytest.approx(nll, rel=1e-5)
+    nbytes = sum(len(text.encode()) for text in texts)
+    assert (score.tokens, score.convention) == (nbytes, "rolling")
+    assert score.bits_per_byte == pytest.approx(nll / math.log(2) / nbytes, rel=1e-5)
+
+
+def test_bits_a_byte_are_not_told_where_bytes_are_not_known(tiny: Any, tmp_path: Path, of_bytes: Any) -> None:
+    assert math.isnan(perplexity(tiny, random_corpus()).bits_per_byte)
+    plain = text_corpus(tmp_path, ["some text that fills a window or two"], window=12)
+    assert perplexity(of_bytes, plain).bits_per_byte > 0
+    assert math.isnan(perplexity(of_bytes, plain, convention="llamacpp").bits_per_byte)
+
+
+def choice_corpus(tmp_path: Path, questions: list[dict[str, Any]] = QUESTIONS) -> Corpus:
+    file = pairs(tmp_path, questions)
+    return Corpus.load(file, byte_tokenizer(), window=32, prompt="q", column="a", gold="right")
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_multiple_choice_goes_by_the_mean_log_probability_of_a_character(
+    batch: int, tmp_path: Path, of_bytes: Any
+) -> None:
+    score = multiple_choice(of_bytes, choice_corpus(tmp_path), batch=batch)
+    encode = byte_tokenizer()
+    nll, right = [], []
+    for row in QUESTIONS:
+        read = encode(row["q"])["input_ids"]
+        likely = [-nll_by_hand(of_bytes, read, encode(f" {a}")["input_ids"]) / len(a) for a in row["a"]]
+        nll.append(math.log(sum(map(math.exp, likely))) - likely[row["right"]])
+        right.append(likely.index(max(likely)) == row["right"])
+    assert score.window_nll == pytest.approx(nll, rel=1e-4)
+    assert score.right == tuple(right)
+    assert score.accuracy == sum(right) / 3
+    assert (score.window_tokens, score.documents, score.convention) == ((1, 1, 1), (0, 1, 2), "multiple choice")
+    assert score.nll == pytest.approx(sum(nll) / 3, rel=1e-4)
+
+
+def test_answers_that_are_impossible_make_an_infinite_score_no_crash(tmp_path: Path) -> None:
+    corpus = choice_corpus(tmp_path)
+    nll = [math.inf] * 3 + [1.0, math.inf] + [math.inf, 1.0, 1.0, 1.0]
+    plain = Score(tuple(nll), (1,) * 9, corpus.documents, "multiple choice")
+    score = by_question(plain, corpus)
+    assert score.window_nll[:2] == (math.inf, math.inf)
+    assert score.window_nll[2] == pytest.approx(math.log(3))
+    assert score.right == (True, False, False)  # the first of equals, as numpy's argmax in lm-eval
+
+
+def test_questions_and_texts_want_their_own_objective(tmp_path: Path, of_bytes: Any) -> None:
+    with pytest.raises(ScoreError, match="score it by multiple_choice"):
+        perplexity(of_bytes, choice_corpus(tmp_path))
+    with pytest.raises(ScoreError, match="load it with gold"):
+        multiple_choice(of_bytes, random_corpus())
