@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from david.models import load_model
     from david.racing import RacingPruner
     from david.recipe import Recipe
-    from david.score import Score, perplexity
+    from david.score import Score, multiple_choice, perplexity
     from david.sling import David
     from david.study import search
 
@@ -31,6 +31,7 @@ __all__ = [
     "export",
     "load_model",
     "measure",
+    "multiple_choice",
     "perplexity",
     "score_recipes",
     "search",
@@ -46,6 +47,7 @@ _HOME = {
     "export": "checkpoint",
     "load_model": "models",
     "measure": "measures",
+    "multiple_choice": "score",
     "perplexity": "score",
     "score_recipes": "engine",
     "search": "study",

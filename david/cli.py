@@ -24,6 +24,7 @@ from david.inputs import (
 from david.options import (
     DEFAULT_DATA,
     AlsoOption,
+    Baseline,
     Batch,
     Bos,
     Column,
@@ -98,6 +99,7 @@ def search(
     batch: Batch = None,
     memory_budget: MemoryBudget = None,
     top: Top = 5,
+    baseline: Baseline = 5,
     storage: Storage = None,
     study: StudyName = "david",
     out: Out = Path("run"),
@@ -142,6 +144,7 @@ def search(
         batch=batch,
         memory_budget=bytes_of(memory_budget),
         top=top,
+        baseline=baseline,
     )
     print_run(made, out, top)
 
@@ -166,6 +169,7 @@ def scan(
     memory_budget: MemoryBudget = None,
     dry_run: DryRun = False,
     top: Top = 5,
+    baseline: Baseline = 5,
     storage: Storage = None,
     study: StudyName = "scan",
     out: Out = Path("scan"),
@@ -216,6 +220,7 @@ def scan(
         batch=batch,
         memory_budget=bytes_of(memory_budget),
         top=top,
+        baseline=baseline,
     )
     print_run(made, out, top, as_json)
 

@@ -58,6 +58,9 @@ Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead
 StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
 Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
 Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
+Baseline = Annotated[
+    int, typer.Option(min=0, help="Random recipes, as deep as the best, that are measured on held-out windows too.")
+]
 StrategyName = Annotated[
     str | None, typer.Option("--strategy", help="scan, beam or refine in the sampler's place; left out, the sampler.")
 ]

@@ -227,6 +227,15 @@ def _luck(run: _Run) -> Section | None:
     return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found)) if said else None
 
 
+def _baseline(run: _Run) -> Section | None:
+    """What random recipes of the best one's depth show beside it."""
+    said, found = report.baseline(run.study), table.baseline(run.study)
+    if not said or found is None:
+        return None
+    rows = sorted(found.nll.items(), key=lambda item: item[1])
+    return ("Beside random recipes", _part("baseline", f"{said[:1].upper()}{said[1:]}.", rows))
+
+
 def _rankings(run: _Run) -> Section | None:
     """How well the search windows rank recipes for other measures."""
     said = report.rankings(run.study)
@@ -351,6 +360,7 @@ _SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
     _heatmap,
     _course,
     _front,
+    _baseline,
     _luck,
     _rankings,
     _seams,

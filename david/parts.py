@@ -1,9 +1,12 @@
 """The parts of a recipe: blocks that repeat, slices of the depth, runs between seams, visits that come again."""
 
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from itertools import groupby, pairwise
+from random import Random
 
 from david.errors import RecipeError
+from david.origin import Base
 from david.recipe import Recipe
 
 
@@ -90,3 +93,29 @@ def slices_of(path: tuple[int, ...], n_layers: int, steps: int, widest: int) -> 
         slices.append(found)
     made = Recipe.from_ratios(n_layers, [(start / steps, stop / steps) for start, stop in slices or [(0, steps)]])
     return slices if made.repeat_map == path else None
+
+
+def scattered(recipe: Recipe, n_layers: int, draw: Random) -> Recipe:
+    """A recipe of the same depth that changes the base at random places: a baseline for what the places are worth.
+
+    Wherever the recipe adds visits, leaves some out or gives some another strength, this one does that to as many
+    layers somewhere else: those that are added are those just before them, run again.
+
+    Example:
+        >>> str(scattered(Recipe.parse("0:8, 6:8*0.5, 8:12"), 12, Random(1)))
+        '0:4, 2:4*0.5, 4:12'
+    """
+    visits, theirs = [(layer, 1.0) for layer in range(n_layers)], list(recipe)
+    changes = [
+        (stop - start, [scale for _, scale in theirs[low:high]])
+        for code, start, stop, low, high in SequenceMatcher(None, visits, theirs, autojunk=False).get_opcodes()
+        if code != "equal"
+    ]
+    for left_out, scales in changes:
+        least = left_out or min(len(visits), len(scales))
+        at = draw.randrange(least, len(visits) + 1)
+        layers = [layer for layer, _ in visits[at - least : at]]
+        again = [layers[i % len(layers)] for i in range(len(scales))]
+        visits[at - left_out : at] = zip(again, scales, strict=True)
+    path, strengths = zip(*visits, strict=True)
+    return Recipe(path, strengths, base=Base(num_layers=n_layers))

@@ -13,12 +13,14 @@ def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
 
     board = table.leaderboard(study, top)
     luck, recipes = table.luck(study), len(table.complete(study)) - 1
-    said = report.verdict(board), report.looks(study), report.luck(luck, recipes), *report.rankings(study)
+    beside = report.baseline(study)
+    said = report.verdict(board), report.looks(study), beside, report.luck(luck, recipes), *report.rankings(study)
     sentences = [sentence for sentence in said if sentence]
     found = {
         "folder": str(out),
         "verdict": sentences[0],
         "looks": table.looks(study),
+        "baseline": None if (baseline := table.baseline(study)) is None else vars(baseline),
         "rankings": {name: vars(found) for name, found in table.rank_correlations(study).items()},
         "luck": None if luck is None else vars(luck),
         "leaderboard": json.loads(board.to_json(orient="records")),

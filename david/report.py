@@ -162,6 +162,27 @@ def luck(found: Luck | None, recipes: int) -> str:
     return f"{said}; the best shows {found.best:+.4f}, and luck alone is as low in {found.chance:.0%} of draws"
 
 
+def baseline(study: Study) -> str:
+    """How random recipes as deep as the best finalist do on held-out windows, in a sentence; empty where unknown."""
+    found, base = table.baseline(study), table.base_trial(study)
+    if found is None or base is None or not found.nll:
+        return ""
+    [best] = [table.held_out(study, trial) for trial in table.judged(study) if trial.number == found.trial]
+    its = table.held_out(study, base)
+    if best is None or its is None:
+        return ""
+    apart = sorted(nll - its.nll for nll in found.nll.values())
+    beaten = sum(best.nll < nll for nll in found.nll.values())
+    return (
+        f"random recipes as deep as the best finalist (trial {found.trial}) show {_signed(apart[0])} to "
+        f"{_signed(apart[-1])} nats a token on the held-out windows; it is lower than {beaten} of {len(apart)}"
+    )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
 def rankings(study: Study) -> list[str]:
     """How well the search windows rank recipes for each other measure, a sentence each."""
     return [

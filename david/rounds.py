@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna import Study
@@ -39,9 +39,9 @@ class Run:
     strategy: Strategy | None
     seed: int
     batch: int | None
-    also: Mapping[str, Measure]  # what is minimised beside the objective
     racing: bool
     by_hand: bool  # the study is the caller's, who may ask it for trials too
+    also: Mapping[str, Measure] = field(default_factory=dict)  # what is minimised beside the objective
 
     @property
     def n_layers(self) -> int:

@@ -1,10 +1,8 @@
 """The study loop: ask, run, tell; resume; judge the best on windows that the search has not seen."""
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +22,7 @@ from david.also import Also, measures_of, values_of
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens, say
 from david.errors import DavidError, SearchError
+from david.judging import judge
 from david.models import describe
 from david.recipe import Recipe
 from david.rounds import Run, kept, play
@@ -61,6 +60,7 @@ def search(
     batch: int | None = None,
     memory_budget: int | None = None,
     top: int = 5,
+    baseline: int = 5,
     progress: bool = True,
 ) -> Study:
     """Search for recipes with a lower NLL than the base's, until `n_trials` distinct ones (the base counts) are scored.
@@ -69,7 +69,8 @@ def search(
     tells the study the mean NLL, to be minimised. The base comes first, the recipes of `queue` next. A
     recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
     comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
-    windows, once. With `out`, that folder gets tables, plots, `best.json` and a page (see `page.write`).
+    windows, once, and beside them `baseline` random recipes as deep as the best of these (see `parts.scattered`). With
+    `out`, that folder gets tables, plots, `best.json` and a page (see `page.write`).
 
     What stands in `also` is minimised beside the NLL, each by a name of its own: a corpus by its perplexity,
     `(objective, corpus)`, or a function of the recipe, such as `{"visits": len}`. The study then has several values,
@@ -104,6 +105,8 @@ def search(
         >>> study.best_trial.user_attrs["recipe"]  # doctest: +SKIP
     """
     _check_counts(n_trials=n_trials, batch=batch)
+    if baseline < 0:
+        raise SearchError(f"baseline must be 0 or more; got {baseline}")
     space = named(space) if isinstance(space, str) else space
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
     _check_data(model, corpus, held_out)
@@ -123,9 +126,9 @@ def search(
         strategy,
         seed,
         batch,
-        measures_of(model, also or {}, memory_budget),
         racing=racing is not None,
         by_hand=study is not None,
+        also=measures_of(model, also or {}, memory_budget),
     )
     about = _about(run, corpus, held_out, objective, also or {})
     if study is None:
@@ -143,7 +146,7 @@ def search(
         _begin(study, run, queue)
         _loop(study, run, n_trials, progress)
         if held_out is not None:
-            _judge(study, run, held_out, top, progress)
+            judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
     except KeyboardInterrupt:
         say(f"interrupted: {len(table.complete(study))} recipes are scored; the same call goes on from here")
     finally:
@@ -252,31 +255,6 @@ def _enqueue(
     known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
     new = [recipe for recipe in recipes if str(recipe) not in known]
     store.enqueue(study, [_asked(run, recipe, strategy) for recipe in new[:room]])
-
-
-def _judge(study: Study, run: Run, held_out: Corpus, top: int, progress: bool) -> None:
-    """Score the base and the `top` best on held-out windows, and keep that in the study; each once."""
-    base = table.base_trial(study)
-    picked = [*([base] if base is not None else []), *table.best_of_search(study, top)]
-    wanted = [trial for trial in picked if table.held_out(study, trial) is None]
-    if not wanted:
-        return
-    table.look(study, picked)
-    run.engine.let_go()
-    engine = run.engine_on(held_out)
-    with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
-        for trial in wanted:
-            [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
-            its = None if base is None else table.held_out(study, base)
-            if not isinstance(score, DavidError):
-                measured = table.HeldOut(score.window_nll, score.window_tokens, score.documents, score.right)
-            elif its is None:
-                raise score
-            else:
-                say(f"trial {trial.number} cannot be judged, and counts as infinitely worse: {score}")
-                measured = replace(its, window_nll=(math.inf,) * len(its.window_nll), right=(False,) * len(its.right))
-            table.keep_held_out(study, trial, measured)
-            bar.update()
 
 
 def _about(

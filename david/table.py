@@ -28,6 +28,7 @@ BASE = "base"
 WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, summed over the window's tokens
 WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
 _LOOKS = "held_out_looks"  # of a study
+_BASELINE = "baseline"
 _MEASURED = "measured:"  # … behind which the name of another measure stands
 RIGHT = "right"  # of a trial: which multiple-choice questions were answered right
 PARTIAL = "partial"  # of a trial that was dropped before the last window: how many it has seen
@@ -190,6 +191,11 @@ def judged(study: Study) -> list[FrozenTrial]:
     ]
 
 
+def judged_best(study: Study) -> FrozenTrial | None:
+    """The recipe that is lowest on the held-out windows, the base left out; None where none was judged."""
+    return min(judged(study), key=lambda trial: (_held_out_nll(study, trial), trial.number), default=None)
+
+
 def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
     """The `top` recipes with the lowest NLL on all search windows, the base left out, lowest first.
 
@@ -284,6 +290,25 @@ def picked(study: Study) -> int:
     numbers = {number for look in study.user_attrs.get(_LOOKS, []) for number in look}
     numbers |= {trial.number for trial in judged(study)}
     return len(numbers - ({base.number} if base is not None else set()))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The mean NLL on the held-out windows, nats a token, of random recipes as deep as the finalist `trial`."""
+
+    trial: int
+    nll: Mapping[str, float]
+
+
+def baseline(study: Study) -> Baseline | None:
+    """What random recipes as deep as the best finalist have, where that was measured."""
+    kept = study.user_attrs.get(_BASELINE)
+    return None if kept is None else Baseline(**kept)
+
+
+def keep_baseline(study: Study, found: Baseline) -> None:
+    """Keep what random recipes have."""
+    study.set_user_attr(_BASELINE, vars(found))
 
 
 def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:

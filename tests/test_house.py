@@ -59,6 +59,7 @@ HEAVY = [
     "profile",
     "store",
     "rounds",
+    "judging",
     "study",
     "measures",
 ]

@@ -4,6 +4,7 @@ import math
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
+from random import Random
 from typing import Any
 
 import optuna
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from optuna.trial import BaseTrial, FixedTrial
 
 from david.errors import SearchError
+from david.parts import scattered
 from david.recipe import Recipe
 from david.space import Block, Blocks, Ratios, Removal, Visits, Windows, all_blocks, blocks_of, named, params_of
 
@@ -655,3 +657,37 @@ def test_a_space_has_a_name() -> None:
 def test_an_option_that_a_space_does_not_have_is_refused(name: str, option: str) -> None:
     with pytest.raises(SearchError, match=f"the space {name} has no {option}: leave it out"):
         named(name, **{option: 40})
+
+
+# ---- random recipes of the same depth
+
+
+@given(st.data())
+def test_a_scattered_recipe_is_as_deep_and_changes_as_much(data: st.DataObject) -> None:
+    n_layers = data.draw(st.integers(1, 12))
+    path = data.draw(st.lists(st.integers(0, n_layers - 1), min_size=1, max_size=20))
+    scales = data.draw(st.lists(st.sampled_from([1.0, 0.5, -0.25]), min_size=len(path), max_size=len(path)))
+    recipe, draw = Recipe(path, scales), Random(data.draw(st.integers(0, 99)))
+    other = scattered(recipe, n_layers, draw)
+    assert len(other) == len(recipe)
+    other.check(n_layers)
+
+
+def test_a_scattered_block_is_a_block_somewhere_else() -> None:
+    recipe, draw = Recipe.from_blocks(12, [(6, 9, 2, 0.5)]), Random(1)
+    places = set()
+    for _ in range(200):
+        [(start, stop, times, scale)] = blocks_of(scattered(recipe, 12, draw), 12) or []
+        assert (stop - start, times, scale) == (3, 2, 0.5)
+        places.add(start)
+    assert places == set(range(10))
+
+
+def test_a_scattered_skip_is_a_skip_somewhere_else() -> None:
+    draw = Random(1)
+    skips = {scattered(Recipe.parse("0:3, 5:12"), 12, draw).repeat_map for _ in range(200)}
+    assert skips == {tuple(layer for layer in range(12) if layer not in (i, i + 1)) for i in range(11)}
+
+
+def test_the_identity_scatters_to_itself() -> None:
+    assert scattered(Recipe.identity(5), 5, Random(0)) == Recipe.identity(5)

@@ -23,7 +23,7 @@ from scipy import stats
 from tiny_models import VOCABULARY, tiny_model
 from tqdm import tqdm
 
-from david import report, table
+from david import page, report, table
 from david import study as study_module
 from david.corpus import Corpus
 from david.engine import Engine, score_recipes
@@ -521,6 +521,41 @@ def test_a_study_made_on_something_else_is_refused_and_both_are_named(
     assert (lines_of(study), study.user_attrs) == (before, signed)
 
 
+def test_random_recipes_as_deep_as_the_best_stand_beside_it(
+    tiny: Any, corpus: Corpus, held_out: Corpus, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"space": Block(max_length=2, scales=(0.1, 1)), "out": tmp_path / "run", "top": 3}
+    study = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
+    best = table.judged_best(study)
+    found = table.baseline(study)
+    assert best is not None
+    assert found is not None
+    assert found.trial == best.number == table.leaderboard(study, 3).query("recipe != 'base'")["trial"].iloc[0]
+    assert len(found.nll) == 4
+    for notation, nll in found.nll.items():
+        recipe = Recipe.parse(notation)
+        assert len(recipe) == len(Recipe.parse(best.user_attrs["recipe"]))
+        with slung(tiny, recipe):
+            assert nll == pytest.approx(perplexity(tiny, held_out).nll, abs=1e-6)
+    its = table.held_out(study, best)
+    assert its is not None
+    said = report.baseline(study)
+    assert f"trial {best.number}" in said
+    assert said.endswith(f"it is lower than {sum(its.nll < nll for nll in found.nll.values())} of 4")
+    assert said[1:] in page.page(study)
+    before, looks = lines_of(study), table.looks(study)
+    again = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
+    assert (lines_of(again), table.looks(again), table.baseline(again)) == (before, looks, found)
+
+
+def test_a_baseline_of_none_measures_none(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
+    study = run(tiny, corpus, held_out=held_out, space="block", n_trials=3, baseline=0)
+    assert table.baseline(study) is None
+    assert report.baseline(study) == ""
+    with pytest.raises(SearchError, match="baseline must be 0 or more; got -1"):
+        run(tiny, corpus, n_trials=3, baseline=-1)
+
+
 @pytest.mark.parametrize("shared", [(0, 3), (2, 5), (0, 9), (1, 2)])
 def test_search_windows_among_the_held_out_ones_are_refused(shared: tuple[int, int], tiny: Any, corpus: Corpus) -> None:
     start, stop = shared
@@ -561,6 +596,7 @@ def test_the_best_of_the_search_are_measured_once_on_held_out_windows(
 ) -> None:
     objective, study = Counting(), optuna.create_study(sampler=RandomSampler(seed=1))
     options = {"space": Block(max_length=3), "objective": objective, "study": study, "held_out": held_out, "top": 3}
+    options["baseline"] = 0
     run(tiny, corpus, n_trials=8, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4}  # three finalists and the base
     others = sorted((t for t in scored(study) if t.number), key=lambda t: t.value)

@@ -1,0 +1,65 @@
+"""Judges the best of a search on windows that it has not seen, with random recipes beside them."""
+
+import math
+from dataclasses import replace
+from random import Random
+
+from optuna import Study
+from tqdm.auto import tqdm
+
+from david import table
+from david.corpus import Corpus
+from david.engine import Engine, say
+from david.errors import DavidError
+from david.parts import scattered
+from david.recipe import Recipe
+from david.rounds import Run
+
+
+def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, progress: bool) -> None:
+    """Score the base, the `top` best and a random baseline on held-out windows, and keep that; each once."""
+    base = table.base_trial(study)
+    picked = [*([base] if base is not None else []), *table.best_of_search(study, top)]
+    wanted = [trial for trial in picked if table.held_out(study, trial) is None]
+    if not wanted and not _baseline_is_due(study, baseline):
+        return
+    run.engine.let_go()
+    engine = run.engine_on(held_out)
+    if wanted:
+        table.look(study, picked)
+    with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
+        for trial in wanted:
+            [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
+            its = None if base is None else table.held_out(study, base)
+            if not isinstance(score, DavidError):
+                measured = table.HeldOut(score.window_nll, score.window_tokens, score.documents, score.right)
+            elif its is None:
+                raise score
+            else:
+                say(f"trial {trial.number} cannot be judged, and counts as infinitely worse: {score}")
+                measured = replace(its, window_nll=(math.inf,) * len(its.window_nll), right=(False,) * len(its.right))
+            table.keep_held_out(study, trial, measured)
+            bar.update()
+        if _baseline_is_due(study, baseline):
+            bar.set_description_str("held-out, random recipes")
+            _measure_baseline(study, run, engine, baseline)
+
+
+def _baseline_is_due(study: Study, n: int) -> bool:
+    """Whether the best finalist has no random recipes beside it yet."""
+    best, known = table.judged_best(study), table.baseline(study)
+    return n > 0 and best is not None and (known is None or known.trial != best.number)
+
+
+def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
+    best = table.judged_best(study)
+    assert best is not None
+    recipe = Recipe.parse(best.user_attrs["recipe"])
+    draw, drawn = Random(f"{run.seed} {recipe}"), dict[Recipe, None]()
+    for _ in range(20 * n):  # a short recipe has few to draw from
+        other = scattered(recipe, run.n_layers, draw)
+        if other not in (recipe, Recipe.identity(run.n_layers)) and len(drawn) < n:
+            drawn[other] = None
+    scores = zip(drawn, engine.outcomes(list(drawn)), strict=True)
+    nll = {str(other): score.nll for other, score in scores if not isinstance(score, DavidError)}
+    table.keep_baseline(study, table.Baseline(best.number, nll))
