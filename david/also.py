@@ -1,14 +1,17 @@
 """What a search minimises beside its objective: a cost of a recipe, or a score on another corpus."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import nn
 
+from david import memory
 from david.corpus import Corpus
 from david.engine import Engine, Outcome
 from david.errors import DavidError, ScoreError, SearchError
+from david.forward import input_device
 from david.recipe import Recipe
 from david.score import Objective, perplexity
 
@@ -16,10 +19,39 @@ Also = Corpus | tuple[Objective, Corpus] | Callable[[Recipe], float]
 Measure = Callable[[Sequence[Recipe]], list[float | DavidError]]
 
 
+def check_also(also: Mapping[str, Also], held_out: Corpus | None) -> None:
+    """`SearchError` for a name that cannot stand for a column and a file, or windows that are to be held out."""
+    if any(re.fullmatch(r"\w[\w -]{0,39}", name) is None for name in also):
+        raise SearchError(f"names in also must be up to 40 letters, digits, _, - or spaces; got {', '.join(also)}")
+    if len({name.casefold().replace(" ", "-") for name in also}) < len(also):
+        raise SearchError(f"names in also must differ in more than case and spaces; got {', '.join(also)}")
+    visits: object = also.get("visits", len)
+    if visits is not len:
+        raise SearchError("also['visits'] is the number of visits, `len`: give it, or another name")
+    for name, corpus in corpora_of(also).items():
+        if held_out is not None and (both := corpus.shared_tokens(held_out)):
+            raise SearchError(f"also[{name!r}] and the held-out windows overlap in {both} tokens")
+
+
+def corpora_of(also: Mapping[str, Also]) -> dict[str, Corpus]:
+    """The corpora that something is scored on, by their names."""
+    found = {name: what[1] if isinstance(what, tuple) else what for name, what in also.items()}
+    return {name: what for name, what in found.items() if isinstance(what, Corpus)}
+
+
+def share_of(model: nn.Module, also: Mapping[str, Also], memory_budget: int | None) -> int | None:
+    """What each engine may hold, where there is one for each corpus and the search's own."""
+    engines = 1 + len(corpora_of(also))
+    if engines == 1:
+        return memory_budget
+    return (memory_budget or memory.free(input_device(model)) // 4) // engines
+
+
 def measures_of(model: nn.Module, also: Mapping[str, Also], memory_budget: int | None) -> dict[str, Measure]:
     """How each of these is measured, by its name.
 
-    A corpus is scored by perplexity, or by the objective that comes with it; a function is called with the recipe.
+    A corpus is scored by the mean NLL of its tokens, or by the objective that comes with it; a function is called with
+    the recipe.
     """
     return {name: _measure(model, name, what, memory_budget) for name, what in also.items()}
 
@@ -55,5 +87,11 @@ def _scored(engine: Engine, recipes: Sequence[Recipe]) -> list[float | DavidErro
 
 
 def _told(name: str, cost: Callable[[Recipe], float], recipes: Sequence[Recipe]) -> list[float | DavidError]:
-    values = [float(cost(recipe)) for recipe in recipes]
-    return [ScoreError(f"also[{name!r}] is not a number") if math.isnan(value) else value for value in values]
+    def value(recipe: Recipe) -> float | DavidError:
+        try:
+            found = float(cost(recipe))
+        except DavidError as error:
+            return error
+        return ScoreError(f"also[{name!r}] is not a number") if math.isnan(found) else found
+
+    return [value(recipe) for recipe in recipes]

@@ -282,7 +282,7 @@ def score(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Perplexity of a model, and of a recipe on it beside its base.
+    """Perplexity of a model (of questions its accuracy), and of a recipe on it beside its base.
 
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """

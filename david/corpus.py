@@ -17,7 +17,7 @@ from torch import Tensor
 from david import cuts
 from david.cuts import Cut, Tokenizer
 from david.errors import CorpusError
-from david.sources import BUILT_IN, Question, documents_of, is_file, questions_of
+from david.sources import BUILT_IN, Question, documents_of, is_file, is_text, questions_of
 
 _SHARES = [Fraction(n, 12) for n in (6, 4, 8, 3, 9, 2, 10, 1, 11)]  # of documents, to search on; the first that does
 _UNIT = 4  # windows at least that begin in documents which come to the same side
@@ -90,7 +90,7 @@ class Corpus:
 
         With a `stride`, windows begin so many tokens apart, and each scores what none before it has: a sliding window,
         as in the transformers perplexity guide. `rolling` is lm-eval's: each document by itself behind a BOS (or else
-        EOS), every token scored once; a window of T is its max_length of T − 1.
+        EOS), every token scored once; a window of T, at most the model's positions, is its max_length of T − 1.
 
         With `prompt`, another column, each row is a window of its own: its prompt, a space where the two would touch,
         and the completion, which `column` holds and which alone is scored. Of a row longer than `window` the end is
@@ -100,17 +100,8 @@ class Corpus:
 
         Raises `CorpusError` when the data cannot be read, a slice reaches beyond it, or it cannot fill a window.
         """
-        if tokenizer is None:
-            raise CorpusError("a corpus needs the tokenizer of its model: Corpus.load(source, tokenizer)")
-        if window < 2:
-            raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
-        if (prompt is not None) + (stride is not None) + rolling > 1:
-            raise CorpusError("give one of prompt, stride and rolling: each says how to cut the data into windows")
-        if gold is not None and prompt is None:
-            raise CorpusError("gold says which answer to a prompt is right: name the column of prompts too")
-        if rolling and bos is False:
-            raise CorpusError("rolling windows begin each document with a BOS or EOS: leave bos out")
         source = os.fspath(source)
+        tokenizer = _checked(tokenizer, source, window, prompt, gold, stride, rolling, bos)
         lead = None if rolling else _bos(tokenizer, bos)
         choices: tuple[Choice, ...] = ()
         if prompt is None:
@@ -165,6 +156,14 @@ class Corpus:
     def tokens_sha256(self) -> str:
         """Of the windows' tokens, as little-endian int64."""
         return hashlib.sha256(self.windows.numpy().astype("<i8").tobytes()).hexdigest()
+
+    @property
+    def scored_sha256(self) -> str | None:
+        """Of which tokens are scored, and of which answers are right; None of plain windows."""
+        if self.scored is None:
+            return None
+        answers = "".join(f"{choice.right:d}{choice.length};" for choice in self.choices)
+        return hashlib.sha256(self.scored.numpy().tobytes() + answers.encode()).hexdigest()
 
     def __len__(self) -> int:
         return self.windows.shape[0]
@@ -255,6 +254,32 @@ class Corpus:
 
     def _count(self, items: int) -> str:
         return f"{items} {'questions' if self.choices else 'windows'}"
+
+
+def _checked(
+    tokenizer: Tokenizer | None,
+    source: str,
+    window: int,
+    prompt: str | None,
+    gold: str | None,
+    stride: int | None,
+    rolling: bool,
+    bos: bool | None,
+) -> Tokenizer:
+    """The tokenizer; `CorpusError` where it is missing, or options do not go together."""
+    if tokenizer is None:
+        raise CorpusError("a corpus needs the tokenizer of its model: Corpus.load(source, tokenizer)")
+    if window < 2:
+        raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
+    if (prompt is not None) + (stride is not None) + rolling > 1:
+        raise CorpusError("give one of prompt, stride and rolling: each says how to cut the data into windows")
+    if gold is not None and prompt is None:
+        raise CorpusError("gold says which answer to a prompt is right: name the column of prompts too")
+    if prompt is not None and is_text(source):
+        raise CorpusError(f"{source} is text: prompts need a table (JSON lines, parquet, CSV or a Hub dataset)")
+    if rolling and bos is False:
+        raise CorpusError("rolling windows begin each document with a BOS or EOS: leave bos out")
+    return tokenizer
 
 
 def _of_questions(

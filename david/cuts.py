@@ -62,7 +62,7 @@ def plain(tokenizer: Tokenizer, documents: Sequence[str], window: int, lead: int
             f"{source} has {len(tokens)} tokens, too few for one window of {window}: "
             "take more of it or a shorter window"
         )
-    return _of_spans(tokens, [(i * window, (i + 1) * window, window - 1) for i in range(n)], window, lead, masked=False)
+    return _of_spans(tokens, [(i * window, (i + 1) * window, window - 1) for i in range(n)], lead, masked=False)
 
 
 def strided(
@@ -81,7 +81,7 @@ def strided(
         seen = end
         if end == len(tokens):
             break
-    return _of_spans(tokens, spans, window, lead)
+    return _of_spans(tokens, spans, lead)
 
 
 def rolling(tokenizer: Tokenizer, documents: Sequence[str], window: int, source: str) -> Cut:
@@ -102,15 +102,15 @@ def rolling(tokenizer: Tokenizer, documents: Sequence[str], window: int, source:
             spans.append((max(0, end - window), end, end - seen))
             seen = end
         if spans:
-            cuts.append((number, before, _of_spans(led, spans, window, None)))
+            cuts.append((number, before, _of_spans(led, spans, None)))
         before += len(led)
     if not cuts:
         raise CorpusError(f"{source} has no tokens")
     own = tuple(number for number, _, cut in cuts for _ in cut.starts)
     known = all(cut.window_bytes for _, _, cut in cuts)
     return Cut(
-        windows=np.concatenate([cut.windows for _, _, cut in cuts]),
-        scored=np.concatenate([cut.scored for _, _, cut in cuts if cut.scored is not None]),
+        windows=_together([cut.windows for _, _, cut in cuts]),
+        scored=_together([cut.scored for _, _, cut in cuts if cut.scored is not None]),
         starts=tuple(before + start for _, before, cut in cuts for start in cut.starts),
         documents=own,
         last_documents=own,
@@ -158,12 +158,11 @@ def joined(prompt: str, completion: str) -> tuple[str, str]:
     return prompt, " " * touch + completion
 
 
-def _of_spans(
-    tokens: _Tokens, spans: Sequence[tuple[int, int, int]], window: int, lead: int | None, *, masked: bool = True
-) -> Cut:
+def _of_spans(tokens: _Tokens, spans: Sequence[tuple[int, int, int]], lead: int | None, *, masked: bool = True) -> Cut:
     """Windows of tokens from one place to another, of which so many at the end are scored."""
-    windows = np.zeros((len(spans), window), dtype=np.int64)  # what lies behind a shorter one is not looked at
-    scored = np.zeros((len(spans), window), dtype=bool)
+    longest = max(end - begin for begin, end, _ in spans)
+    windows = np.zeros((len(spans), longest), dtype=np.int64)  # what lies behind a shorter one is not looked at
+    scored = np.zeros((len(spans), longest), dtype=bool)
     for row, (begin, end, some) in enumerate(spans):
         windows[row, : end - begin] = tokens.ids[begin:end]
         scored[row, end - begin - some : end - begin] = True
@@ -178,6 +177,12 @@ def _of_spans(
     return Cut(
         windows, scored if masked else None, tuple(begins), tuple(first.tolist()), tuple(last.tolist()), tuple(sizes)
     )
+
+
+def _together(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Rows below one another, the shorter ones filled up with zeros."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts])
 
 
 def _encoded(tokenizer: Tokenizer, documents: Sequence[str]) -> _Tokens:

@@ -48,7 +48,7 @@ def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, 
 def _baseline_is_due(study: Study, n: int) -> bool:
     """Whether the best finalist has no random recipes beside it yet."""
     best, known = table.judged_best(study), table.baseline(study)
-    return n > 0 and best is not None and (known is None or known.trial != best.number)
+    return best is not None and n > (0 if known is None or known.trial != best.number else known.asked)
 
 
 def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
@@ -60,6 +60,9 @@ def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
         other = scattered(recipe, run.n_layers, draw)
         if other not in (recipe, Recipe.identity(run.n_layers)) and len(drawn) < n:
             drawn[other] = None
-    scores = zip(drawn, engine.outcomes(list(drawn)), strict=True)
-    nll = {str(other): score.nll for other, score in scores if not isinstance(score, DavidError)}
-    table.keep_baseline(study, table.Baseline(best.number, nll))
+    known = table.baseline(study)
+    nll = dict(known.nll) if known is not None and known.trial == best.number else {}
+    new = [other for other in drawn if str(other) not in nll]
+    scores = zip(new, engine.outcomes(new), strict=True)
+    nll |= {str(other): score.nll for other, score in scores if not isinstance(score, DavidError)}
+    table.keep_baseline(study, table.Baseline(best.number, n, nll))

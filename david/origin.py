@@ -31,7 +31,8 @@ class Data(Part):
     """The text of a score: `sha256` is of its UTF-8 bytes.
 
     `windows` says which of it were scored, by number, as half-open ranges (`"0:12"`, `"7, 3, 20:22"`), `tokens_sha256`
-    is of their tokens as little-endian int64, `documents` how many documents they begin in.
+    is of their tokens as little-endian int64, `documents` how many documents they begin in. Where not all tokens but
+    a window's first are scored, `scored_sha256` is of which are, and of which answers to questions are right.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Data(Part):
     windows: Annotated[str | None, BeforeValidator(_as_ranges)] = None
     tokens_sha256: str | None = None
     documents: int | None = None
+    scored_sha256: str | None = None
 
 
 def numbers_of(windows: str) -> list[int]:
@@ -57,13 +59,18 @@ class Convention(Part):
 
 
 class Measurement(Part):
-    """One score of a recipe beside its base's; `nll_difference` and its interval: nats a token, recipe minus base."""
+    """One score of a recipe beside its base's; `nll_difference` and its interval: nats a token, recipe minus base.
+
+    Of multiple choice a question counts as a token, and `accuracy` is the share answered right.
+    """
 
     metric: str
     value: float
     base: float
     nll_difference: float
     interval95: tuple[float, float] | None = None
+    accuracy: float | None = None
+    base_accuracy: float | None = None
     tokens: int
     held_out: bool
     convention: Convention

@@ -88,12 +88,12 @@ def _hero(run: _Run) -> dict[str, Any]:
     scored = len(table.complete(run.study))
     judged = len(table.judged(run.study))
     with_base = ", the base among them," * (table.base_trial(run.study) is not None)
-    lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run.about['search_data'])}. "
+    lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run, run.about['search_data'])}. "
     if held_out is None or not judged:
         lead += "Nothing has been measured on held-out windows."
     else:
         lead += (
-            f"The base and {_count(judged, 'finalist')} were then measured on {_windows(held_out)} "
+            f"The base and {_count(judged, 'finalist')} were then measured on {_windows(run, held_out)} "
             "that the search had not seen."
         )
     if table.looks(run.study) > 1:
@@ -110,25 +110,26 @@ def _hero(run: _Run) -> dict[str, Any]:
 
 def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     """A label, a figure and a note each."""
-    base, board = table.base_trial(run.study), run.board
+    base, asked = table.base_trial(run.study), table.unit_of(run.study) == table.QUESTION
     if base is None:
         return []
     kept = table.held_out(run.study, base)
+    measure, better, figure = ("accuracy", "higher", _share) if asked else ("perplexity", "lower", _figure)
     if kept is None:
-        its = board[board["recipe"] == table.BASE]["search_perplexity"]
-        return [("Base, search perplexity", _figure(float(its.iloc[0])), "not judged yet"), _tried(run)]
-    tiles = [("Base, held-out perplexity", _figure(math.exp(min(kept.nll, 700))), "lower is better")]
+        its = run.board[run.board["recipe"] == table.BASE][f"search_{measure}"]
+        return [(f"Base, search {measure}", figure(float(its.iloc[0])), "not judged yet"), _tried(run)]
+    value = kept.accuracy if asked else math.exp(min(kept.nll, 700))
+    tiles = [(f"Base, held-out {measure}", figure(value), f"{better} is better")]
     best = next((row for row in run.recipes if not math.isnan(row["held_out_nll"])), None)
     if best is not None:
         change = math.expm1(min(best["nll_difference"], 700))
-        note = (
-            f"{_signed(100 * change, 2)}% to the base’s, {best['verdict']}"
-            if math.isfinite(change)
-            else best["verdict"]
-        )
-        tiles.append(("Best finalist, held-out perplexity", _figure(best["held_out_perplexity"]), note))
+        apart = f"{_signed(100 * change, 2)}% to the base’s, " if math.isfinite(change) and not asked else ""
+        figure_ = figure(best[f"held_out_{measure}"])
+        tiles.append((f"Best finalist, held-out {measure}", figure_, f"{apart}{best['verdict']}"))
     documents = len(set(kept.documents))
     measured = ("Held-out tokens scored", f"{sum(kept.window_tokens):,}", f"in {_count(documents, 'document')}")
+    if asked:
+        measured = ("Held-out questions", f"{documents:,}", "each counts once")
     return [*tiles, _tried(run), measured]
 
 
@@ -167,7 +168,7 @@ def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
         "mean": place(mean) if math.isfinite(mean) else None,
         "low_is_open": low == -math.inf,
         "high_is_open": high == math.inf,
-        "label": f"{_signed(mean)} nats a token, 95% interval from {_signed(low)} to {_signed(high)}",
+        "label": f"{_signed(mean)} nats, 95% interval from {_signed(low)} to {_signed(high)}",
     }
 
 
@@ -223,8 +224,9 @@ def _front(run: _Run) -> Section | None:
 def _luck(run: _Run) -> Section | None:
     """What luck alone would show on the search windows, beside what was seen there."""
     found = table.luck(run.study)
-    said = report.luck(found, len(table.complete(run.study)) - 1)
-    return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found)) if said else None
+    unit = table.unit_of(run.study)
+    said = report.luck(found, len(table.complete(run.study)) - 1, unit)
+    return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found, unit)) if said else None
 
 
 def _baseline(run: _Run) -> Section | None:
@@ -294,7 +296,7 @@ def _was_run(run: _Run) -> Section:
         *[("Strategy", name, True) for name in _strategies(run.study)],
         ("Seed", "the study’s own" if about["seed"] is None else str(about["seed"]), False),
         ("Objective", about["objective"], True),
-        *[(f"Also minimised: {name}", _also(what), True) for name, what in about.get("also", {}).items()],
+        *[(f"Also minimised: {name}", _also(what), True) for name, what in about.get("also", [])],
         ("Convention", _convention(about, table.base_trial(run.study)), False),
         ("Trials", _trial_counts(every), False),
     ]
@@ -311,7 +313,7 @@ def _was_run(run: _Run) -> Section:
 
 def _also(what: Any) -> str:
     """What a study minimises beside the NLL: a function, or an objective on other data."""
-    return what if isinstance(what, str) else f"{what['objective']} on {_windows(what['data'])}"
+    return what if isinstance(what, str) else f"{what['objective']} on {_windows(None, what['data'])}"
 
 
 def _convention(about: Mapping[str, Any], base: FrozenTrial | None) -> str:
@@ -424,9 +426,11 @@ def _count(number: int, name: str) -> str:
     return f"{number:,} {name}" + "s" * (number != 1)
 
 
-def _windows(data: Mapping[str, Any]) -> str:
-    windows = Data(**data).windows or "0:0"
-    return f"{_count(len(numbers_of(windows)), 'window')} of {data['source']}"
+def _windows(run: _Run | None, data: Mapping[str, Any]) -> str:
+    told = Data(**data)
+    if run is not None and table.unit_of(run.study) == table.QUESTION:
+        return f"{_count(told.documents or 0, 'question')} of {told.source}"
+    return f"{_count(len(numbers_of(told.windows or '0:0')), 'window')} of {told.source}"
 
 
 def _rounded_up(value: float) -> float:

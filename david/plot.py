@@ -63,15 +63,18 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     bar.set_ticks([*([low] if -low > high / 10 else []), 0.0, high / 2, high])
     if known.min() >= 0:
         bar.ax.set_ylim(0.0, high)  # no block is better: no blue to show
-    bar.set_label("NLL minus the base's (nats a token; blue is better)")
+    bar.set_label(f"NLL minus the base's (nats a {table.attrs.get('unit', 'token')}; blue is better)")
     partial = table.attrs.get("partial", [])
     ax.scatter([j for _, j in partial], [i for i, _ in partial], s=3, color="black", alpha=0.5, lw=0)
     best = divmod(int(np.nanargmin(values)), values.shape[1])
     i, j = int(table.index[best[0]]), int(columns[best[1]])
     ax.plot(j, i, marker="o", ms=14, mew=1.5, mfc="none", mec="black", ls="none")
+    unit = table.attrs.get("unit", "token")
     worse = " (none is better)" if values[best] >= 0 else ""
     early = f" · {len(partial)} dropped early (dots)" if partial else ""
-    ax.set_title(f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} nats a token{worse}{early}")
+    ax.set_title(
+        f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} nats a {unit}{worse}{early}"
+    )
     return ax
 
 
@@ -159,7 +162,8 @@ def _scatter(ax: Axes, x: "pd.Series[float]", scored: pd.DataFrame) -> str:
 def _finish(ax: Axes, scored: pd.DataFrame, title: str, across: str) -> Axes:
     for nll in scored["nll"][_is_base(scored)].head(1):
         ax.axhline(nll, color=_BASE, ls="--", lw=1.2, label=f"base, {nll:.4f}")
-    ax.set(title=title, xlabel=across, ylabel="NLL on the search windows (nats a token)")
+    unit = "question" if "accuracy" in scored else "token"
+    ax.set(title=title, xlabel=across, ylabel=f"NLL on the search windows (nats a {unit})")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8)
     return ax

@@ -13,8 +13,8 @@ def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
 
     board = table.leaderboard(study, top)
     luck, recipes = table.luck(study), len(table.complete(study)) - 1
-    beside = report.baseline(study)
-    said = report.verdict(board), report.looks(study), beside, report.luck(luck, recipes), *report.rankings(study)
+    by_luck = report.luck(luck, recipes, table.unit_of(study))
+    said = report.verdict(board), report.looks(study), report.baseline(study), by_luck, *report.rankings(study)
     sentences = [sentence for sentence in said if sentence]
     found = {
         "folder": str(out),
@@ -45,10 +45,11 @@ def _finite(value: Any) -> Any:
 
 
 def figures(score: Any) -> dict[str, float]:
-    """What a score comes to: NLL, perplexity, and where they are known bits a byte and accuracy."""
+    """What a score comes to: NLL, perplexity, and bits a byte where these are known; of questions, NLL and accuracy."""
+    if score.right:
+        return {"nll": score.nll, "accuracy": score.accuracy}
     found = {"nll": score.nll, "perplexity": score.perplexity}
-    further = {"bits_per_byte": score.bits_per_byte, "accuracy": score.accuracy}
-    return found | {name: value for name, value in further.items() if not math.isnan(value)}
+    return found if math.isnan(score.bits_per_byte) else found | {"bits_per_byte": score.bits_per_byte}
 
 
 def figures_text(score: Any) -> str:

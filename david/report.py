@@ -27,8 +27,9 @@ from david.verdict import BETTER, UNDECIDED, Difference
 
 
 def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
-    """Write a study's tables (`trials.csv`, `leaderboard.csv`), plots and best recipe (`best.json`) into a folder.
+    """Write a study's tables, plots and best recipe (`best.json`) into a folder.
 
+    The tables are `trials.csv`, `leaderboard.csv` and the Pareto front, `front.csv`.
     The plots are `path.png`, `blocks.png` (where single blocks were scored), `history.png`, `depth.png`, and
     `against_….png` for what is minimised beside the NLL. Each file is written beside and then renamed. Returns the
     files. Raises `SearchError` where the folder cannot be written. `page.write` adds the page.
@@ -38,6 +39,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     files: dict[str, Callable[[Path], object]] = {
         "trials.csv": lambda path: trials.to_csv(path, index=False),
         "leaderboard.csv": lambda path: board.to_csv(path, index=False),
+        "front.csv": lambda path: table.front(trials).to_csv(path, index=False),
     }
     best = best_recipe(study, top=top)
     if best is not None:
@@ -133,8 +135,9 @@ def verdict(board: pd.DataFrame) -> str:
             f"{apart} of {len(judged)} cannot be told apart from it"
         )
     first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
+    unit = table.QUESTION if "held_out_accuracy" in board else table.TOKEN
     return (
-        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a token "
+        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a {unit} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
     )
 
@@ -151,11 +154,11 @@ def looks(study: Study) -> str:
     )
 
 
-def luck(found: Luck | None, recipes: int) -> str:
+def luck(found: Luck | None, recipes: int, unit: str = table.TOKEN) -> str:
     """The luck line of so many recipes in a sentence; empty where it cannot be told."""
     if found is None or math.isnan(found.typical):
         return ""
-    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} nats a token"
+    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} nats a {unit}"
     said = f"{line} on the search windows"
     if math.isnan(found.chance):
         return said
@@ -167,20 +170,17 @@ def baseline(study: Study) -> str:
     found, base = table.baseline(study), table.base_trial(study)
     if found is None or base is None or not found.nll:
         return ""
-    [best] = [table.held_out(study, trial) for trial in table.judged(study) if trial.number == found.trial]
+    judged = next((trial for trial in table.judged(study) if trial.number == found.trial), None)
+    best = None if judged is None else table.held_out(study, judged)
     its = table.held_out(study, base)
     if best is None or its is None:
         return ""
     apart = sorted(nll - its.nll for nll in found.nll.values())
     beaten = sum(best.nll < nll for nll in found.nll.values())
     return (
-        f"random recipes as deep as the best finalist (trial {found.trial}) show {_signed(apart[0])} to "
-        f"{_signed(apart[-1])} nats a token on the held-out windows; it is lower than {beaten} of {len(apart)}"
+        f"random recipes as deep as the best finalist (trial {found.trial}) show {apart[0]:+.4f} to {apart[-1]:+.4f} "
+        f"nats a {table.unit_of(study)} on the held-out windows; it is lower than {beaten} of {len(apart)}"
     )
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"
 
 
 def rankings(study: Study) -> list[str]:
@@ -197,7 +197,7 @@ def board_text(board: pd.DataFrame) -> str:
     """The leaderboard for a terminal."""
     if board.empty:
         return "(nothing is scored yet)"
-    also = {str(name) for name in board if str(name).startswith("also_")} - {"also_visits"}
+    also = [str(name) for name in board if str(name).startswith("also_") and name != "also_visits"]
     shown = pd.DataFrame(
         {
             "rank": board["rank"],
@@ -211,7 +211,7 @@ def board_text(board: pd.DataFrame) -> str:
                 for name in ("search", "held_out")
                 if f"{name}_accuracy" in board
             },
-            **{str(name)[5:]: board[name].map("{:.4g}".format) for name in board if str(name) in also},
+            **{f"search {name.removeprefix('also_')}": board[name].map("{:.4g}".format) for name in also},
             "Δ nats": board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
             "95% interval": [
                 "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
@@ -285,7 +285,14 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
     measured = []
 
     def _add(
-        mine: float, its: float, tokens: int, kept: Mapping[str, Any], *, held_out: bool, difference: Difference | None
+        mine: float,
+        its: float,
+        tokens: int,
+        kept: Mapping[str, Any],
+        accuracies: tuple[float, float],
+        *,
+        held_out: bool,
+        difference: Difference | None,
     ) -> None:
         if max(mine, its) < 700:  # exp of more is no number for a file
             measured.append(
@@ -295,6 +302,8 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
                     base=math.exp(its) if metric == "perplexity" else its,
                     nll_difference=mine - its,
                     interval95=_interval(difference),
+                    accuracy=_known(accuracies[0]),
+                    base_accuracy=_known(accuracies[1]),
                     tokens=tokens,
                     held_out=held_out,
                     convention=convention,
@@ -303,13 +312,19 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
             )
 
     searched = sum(trial.user_attrs["window_tokens"])
-    _add(table.value_of(trial), table.value_of(base), searched, about["search_data"], held_out=False, difference=None)
+    right = table.accuracy(trial), table.accuracy(base)
+    nll = table.value_of(trial), table.value_of(base)
+    _add(*nll, searched, about["search_data"], right, held_out=False, difference=None)
     ours, theirs = table.held_out(study, trial), table.held_out(study, base)
     difference = table.difference_to_base(study, trial)
     if ours is not None and theirs is not None and difference is not None:
-        tokens = sum(ours.window_tokens)
-        _add(ours.nll, theirs.nll, tokens, about["held_out_data"], held_out=True, difference=difference)
+        tokens, right = sum(ours.window_tokens), (ours.accuracy, theirs.accuracy)
+        _add(ours.nll, theirs.nll, tokens, about["held_out_data"], right, held_out=True, difference=difference)
     return measured
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _interval(difference: Difference | None) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import re
+import reprlib
 import string
 import sys
 import tempfile
@@ -46,18 +47,20 @@ def questions_of(source: str, rows: str | None, prompt: str, answers: str, gold:
     choices, first = _values(source, rows, answers)
     rights, _ = _values(source, rows, gold)
     found = []
-    for number, (asked, choice, right) in enumerate(zip(prompts, choices, rights, strict=True), start=first):
+    for row, (asked, choice, right) in enumerate(zip(prompts, choices, rights, strict=True), start=first):
         texts, labels = (choice.get("text"), choice.get("label")) if isinstance(choice, dict) else (choice, None)
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str) and t for t in texts):
             raise CorpusError(
-                f"row {number} of {source}: {answers} must hold a list of two or more texts; got {choice!r}"
+                f"row {row} of {source}: {answers} must hold a list of two or more texts; got {reprlib.repr(choice)}"
             )
-        known = [str(label) for label in labels or string.ascii_uppercase[: len(texts)]]
-        place = known.index(str(right)) if str(right) in known else _whole_number(right)
+        listed = labels if isinstance(labels, list) and len(labels) == len(texts) else []
+        known = [str(label) for label in listed or string.ascii_uppercase[: len(texts)]]
+        number = None if listed else _whole_number(right)
+        place = known.index(str(right)) if str(right) in known else number
         if place is None or not 0 <= place < len(texts):
             raise CorpusError(
-                f"row {number} of {source}: {gold} must be 0 … {len(texts) - 1} or one of {', '.join(known)}; "
-                f"got {right!r}"
+                f"row {row} of {source}: {gold} must be {'' if listed else f'0 … {len(texts) - 1} or '}one of "
+                f"{', '.join(known)}; got {reprlib.repr(right)}"
             )
         found.append(Question(asked, tuple(texts), place))
     return found
@@ -97,6 +100,11 @@ def _topics() -> dict[str, str]:
 def is_file(source: str) -> bool:
     """Whether a source is a local file."""
     return Path(source).expanduser().is_file()
+
+
+def is_text(source: str) -> bool:
+    """Whether a source is text without columns: a text file, or the built-in one."""
+    return source == BUILT_IN or (is_file(source) and _READERS.get(Path(source).suffix.lower()) == "text")
 
 
 def _read_text(path: Path) -> list[str]:

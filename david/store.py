@@ -70,7 +70,7 @@ def open_study(
 
     The sampler's seed is drawn from (`seed`, trials so far), so that a resumed study does not draw its beginning again.
     """
-    _check_sampler(sampler)
+    check_sampler(sampler, values)
     try:
         study = optuna.create_study(
             storage=storage, study_name=name, directions=["minimize"] * values, load_if_exists=True
@@ -93,7 +93,7 @@ def open_for(
     if out is not None:
         report.check_folder(out)
     if storage is None and out is not None:
-        _check_sampler(sampler)
+        check_sampler(sampler, values)
         report.ready_folder(out)
         storage = report.storage_in(out)
     return open_study(storage, name, sampler=sampler, seed=seed, values=values)
@@ -105,6 +105,16 @@ def sampler_named(name: str, seed: int, n_trials: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return _SAMPLERS[name](seed=own)
+
+
+def check_sampler(sampler: str | BaseSampler, values: int) -> None:
+    """`SearchError` for a sampler that is not known or installed, or cannot minimise so many values."""
+    if isinstance(sampler, str) and sampler not in _SAMPLERS:
+        raise SearchError(f"unknown sampler {sampler!r}: expected one of {', '.join(_SAMPLERS)}")
+    if values > 1 and (sampler == "cmaes" or isinstance(sampler, optuna.samplers.CmaEsSampler)):
+        raise SearchError("the sampler cmaes minimises one value alone: take tpe or nsga2, or leave `also` out")
+    if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        raise SearchError("the sampler cmaes needs the package cmaes: pip install 'david[cma]'")
 
 
 def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
@@ -142,8 +152,12 @@ def data_of(corpus: Corpus) -> dict[str, Any]:
         windows=corpus.places,
         tokens_sha256=corpus.tokens_sha256,
         documents=len(set(corpus.documents)),
+        scored_sha256=corpus.scored_sha256,
     )
-    return data.model_dump(mode="json")
+    told: dict[str, Any] = data.model_dump(mode="json")
+    if corpus.scored_sha256 is None:
+        del told["scored_sha256"]  # studies of before do not have it
+    return told
 
 
 def name_of(thing: Any) -> str:
@@ -213,10 +227,3 @@ def _queue(study: Study, asked: Asked) -> None:
 def _asked(trial: FrozenTrial) -> Asked:
     told = trial.user_attrs
     return Asked(trial.system_attrs.get("fixed_params") or trial.params, told.get(WANTED), told.get(STRATEGY))
-
-
-def _check_sampler(sampler: str | BaseSampler) -> None:
-    if isinstance(sampler, str) and sampler not in _SAMPLERS:
-        raise SearchError(f"unknown sampler {sampler!r}: expected one of {', '.join(_SAMPLERS)}")
-    if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
-        raise SearchError("the sampler cmaes needs the package cmaes: pip install 'david[cma]'")

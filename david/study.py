@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 import david
 from david import page, report, store, table
-from david.also import Also, measures_of, values_of
+from david.also import Also, check_also, measures_of, share_of, values_of
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens, say
 from david.errors import DavidError, SearchError
@@ -72,7 +72,7 @@ def search(
     windows, once, and beside them `baseline` random recipes as deep as the best of these (see `parts.scattered`). With
     `out`, that folder gets tables, plots, `best.json` and a page (see `page.write`).
 
-    What stands in `also` is minimised beside the NLL, each by a name of its own: a corpus by its perplexity,
+    What stands in `also` is minimised beside the NLL, each by a name of its own: a corpus by its mean NLL,
     `(objective, corpus)`, or a function of the recipe, such as `{"visits": len}`. The study then has several values,
     its best are those that no other recipe beats in all (the Pareto front), lowest NLL first, and strategies go by the
     NLL.
@@ -109,14 +109,17 @@ def search(
         raise SearchError(f"baseline must be 0 or more; got {baseline}")
     space = named(space) if isinstance(space, str) else space
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
+    also = dict(also or {})
+    check_also(also, held_out)
     _check_data(model, corpus, held_out)
     n_layers = base_depth(model)
     start = [strategy.start] if isinstance(strategy, Refine) and strategy.start is not None else []
     for recipe in (Recipe.identity(n_layers), *start, *queue):
         check_recipe(model, recipe)
         params_of(space, recipe, n_layers)  # raises for a space that does not fit the model
-    racing = _racing(pruner, objective, 1 + top, also or {})
-    scorer = partial(Engine, model, objective=objective, memory_budget=memory_budget, keeps=True)
+    racing = _racing(pruner, objective, 1 + top, also)
+    share = share_of(model, also, memory_budget)
+    scorer = partial(Engine, model, objective=objective, memory_budget=share, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
     run = Run(
         model,
@@ -128,9 +131,9 @@ def search(
         batch,
         racing=racing is not None,
         by_hand=study is not None,
-        also=measures_of(model, also or {}, memory_budget),
+        also=measures_of(model, also, share),
     )
-    about = _about(run, corpus, held_out, objective, also or {})
+    about = _about(run, corpus, held_out, objective, also)
     if study is None:
         study = store.open_for(out, storage, study_name, sampler, seed, 1 + len(run.also))
     if out is not None:
@@ -268,7 +271,7 @@ def _about(
         "space": store.name_of(run.space),
         "space_name": type(run.space).__name__.lower() if ours else store.name_of(run.space),
         "objective": store.name_of(objective),
-        "also": {name: _told(what) for name, what in also.items()},
+        "also": [[name, _told(what)] for name, what in also.items()],
         "window": corpus.window,
         "bos": corpus.bos,
         "search_data": store.data_of(corpus),
@@ -306,8 +309,7 @@ def _check_directions(study: Study, also: Sequence[str]) -> None:
     """`SearchError` unless a study minimises the NLL, and as many values beside it as there are names."""
     wanted = 1 + len(also)
     if study.directions == [optuna.study.StudyDirection.MINIMIZE] * wanted:
-        if wanted > 1 and isinstance(study.sampler, optuna.samplers.CmaEsSampler):
-            raise SearchError("the sampler cmaes minimises one value alone: take tpe or nsga2, or leave `also` out")
+        store.check_sampler(study.sampler, wanted)
         return
     what = "one value, the NLL" if wanted == 1 else f"{wanted} values, the NLL and {', '.join(also)}"
     how = "direction='minimize'" if wanted == 1 else f"directions={['minimize'] * wanted}"

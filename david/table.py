@@ -25,6 +25,7 @@ from david.space import blocks_of
 from david.verdict import Correlation, Difference, paired_difference, rank_correlation
 
 BASE = "base"
+TOKEN, QUESTION = "token", "question"  # what an NLL is a mean of
 WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, summed over the window's tokens
 WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
 _LOOKS = "held_out_looks"  # of a study
@@ -44,6 +45,7 @@ def trials(study: Study) -> pd.DataFrame:
     n_layers = depth_of(study)
     base = base_trial(study)
     base_nll = math.nan if base is None else value_of(base)
+    names = also(study)
     rows = []
     for trial in study.get_trials(deepcopy=False):
         notation = trial.user_attrs.get("recipe")
@@ -60,7 +62,7 @@ def trials(study: Study) -> pd.DataFrame:
                 "perplexity": _exp(nll),
                 "nll_difference": nll - base_nll,
                 **({"accuracy": accuracy(trial)} if RIGHT in trial.user_attrs else {}),
-                **{f"also_{name}": value for name, value in zip(also(study), values_of(trial)[1:], strict=False)},
+                **{f"also_{name}": value for name, value in zip(names, values_of(trial)[1:], strict=False)},
                 "partial": trial.user_attrs.get(PARTIAL),
                 "duplicate_of": trial.user_attrs.get("duplicate_of"),
                 "seconds": trial.duration.total_seconds() if trial.duration is not None else math.nan,
@@ -85,7 +87,7 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     n_layers = depth_of(study)
     rows: list[dict[str, Any]] = []
     chosen = [*([base] if base is not None else []), *ranked]
-    asked = any(RIGHT in trial.user_attrs for trial in chosen)
+    asked, names = unit_of(study) == QUESTION, also(study)
     for trial in chosen:
         recipe = Recipe.parse(trial.user_attrs["recipe"])
         kept = held_out(study, trial)
@@ -103,7 +105,7 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
                 "held_out_perplexity": math.nan if kept is None else _exp(kept.nll),
                 **({"search_accuracy": accuracy(trial)} if asked else {}),
                 **({"held_out_accuracy": math.nan if kept is None else kept.accuracy} if asked else {}),
-                **{f"also_{name}": value for name, value in zip(also(study), values_of(trial)[1:], strict=False)},
+                **{f"also_{name}": value for name, value in zip(names, values_of(trial)[1:], strict=False)},
                 "nll_difference": math.nan if difference is None else difference.mean,
                 "low95": math.nan if difference is None else difference.low,
                 "high95": math.nan if difference is None else difference.high,
@@ -120,7 +122,7 @@ def blocks(study: Study) -> pd.DataFrame:
     """NLL minus the base's (nats a token) of every single block (i, j) run twice: rows i, columns j, NaN where unknown.
 
     Empty where the study has no such trial. `attrs["partial"]` lists the (i, j) whose value is an estimate, since a
-    race dropped them early.
+    race dropped them early; `attrs["unit"]` is what the NLL is a mean of.
     """
     base = base_trial(study)
     n_layers = depth_of(study)
@@ -137,7 +139,7 @@ def blocks(study: Study) -> pd.DataFrame:
     table = pd.Series(cells).unstack()  # noqa: PD010  # one value a cell: nothing to aggregate
     table.index.name, table.columns.name = "i", "j"
     table = table.reindex(index=range(n_layers), columns=range(1, n_layers + 1)).astype("float64")
-    table.attrs["partial"] = partial
+    table.attrs |= {"partial": partial, "unit": unit_of(study)}
     return table
 
 
@@ -199,15 +201,14 @@ def judged_best(study: Study) -> FrozenTrial | None:
 def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
     """The `top` recipes with the lowest NLL on all search windows, the base left out, lowest first.
 
-    Where more than the NLL is minimised, of those that no other beats in all of it.
+    Where more than the NLL is minimised, of those that no other one of them beats in all of it.
     """
-    base, scored = str(Recipe.identity(depth_of(study))), whole(study)
-    if also(study):
-        unbeaten = _unbeaten(
-            np.array([values_of(trial) for trial in scored]).reshape(len(scored), 1 + len(also(study)))
-        )
+    base = str(Recipe.identity(depth_of(study)))
+    scored = [trial for trial in whole(study) if trial.user_attrs["recipe"] != base]
+    if scored and also(study):
+        unbeaten = _unbeaten(np.array([values_of(trial) for trial in scored]))
         scored = [trial for trial, best in zip(scored, unbeaten, strict=True) if best]
-    return [trial for trial in scored if trial.user_attrs["recipe"] != base][:top]
+    return scored[:top]
 
 
 def complete(study: Study) -> list[FrozenTrial]:
@@ -294,9 +295,10 @@ def picked(study: Study) -> int:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The mean NLL on the held-out windows, nats a token, of random recipes as deep as the finalist `trial`."""
+    """The mean NLL on the held-out windows of random recipes as deep as the finalist `trial`; `asked` were drawn."""
 
     trial: int
+    asked: int
     nll: Mapping[str, float]
 
 
@@ -391,7 +393,12 @@ def values_of(trial: FrozenTrial) -> list[float]:
 
 def also(study: Study) -> list[str]:
     """The names of what a study minimises beside the NLL."""
-    return list(about(study).get("also", {}))
+    return [name for name, _ in about(study).get("also", [])]
+
+
+def unit_of(study: Study) -> str:
+    """What the NLL is a mean of: a token, or of multiple choice a question."""
+    return QUESTION if about(study)["objective"].partition("(")[0] == "multiple_choice" else TOKEN
 
 
 def traded(study: Study) -> list[str]:

@@ -1,5 +1,6 @@
 """Several things minimised at once: each value is the one that is measured by hand, and the best are the front."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def test_each_value_is_the_one_that_is_measured_by_hand(
 
 
 def test_the_best_are_the_front_and_they_are_judged(model: Any, sides: tuple[Corpus, ...], tmp_path: Path) -> None:
-    also = {"visits": len, "text/1": random_corpus(2)}
+    also = {"visits": len, "text 1": random_corpus(2)}
     study = run(
         model, sides[0], held_out=sides[1], space="removal", also=also, n_trials=25, top=4, out=tmp_path / "run"
     )
@@ -90,9 +91,9 @@ def test_the_best_are_the_front_and_they_are_judged(model: Any, sides: tuple[Cor
     assert {"depth.png", "against_text-1.png", "best.json"} <= names
     html = page.page(study, top=4)
     assert "The Pareto front" in html
-    assert "visits, text/1" in html
-    assert "text/1<br>in the search" in html
-    assert "text/1" in report.board_text(board)
+    assert "visits, text 1" in html
+    assert "text 1<br>in the search" in html
+    assert "text 1" in report.board_text(board)
 
 
 def test_the_front_of_visits_alone_is_what_depth_buys(model: Any, sides: tuple[Corpus, ...]) -> None:
@@ -127,8 +128,43 @@ def test_a_search_of_several_values_goes_on_where_it_stopped(
         part(8)
     with pytest.raises(SearchError, match="must minimise 3 values, the NLL and visits, more; it has 2"):
         part(8, visits=len, more=len)
-    with pytest.raises(SearchError, match=r"was made with another also: \{'visits': 'len'\}, now \{'other': 'len'\}"):
+    with pytest.raises(SearchError, match=r"another also: \[\['visits', 'len'\]\], now \[\['other', 'len'\]\]"):
         part(8, other=len)
+
+
+def test_the_order_of_what_is_minimised_counts(model: Any, sides: tuple[Corpus, ...]) -> None:
+    study = open_study(None, values=3)
+    run(model, sides[0], study=study, space="block", also={"visits": len, "text": random_corpus(1)}, n_trials=2)
+    with pytest.raises(SearchError, match="was made with another also"):
+        run(model, sides[0], study=study, space="block", also={"text": random_corpus(1), "visits": len}, n_trials=3)
+
+
+def test_a_base_that_beats_every_recipe_leaves_them_to_be_judged(
+    model: Any, sides: tuple[Corpus, ...], tmp_path: Path
+) -> None:
+    study = run(
+        model,
+        sides[0],
+        held_out=sides[1],
+        space=Block(max_length=2),
+        objective=deeper_is_worse,
+        also={"visits": len},
+        n_trials=6,
+        top=2,
+        out=tmp_path / "run",
+    )
+    board = table.leaderboard(study, 2)
+    shallowest = min(len(Recipe.parse(recipe)) for recipe in board["recipe"][1:])
+    assert (len(board), shallowest) == (2, 7)  # of the recipes, none beats the other in all: the first of equals
+    assert report.verdict(board) == "the base wins: on held-out windows every finalist is worse (1 of 1)"
+    assert len(table.front(table.trials(study))) == 1
+    assert (tmp_path / "run" / "front.csv").exists()
+
+
+def deeper_is_worse(slung_model: Any, corpus: Corpus) -> Score:
+    depth = float(len(find(slung_model).layers))
+    nll = tuple(depth + i / 100 for i in range(len(corpus)))
+    return Score(nll, (1,) * len(corpus), corpus.documents, "depth")
 
 
 def test_a_strategy_and_a_queue_write_all_values(model: Any, sides: tuple[Corpus, ...]) -> None:
@@ -161,7 +197,7 @@ def test_a_value_that_is_no_number_fails_its_trial(model: Any, sides: tuple[Corp
     failed = [trial for trial in study.trials if trial.state.name == "FAIL"]
     assert {trial.user_attrs["error"] for trial in failed} == {"also['cost'] is not a number"}
     assert [trial.values[1] for trial in scored(study)] == [6, *[8] * 5]
-    with pytest.raises(ScoreError, match="also\\['cost'\\] is not a number"):
+    with pytest.raises(ScoreError, match=r"also\['cost'\] is not a number"):
         run(model, sides[0], also={"cost": nothing}, queue=[], study=queued_first(), n_trials=3)
 
 
@@ -172,18 +208,40 @@ def queued_first() -> optuna.Study:
     return study
 
 
+def held_out_text() -> Corpus:
+    return whole_corpus().split(3, 9)[1].take(2)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "races": ({"pruner": "race", "also": {"visits": len}}, "recipes race by their NLL alone"),
     "cmaes": ({"sampler": "cmaes", "also": {"visits": len}}, "cmaes minimises one value alone: take tpe or nsga2"),
-    "no measure": ({"also": {"visits": 3}}, r"also\['visits'\] must be a corpus, \(objective, corpus\) or a function"),
+    "a cmaes of one's own": (
+        {"sampler": optuna.samplers.CmaEsSampler(), "also": {"visits": len}},
+        "cmaes minimises one value alone",
+    ),
+    "held-out windows": (
+        {"also": {"text": held_out_text()}},
+        r"also\['text'\] and the held-out windows overlap in 32 tokens",
+    ),
+    "held-out windows by an objective": (
+        {"also": {"text": (perplexity, held_out_text())}},
+        "the held-out windows overlap in 32 tokens",
+    ),
+    "a name of signs": ({"also": {"a/b": len}}, "names in also must be up to 40 letters"),
+    "names for one file": ({"also": {"a b": len, "A-b": len}}, "must differ in more than case and spaces"),
+    "visits of another kind": ({"also": {"visits": lambda _recipe: 1.0}}, "is the number of visits, `len`"),
+    "no measure": ({"also": {"cost": 3}}, r"also\['cost'\] must be a corpus, \(objective, corpus\) or a function"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_minimised_beside_is_refused(name: str, model: Any, sides: tuple[Corpus, ...]) -> None:
+def test_what_cannot_be_minimised_beside_is_refused_and_nothing_is_made(
+    name: str, model: Any, sides: tuple[Corpus, ...], tmp_path: Path
+) -> None:
     options, message = REFUSED[name]
     with pytest.raises(SearchError, match=message):
-        run(model, sides[0], n_trials=3, **options)
+        run(model, sides[0], held_out=sides[1], n_trials=3, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) -> None:
@@ -210,9 +268,34 @@ def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) 
         assert row["held_out_accuracy"] == score.accuracy
         assert row["held_out_nll"] == pytest.approx(score.nll, abs=1e-6)
     assert "held-out acc" in report.board_text(board)
-    assert "right</span>" in page.page(study, top=2)
+    html = page.page(study, top=2)
+    assert "right</span>" in html
+    assert "held-out accuracy" in html
+    assert "12 questions of" in html
+    assert "18 questions of" in html
+    assert "nats a question" in report.luck(table.luck(study), 5, table.unit_of(study))
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert [its["metric"] for its in best["scores"]] == ["multiple_choice"] * 2
+    picked = Recipe.load(tmp_path / "run" / "best.json")
+    for its, side in zip(picked.scores, (seen, unseen), strict=True):
+        assert its.accuracy == by_hand(model, picked, lambda m, side=side: multiple_choice(m, side)).accuracy
+        assert its.base_accuracy == multiple_choice(model, side).accuracy
+        assert its.data.scored_sha256 == side.scored_sha256
     assert table.luck(study) is not None
+    other = dataclasses.replace(seen, choices=tuple(dataclasses.replace(c, right=not c.right) for c in seen.choices))
+    with pytest.raises(SearchError, match="was made with another search data"):
+        run(model, other, objective=multiple_choice, space=Block(max_length=2), n_trials=6, out=tmp_path / "run")
     with pytest.raises(SearchError, match="only recipes scored by perplexity can race"):
         run(model, seen, objective=multiple_choice, pruner="race", n_trials=3)
+
+
+def test_a_cost_that_raises_fails_its_trial_alone(model: Any, sides: tuple[Corpus, ...]) -> None:
+    def cost(recipe: Recipe) -> float:
+        if len(recipe) == 7:
+            raise ScoreError("seven is too many")
+        return 1.0
+
+    study = run(
+        model, sides[0], space=Block(max_length=2), also={"cost": cost}, strategy=Scan(2), n_trials=20, batch=32
+    )
+    assert len(scored(study)) == 6

@@ -25,13 +25,13 @@ from david import cli, layers
 from david.corpus import Corpus
 from david.origin import Base
 from david.recipe import Recipe
-from david.score import perplexity
+from david.score import multiple_choice, perplexity
 from david.sling import view
 from david.stack import stacked
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOTS = {"path.png", "history.png", "depth.png"}
-FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json", "report.html"} | PLOTS
+FILES = {"study.db", "trials.csv", "leaderboard.csv", "front.csv", "best.json", "report.html"} | PLOTS
 WINDOW = 16
 ON_DATA = "model --data data.txt --window 16"
 SEARCH = f"search {ON_DATA} --windows 3 --held-out 4 --top 2 --out run"
@@ -431,8 +431,12 @@ def test_score_of_multiple_choice_tells_accuracy(run: Run, place: Path) -> None:
     assert code == 0, err
     found = json.loads(printed)
     assert found["tokens"] == 5
-    for which in ("base", "recipe"):
-        assert 0 <= found[which]["accuracy"] <= 1
+    model = AutoModelForCausalLM.from_pretrained(place / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    options = {"prompt": "q", "column": "a", "gold": "right", "window": 16}
+    corpus = Corpus.load(place / "choices.jsonl", tokenizer, **options).take(5)
+    score = multiple_choice(model, corpus)
+    assert found["base"] == pytest.approx({"nll": score.nll, "accuracy": score.accuracy})
     _, printed, _ = run(f"score model {CHOICES} --windows 5 --recipe 0:6,3:6")
     assert "5 questions scored by convention multiple choice" in printed
     assert f"accuracy {found['recipe']['accuracy']:.1%}" in printed

@@ -114,6 +114,13 @@ def test_an_empty_document_has_no_rolling_window(tmp_path: Path, tokenizer: Any)
         Corpus.load(write_rows(tmp_path / "b.jsonl", ["", ""]), tokenizer, window=8, rolling=True)
 
 
+def test_of_ascii_each_scored_token_is_a_byte(tmp_path: Path, tokenizer: Any) -> None:
+    corpus = Corpus.load(write(tmp_path / "a.txt", TEXT), tokenizer, window=8)
+    assert corpus.window_bytes == (7, 7, 7)
+    strided = Corpus.load(write(tmp_path / "a.txt", TEXT), tokenizer, window=8, stride=6)
+    assert strided.window_bytes == (7, 6, 6, 6)
+
+
 @pytest.mark.parametrize("options", [{}, {"stride": 3}, {"rolling": True}], ids=["plain", "strided", "rolling"])
 def test_bytes_are_those_of_the_scored_tokens(options: dict[str, Any], tmp_path: Path, tokenizer: Any) -> None:
     texts = ["späte Äpfel 🍏", "plain", "日本"]
@@ -217,6 +224,7 @@ GOLD: dict[str, tuple[Any, Any, int]] = {
     "a number as text": (["x", "y"], "1", 1),
     "a letter": (["x", "y"], "B", 1),
     "labels": ({"text": ["x", "y"], "label": ["A", "B"]}, "B", 1),
+    "a number without labels": ({"text": ["x", "y"]}, 1, 1),
     "labels that are numbers": ({"text": ["x", "y"], "label": ["1", "2"]}, "2", 1),
 }
 
@@ -235,6 +243,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too high": ({"right": 2}, "right must be 0 … 1 or one of A, B; got 2"),
     "below": ({"right": -1}, "got -1"),
     "no number": ({"right": 0.5}, "got 0.5"),
+    "a number beside labels": ({"a": {"text": ["x", "y"], "label": ["1", "2"]}, "right": 0}, "one of 1, 2; got 0"),
+    "a long one": ({"a": "x" * 5000}, r"got 'x{1,20}\.\.\.x{1,20}'$"),
     "another letter": ({"right": "C"}, "got 'C'"),
 }
 
@@ -245,3 +255,25 @@ def test_a_question_that_cannot_be_read_is_told(name: str, tmp_path: Path, token
     file = write(tmp_path / "bad.jsonl", json.dumps({"q": "q", "a": ["x", "y"], "right": 0} | part) + "\n")
     with pytest.raises(CorpusError, match=message):
         load(file, tokenizer)
+
+
+def test_prompts_in_a_text_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+    file = write(tmp_path / "a.txt", TEXT)
+    for source in (file, "python-topics"):
+        with pytest.raises(CorpusError, match="is text: prompts need a table"):
+            Corpus.load(source, tokenizer, prompt="q", column="a")
+
+
+def test_windows_are_as_long_as_the_longest(tmp_path: Path, tokenizer: Any) -> None:
+    file = write_rows(tmp_path / "a.jsonl", ["abc", "abcdef"])
+    assert Corpus.load(file, tokenizer, window=100, rolling=True).window == 7
+    assert Corpus.load(file, tokenizer, window=100, stride=50).window == 11
+
+
+def test_which_tokens_are_scored_has_a_hash(tmp_path: Path, tokenizer: Any) -> None:
+    file = questions(tmp_path, QUESTIONS)
+    first = load(file, tokenizer)
+    other = load(questions(tmp_path, [row | {"right": 0} for row in QUESTIONS]), tokenizer)
+    assert first.tokens_sha256 == other.tokens_sha256
+    assert first.scored_sha256 != other.scored_sha256 is not None
+    assert Corpus.load(write(tmp_path / "b.txt", TEXT), tokenizer, window=8).scored_sha256 is None

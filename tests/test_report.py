@@ -43,7 +43,7 @@ def judged(study: Study) -> Study:
 
 
 PLOTS = {"path.png", "history.png", "depth.png"}
-TABLES = {"trials.csv", "leaderboard.csv"}
+TABLES = {"trials.csv", "leaderboard.csv", "front.csv"}
 
 
 def only_base() -> Study:
@@ -139,7 +139,7 @@ def test_a_ready_folder_is_there_and_empty(tmp_path: Path) -> None:
 # The best recipe
 
 
-MORE = {"tokens_sha256": None, "documents": None}
+MORE = {"tokens_sha256": None, "documents": None, "scored_sha256": None}
 
 
 def test_the_best_recipe_carries_its_scores_its_origin_and_its_base(judged: Study, tmp_path: Path) -> None:
@@ -167,6 +167,8 @@ def test_the_best_recipe_carries_its_scores_its_origin_and_its_base(judged: Stud
         "base": pytest.approx(math.exp(2.0)),
         "nll_difference": -0.5,
         "interval95": None,
+        "accuracy": None,
+        "base_accuracy": None,
         "tokens": 20,
         "held_out": False,
         "convention": {"name": "window", "window": 8, "bos": False},

@@ -44,7 +44,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 WINDOW = 16
 PLOTS = {"path.png", "history.png", "depth.png"}
-RUN_FILES = {"study.db", "trials.csv", "leaderboard.csv", "best.json", "report.html"} | PLOTS
+RUN_FILES = {"study.db", "trials.csv", "leaderboard.csv", "front.csv", "best.json", "report.html"} | PLOTS
 BASE = "0:6"
 
 
@@ -546,6 +546,11 @@ def test_random_recipes_as_deep_as_the_best_stand_beside_it(
     before, looks = lines_of(study), table.looks(study)
     again = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
     assert (lines_of(again), table.looks(again), table.baseline(again)) == (before, looks, found)
+    more = table.baseline(run(tiny, corpus, held_out=held_out, n_trials=8, baseline=6, **options))
+    assert more is not None
+    assert more.asked == 6
+    assert len(more.nll) <= 6  # a block of two of six layers has four other places
+    assert found.nll.items() <= more.nll.items()
 
 
 def test_a_baseline_of_none_measures_none(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:

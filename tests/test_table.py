@@ -235,6 +235,7 @@ def test_a_held_out_score_is_kept_with_the_study_and_comes_back(study: Study) ->
         "window_nll": [30.0, 60.0],
         "window_tokens": [10, 30],
         "documents": [0, 4],
+        "right": [],
     }
 
 
