@@ -24,6 +24,7 @@ from david.engine import Engine, counts_tokens, say
 from david.errors import DavidError, SearchError
 from david.judging import judge
 from david.models import describe
+from david.origin import numbers_of
 from david.recipe import Recipe
 from david.rounds import Run, kept, play
 from david.score import Objective, check_fits, perplexity
@@ -143,8 +144,7 @@ def search(
         study.pruner = racing
     own_seed = None if run.by_hand or isinstance(sampler, BaseSampler) else seed
     store.sign(study, about, {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": _made_with()})
-    if held_out is not None and corpus.shared_documents(held_out):
-        say("search and held-out windows are parts of one document: unseen by the search, but much like what it saw")
+    _tell_seen(corpus, held_out, start)
     try:
         _begin(study, run, queue)
         _loop(study, run, n_trials, progress)
@@ -338,6 +338,19 @@ def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> No
             f"search and held-out windows of {corpus.source} overlap in {both} tokens: windows {corpus.places} and "
             f"{held_out.places}; corpus.hold_out(n, m) gives disjoint ones"
         )
+
+
+def _tell_seen(corpus: Corpus, held_out: Corpus | None, start: Sequence[Recipe]) -> None:
+    """A word where the search, or a recipe that it starts from, has seen something of what is held out."""
+    if held_out is None:
+        return
+    if corpus.shared_documents(held_out):
+        say("search and held-out windows are parts of one document: unseen by the search, but much like what it saw")
+    scores = [score for recipe in start for score in recipe.scores if score.convention.window == held_out.window]
+    windows = [its.data.windows for its in scores if its.data.sha256 == held_out.sha256 and its.data.windows]
+    seen = set(held_out.numbers) & {number for text in windows for number in numbers_of(text)}
+    if seen:
+        say(f"the recipe to start from was scored on {len(seen)} of the held-out windows before: it has seen them")
 
 
 def _standing(study: Study) -> str:

@@ -553,6 +553,27 @@ def test_random_recipes_as_deep_as_the_best_stand_beside_it(
     assert found.nll.items() <= more.nll.items()
 
 
+def test_a_start_that_has_seen_the_held_out_windows_is_told(
+    tiny: Any, corpus: Corpus, held_out: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(tiny, corpus, held_out=held_out, space="block", n_trials=3)
+    found = report.best_recipe(first)
+    assert found is not None
+    run(tiny, corpus, held_out=held_out.take(5), strategy=Refine(found), n_trials=2)
+    assert "was scored on 5 of the held-out windows before" in capsys.readouterr().err
+    run(tiny, corpus, held_out=whole_corpus("another", 7).take(5), strategy=Refine(found), n_trials=2)
+    run(tiny, corpus, held_out=held_out, strategy=Refine(Recipe.parse("0:6, 5")), n_trials=2)
+    assert "was scored on" not in capsys.readouterr().err
+
+
+def test_the_same_windows_of_another_slice_are_refused(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
+    other = dataclasses.replace(
+        held_out, sha256="5" * 64, windows=torch.cat([held_out.windows[:8], corpus.windows[:1]])
+    )
+    with pytest.raises(SearchError, match=f"overlap in {WINDOW} tokens"):
+        run(tiny, corpus, held_out=other, n_trials=3)
+
+
 def test_a_baseline_of_none_measures_none(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
     study = run(tiny, corpus, held_out=held_out, space="block", n_trials=3, baseline=0)
     assert table.baseline(study) is None
