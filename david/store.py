@@ -1,5 +1,6 @@
 """Where a study lives: opening it, signing what it is made on, queueing, taking up what a dead worker left."""
 
+import contextlib
 import importlib.util
 import os
 import socket
@@ -14,7 +15,7 @@ import numpy as np
 import optuna
 import psutil
 from optuna import Study
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -216,7 +217,8 @@ def reclaim(study: Study, *, unsigned: bool) -> None:
             asked = _asked(trial)
             if asked != Asked({}):  # first, so that a kill between the two loses nothing
                 _queue(study, asked)
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            with contextlib.suppress(UpdateFinishedTrialError):  # another worker may do the same at once
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _queue(study: Study, asked: Asked) -> None:

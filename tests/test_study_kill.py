@@ -25,6 +25,8 @@ from david.recipe import Recipe
 from david.score import Score, perplexity
 from david.sling import slung
 from david.space import Block, all_blocks
+from david.store import open_study
+from david.strategy import Beam, Refine, Scan, Strategy
 from david.study import search
 
 KILLS = 3  # in the short version; the issue's ten are in the long one
@@ -162,3 +164,42 @@ def test_the_command_that_is_killed_ten_times_goes_on_with_every_finished_trial(
     last = subprocess.run(command, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     check_whole(folder, seen, n_trials)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "scan": Scan(2),
+    "beam": Beam(width=2, max_length=1),
+    "refine": Refine(steps=["drop", "swap"]),
+}
+
+
+def strategist(folder: Path, name: str) -> None:
+    """One of two workers that a strategy is shared by."""
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seen, _ = corpus().split(3, 3)
+    storage = f"sqlite:///{folder / 'study.db'}"
+    options: dict[str, Any] = {"objective": slow_perplexity, "held_out": None, "progress": False}
+    search(tiny_model("llama"), seen, storage=storage, strategy=STRATEGIES[name], n_trials=16, **options)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_two_workers_share_a_strategy(name: str, tmp_path: Path) -> None:
+    open_study(f"sqlite:///{tmp_path / 'study.db'}")  # SQLite's tables are made by one
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=strategist, args=(tmp_path, name)) for _ in range(2)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(120)
+    assert [each.exitcode for each in workers] == [0, 0]
+    trials = trials_of(tmp_path)
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.WAITING}
+    first = {trial.user_attrs["recipe"]: trial.value for trial in trials if trial.values}
+    assert len({trial.user_attrs["worker"] for trial in trials if "worker" in trial.user_attrs}) == 2
+    seen, _ = corpus().split(3, 3)
+    alone = search(tiny_model("llama"), seen, held_out=None, strategy=STRATEGIES[name], n_trials=16, progress=False)
+    by_one = {trial.user_attrs["recipe"]: trial.value for trial in alone.trials if trial.values}
+    assert len(by_one) <= len(first) <= 17  # overshot by one a worker at most
+    for recipe in by_one.keys() & first.keys():
+        assert first[recipe] == pytest.approx(by_one[recipe], abs=1e-6)
