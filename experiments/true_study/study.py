@@ -24,6 +24,7 @@ from david.strategy import Beam, Refine
 HEADING = re.compile(r"^ = [^=\n]+ = \n", re.MULTILINE)  # of an article; sections have more of them
 SIZES = {"wikitext": (64, 128), "gsm8k": (96, 192)}  # windows to search on, and to judge by
 TOKENS = (8_000, 16_000)  # that these have at least
+LONGEST = 192  # tokens of a question and its answer
 SCALES = (-0.5, 1.5)
 DEPTH = 45  # visits of the deepest recipe: half as many again as the base
 SPACE = Blocks(count=3, scales=SCALES, max_visits=DEPTH)
@@ -38,14 +39,25 @@ def articles(path: Path) -> list[str]:
     return [text[start:stop].strip() for start, stop in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
+def short_rows(path: Path, tokenizer: Any) -> list[str]:
+    """The lines of a GSM8K file whose question and answer have at most `LONGEST` tokens: windows are as long as any."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    texts = [f"{row['question']} {row['answer']}" for row in rows]
+    lengths = map(len, tokenizer(texts)["input_ids"])
+    return [line for line, length in zip(lines, lengths, strict=True) if length <= LONGEST]
+
+
 def corpora(wikitext: Path, gsm8k: Path, tokenizer: Any) -> dict[str, tuple[Corpus, Corpus]]:
     """Of each text the windows to search on and those to judge by, which share no document."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / f"{wikitext.stem}-articles.jsonl"
         rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in articles(wikitext)), encoding="utf-8")
+        short = Path(folder) / f"{gsm8k.stem}-short.jsonl"
+        short.write_text("\n".join(short_rows(gsm8k, tokenizer)) + "\n", encoding="utf-8")
         whole = {
             "wikitext": Corpus.load(rows, tokenizer, window=128),
-            "gsm8k": Corpus.load(gsm8k, tokenizer, window=320, prompt="question", column="answer"),
+            "gsm8k": Corpus.load(short, tokenizer, window=LONGEST, prompt="question", column="answer"),
         }
     return {name: corpus.hold_out(*SIZES[name]) for name, corpus in whole.items()}
 
