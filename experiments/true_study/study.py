@@ -16,10 +16,11 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from david import Corpus, Recipe, load_model, measure, page, report, search, table
+from david import Corpus, Recipe, load_model, measure, page, report, score_recipes, search, table
 from david.sling import base_depth
 from david.space import Blocks, all_blocks
 from david.strategy import Beam, Refine
+from david.verdict import paired_difference
 
 HEADING = re.compile(r"^ = [^=\n]+ = \n", re.MULTILINE)  # of an article; sections have more of them
 SIZES = {"wikitext": (64, 128), "gsm8k": (96, 192)}  # windows to search on, and to judge by
@@ -29,7 +30,8 @@ SCALES = (-0.5, 1.5)
 DEPTH = 45  # visits of the deepest recipe: half as many again as the base
 SPACE = Blocks(count=3, scales=SCALES, max_visits=DEPTH)
 TOP = 5
-MEASURED = 32  # windows of the other text, on which recipes are measured too
+MEASURED, RANKED = 32, 40  # windows of the other text, on which so many recipes are measured too
+EXACT = 64  # held-out windows on which the best are measured in float32
 
 
 def articles(path: Path) -> list[str]:
@@ -108,8 +110,27 @@ def compare(name: str, model: Any, texts: dict[str, tuple[Corpus, Corpus]], out:
     study = optuna.load_study(study_name=name, storage=storage(out, name))
     for other, (_, unseen) in texts.items():
         if other != name:
-            measure(study, model, unseen.take(MEASURED), name=other)
+            measure(study, model, unseen.take(MEASURED), name=other, most=RANKED)
     page.write(study, out / name, top=TOP)
+
+
+def elsewhere(model: Any, texts: dict[str, tuple[Corpus, Corpus]], out: Path) -> str:
+    """Each study's best finalist, in float32, on its own held-out windows and on those of the other text."""
+    lines = ["## The best finalists in float32, on both texts", ""]
+    lines += [
+        "| found on | recipe | measured on | base NLL | difference, 95% interval |",
+        "| :--- | :--- | :--- | ---: | ---: |",
+    ]
+    for name in texts:
+        best = Recipe.load(out / name / "best.json")
+        for other, (_, unseen) in texts.items():
+            base, its = score_recipes(
+                model, [Recipe.identity(base_depth(model)), best], unseen.take(EXACT), progress=True
+            )
+            found = paired_difference(its.window_nll, base.window_nll, base.window_tokens, documents=base.documents)
+            told = f"{found.mean:+.4f}, {found.low:+.4f} … {found.high:+.4f}: {found.word}"
+            lines.append(f"| {name} | `{best}` | {other} | {base.nll:.4f} | {told} |")
+    return "\n".join([*lines, "", "The intervals of this table are not corrected for having picked the best of five."])
 
 
 def storage(out: Path, name: str) -> str:
@@ -171,6 +192,8 @@ def main() -> None:
         parts = run(name, model, sides, args.out, args.each, args.seed)
         compare(name, model, texts, args.out)
         results.append(told(name, args.out, parts, sides))
+    exact, _ = load_model("demo", dtype="float32")
+    results.append(elsewhere(exact, texts, args.out))
     cpus = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
     results.append(
         f"{args.dtype}, seed {args.seed}, {cpus} threads; Python {platform.python_version()}, torch "
