@@ -71,7 +71,7 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot(j, i, marker="o", ms=14, mew=1.5, mfc="none", mec="black", ls="none")
     unit = table.attrs.get("unit", "token")
     worse = " (none is better)" if values[best] >= 0 else ""
-    early = f" · {len(partial)} dropped early (dots)" if partial else ""
+    early = f"\n{len(partial)} dropped early (dots)" if partial else ""
     ax.set_title(
         f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} nats a {unit}{worse}{early}"
     )
