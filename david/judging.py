@@ -7,7 +7,7 @@ from random import Random
 from optuna import Study
 from tqdm.auto import tqdm
 
-from david import table
+from david import records
 from david.corpus import Corpus
 from david.engine import Engine, say
 from david.errors import DavidError
@@ -18,27 +18,27 @@ from david.rounds import Run
 
 def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, progress: bool) -> None:
     """Score the base, the `top` best and a random baseline on held-out windows, and keep that; each once."""
-    base = table.base_trial(study)
-    picked = [*([base] if base is not None else []), *table.best_of_search(study, top)]
-    wanted = [trial for trial in picked if table.held_out(study, trial) is None]
+    base = records.base_trial(study)
+    picked = [*([base] if base is not None else []), *records.best_of_search(study, top)]
+    wanted = [trial for trial in picked if records.held_out(study, trial) is None]
     if not wanted and not _baseline_is_due(study, baseline):
         return
     run.engine.let_go()
     engine = run.engine_on(held_out)
     if wanted:
-        table.look(study, picked)
+        records.look(study, picked)
     with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
         for trial in wanted:
             [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
-            its = None if base is None else table.held_out(study, base)
+            its = None if base is None else records.held_out(study, base)
             if not isinstance(score, DavidError):
-                measured = table.HeldOut(score.window_nll, score.window_tokens, score.documents, score.right)
+                measured = records.HeldOut(score.window_nll, score.window_tokens, score.documents, score.right)
             elif its is None:
                 raise score
             else:
                 say(f"trial {trial.number} cannot be judged, and counts as infinitely worse: {score}")
                 measured = replace(its, window_nll=(math.inf,) * len(its.window_nll), right=(False,) * len(its.right))
-            table.keep_held_out(study, trial, measured)
+            records.keep_held_out(study, trial, measured)
             bar.update()
         if _baseline_is_due(study, baseline):
             bar.set_description_str("held-out, random recipes")
@@ -47,12 +47,12 @@ def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, 
 
 def _baseline_is_due(study: Study, n: int) -> bool:
     """Whether the best finalist has no random recipes beside it yet."""
-    best, known = table.judged_best(study), table.baseline(study)
+    best, known = records.judged_best(study), records.baseline(study)
     return best is not None and n > (0 if known is None or known.trial != best.number else known.asked)
 
 
 def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
-    best = table.judged_best(study)
+    best = records.judged_best(study)
     assert best is not None
     recipe = Recipe.parse(best.user_attrs["recipe"])
     draw, drawn = Random(f"{run.seed} {recipe}"), dict[Recipe, None]()
@@ -60,9 +60,9 @@ def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
         other = scattered(recipe, run.n_layers, draw)
         if other not in (recipe, Recipe.identity(run.n_layers)) and len(drawn) < n:
             drawn[other] = None
-    known = table.baseline(study)
+    known = records.baseline(study)
     nll = dict(known.nll) if known is not None and known.trial == best.number else {}
     new = [other for other in drawn if str(other) not in nll]
     scores = zip(new, engine.outcomes(new), strict=True)
     nll |= {str(other): score.nll for other, score in scores if not isinstance(score, DavidError)}
-    table.keep_baseline(study, table.Baseline(best.number, n, nll))
+    records.keep_baseline(study, records.Baseline(best.number, n, nll))

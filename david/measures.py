@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial
 from torch import nn
 from tqdm.auto import tqdm
 
-from david import table
+from david import records, table
 from david.corpus import Corpus
 from david.engine import Engine
 from david.errors import DavidError, SearchError
@@ -43,18 +43,18 @@ def measure(
     """
     if most < 2:
         raise SearchError(f"most must be at least 2; got {most}")
-    base = table.about(study)["base"]
+    base = records.about(study)["base"]
     if not same_weights(base, here := describe(model).model_dump()):
         raise SearchError(f"the study {study.study_name!r} was made on another model: {base}; this is {here}")
-    known = table.measured(study).get(name, {})
-    wanted = [trial for trial in _spread(table.whole(study), most) if trial.number not in known]
+    known = records.measured(study).get(name, {})
+    wanted = [trial for trial in _spread(records.whole(study), most) if trial.number not in known]
     engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget)
     recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in wanted]
     whole = engine.work(recipes)
     with tqdm(total=whole, desc=name, unit="visit", unit_scale=True, disable=not progress or not wanted) as bar:
         outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n)))
     scored = {t.number: its.nll for t, its in zip(wanted, outcomes, strict=True) if not isinstance(its, DavidError)}
-    table.keep_measured(study, name, known | scored)
+    records.keep_measured(study, name, known | scored)
     return table.rank_correlations(study)[name]
 
 

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from david import plot, report, table
+from david import plot, records, report, table
 from david.drawing import VOID, drawing
 from david.origin import Data, numbers_of
 from david.picture import svg_picture
@@ -50,7 +50,9 @@ def page(study: Study, *, top: int = 5) -> str:
     Example:
         >>> IPython.display.HTML(page(study))  # doctest: +SKIP
     """
-    run = _Run(study, table.about(study), table.trials(study), table.leaderboard(study, top), table.blocks(study), top)
+    run = _Run(
+        study, records.about(study), table.trials(study), table.leaderboard(study, top), table.blocks(study), top
+    )
     found = [section for make in _SECTIONS if (section := make(run)) is not None]
     return str(_part("document", f"David · {study.study_name}", _hero(run), found)).strip() + "\n"
 
@@ -85,9 +87,9 @@ def _hero(run: _Run) -> dict[str, Any]:
     said = report.verdict(run.board)
     words = [row["verdict"] for row in run.recipes]
     base, held_out = run.about["base"], run.about["held_out_data"]
-    scored = len(table.complete(run.study))
-    judged = len(table.judged(run.study))
-    with_base = ", the base among them," * (table.base_trial(run.study) is not None)
+    scored = len(records.complete(run.study))
+    judged = len(records.judged(run.study))
+    with_base = ", the base among them," * (records.base_trial(run.study) is not None)
     lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run, run.about['search_data'])}. "
     if held_out is None or not judged:
         lead += "Nothing has been measured on held-out windows."
@@ -96,7 +98,7 @@ def _hero(run: _Run) -> dict[str, Any]:
             f"The base and {_count(judged, 'finalist')} were then measured on {_windows(run, held_out)} "
             "that the search had not seen."
         )
-    if table.looks(run.study) > 1:
+    if records.looks(run.study) > 1:
         again = report.looks(run.study)
         lead += f" {again[:1].upper()}{again[1:]}."
     return {
@@ -110,10 +112,10 @@ def _hero(run: _Run) -> dict[str, Any]:
 
 def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     """A label, a figure and a note each."""
-    base, asked = table.base_trial(run.study), table.unit_of(run.study) == table.QUESTION
+    base, asked = records.base_trial(run.study), records.unit_of(run.study) == records.QUESTION
     if base is None:
         return []
-    kept = table.held_out(run.study, base)
+    kept = records.held_out(run.study, base)
     measure, better, figure = ("accuracy", "higher", _share) if asked else ("perplexity", "lower", _figure)
     if kept is None:
         its = run.board[run.board["recipe"] == table.BASE][f"search_{measure}"]
@@ -135,7 +137,7 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
 
 def _tried(run: _Run) -> tuple[str, str, str]:
     by = [name.partition("(")[0] for name in _strategies(run.study)] or [run.about["sampler"]]
-    return "Recipes scored", f"{len(table.complete(run.study)):,}", f"by {', '.join(dict.fromkeys(by))}"
+    return "Recipes scored", f"{len(records.complete(run.study)):,}", f"by {', '.join(dict.fromkeys(by))}"
 
 
 def _strategies(study: Study) -> list[str]:
@@ -150,7 +152,7 @@ def _leaderboard(run: _Run) -> Section | None:
     reach = _rounded_up(max((bound for bound in bounds if math.isfinite(bound)), default=0.0))
     rows = [row | {"is_base": row["recipe"] == table.BASE, "bar": _bar(row, reach)} for row in run.rows]
     asked = "search_accuracy" in run.board
-    return ("Leaderboard", _part("leaderboard", rows, reach, asked, table.traded(run.study))) if rows else None
+    return ("Leaderboard", _part("leaderboard", rows, reach, asked, records.traded(run.study))) if rows else None
 
 
 def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
@@ -174,7 +176,7 @@ def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
 
 def _paths(run: _Run) -> Section | None:
     """A picture for each of the best recipes."""
-    n_layers = table.depth_of(run.study)
+    n_layers = records.depth_of(run.study)
     cards = []
     for row in run.recipes[: run.top]:
         recipe = Recipe.parse(row["recipe"])
@@ -207,7 +209,7 @@ def _course(run: _Run) -> Section | None:
         ),
         *(
             drawing(partial(report.against, run.trials, name), (5, 3.6), f"against-{report.slug(name)}", grid)
-            for name in table.traded(run.study)
+            for name in records.traded(run.study)
         ),
     ]
     return "The search", _part("plots", drawings)
@@ -216,22 +218,22 @@ def _course(run: _Run) -> Section | None:
 def _front(run: _Run) -> Section | None:
     """The recipes that no other beats in all that counts; the base alone makes no front."""
     rows = table.front(run.trials).to_dict("records")
-    traded = table.traded(run.study)
+    traded = records.traded(run.study)
     named = "What depth buys" if not traded else "The Pareto front"
-    return (named, _part("front", rows, table.also(run.study), traded)) if len(rows) > 1 else None
+    return (named, _part("front", rows, records.also(run.study), traded)) if len(rows) > 1 else None
 
 
 def _luck(run: _Run) -> Section | None:
     """What luck alone would show on the search windows, beside what was seen there."""
     found = table.luck(run.study)
-    unit = table.unit_of(run.study)
-    said = report.luck(found, len(table.complete(run.study)) - 1, unit)
+    unit = records.unit_of(run.study)
+    said = report.luck(found, len(records.complete(run.study)) - 1, unit)
     return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found, unit)) if said else None
 
 
 def _baseline(run: _Run) -> Section | None:
     """What random recipes of the best one's depth show beside it."""
-    said, found = report.baseline(run.study), table.baseline(run.study)
+    said, found = report.baseline(run.study), records.baseline(run.study)
     if not said or found is None:
         return None
     rows = sorted(found.nll.items(), key=lambda item: item[1])
@@ -246,7 +248,7 @@ def _rankings(run: _Run) -> Section | None:
 
 def _seams(run: _Run) -> Section | None:
     """Where each finalist jumps."""
-    every = range(table.depth_of(run.study))
+    every = range(records.depth_of(run.study))
     rows = []
     for row in run.recipes:
         visited = Recipe.parse(row["recipe"]).repeat_map
@@ -297,7 +299,7 @@ def _was_run(run: _Run) -> Section:
         ("Seed", "the study’s own" if about["seed"] is None else str(about["seed"]), False),
         ("Objective", about["objective"], True),
         *[(f"Also minimised: {name}", _also(what), True) for name, what in about.get("also", [])],
-        ("Convention", _convention(about, table.base_trial(run.study)), False),
+        ("Convention", _convention(about, records.base_trial(run.study)), False),
         ("Trials", _trial_counts(every), False),
     ]
     groups = [
@@ -328,7 +330,7 @@ def _trial_counts(every: Sequence[FrozenTrial]) -> str:
     counts = {
         "complete": len(complete),
         "of these duplicates": duplicates,
-        "dropped early": sum(table.PARTIAL in trial.user_attrs for trial in complete),
+        "dropped early": sum(records.PARTIAL in trial.user_attrs for trial in complete),
         "failed": sum(trial.state == TrialState.FAIL for trial in every),
         "unfinished": sum(not trial.state.is_finished() for trial in every),
     }
@@ -428,7 +430,7 @@ def _count(number: int, name: str) -> str:
 
 def _windows(run: _Run | None, data: Mapping[str, Any]) -> str:
     told = Data(**data)
-    if run is not None and table.unit_of(run.study) == table.QUESTION:
+    if run is not None and records.unit_of(run.study) == records.QUESTION:
         return f"{_count(told.documents or 0, 'question')} of {told.source}"
     return f"{_count(len(numbers_of(told.windows or '0:0')), 'window')} of {told.source}"
 

@@ -9,18 +9,18 @@ from typing import Any
 
 def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
     """Print a study's leaderboard and what its folder holds."""
-    from david import report, table
+    from david import records, report, table
 
     board = table.leaderboard(study, top)
-    luck, recipes = table.luck(study), len(table.complete(study)) - 1
-    by_luck = report.luck(luck, recipes, table.unit_of(study))
+    luck, recipes = table.luck(study), len(records.complete(study)) - 1
+    by_luck = report.luck(luck, recipes, records.unit_of(study))
     said = report.verdict(board), report.looks(study), report.baseline(study), by_luck, *report.rankings(study)
     sentences = [sentence for sentence in said if sentence]
     found = {
         "folder": str(out),
         "verdict": sentences[0],
-        "looks": table.looks(study),
-        "baseline": None if (baseline := table.baseline(study)) is None else vars(baseline),
+        "looks": records.looks(study),
+        "baseline": None if (baseline := records.baseline(study)) is None else vars(baseline),
         "rankings": {name: vars(found) for name, found in table.rank_correlations(study).items()},
         "luck": None if luck is None else vars(luck),
         "leaderboard": json.loads(board.to_json(orient="records")),

@@ -11,7 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
-from david.table import PARTIAL, WINDOW_NLL, WINDOW_TOKENS
+from david.records import PARTIAL, WINDOW_NLL, WINDOW_TOKENS
 
 _LEVEL = 0.005  # how often a test may give up a recipe as good as the one it is held against; see experiments/engine
 _PRIOR = 2.0  # for how many windows the spread of all recipes' differences counts beside a recipe's own

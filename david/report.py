@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from david import plot, table
+from david import plot, records, table
 from david.errors import RecipeError, SearchError, one_line
 from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
@@ -45,11 +45,11 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     if best is not None:
         files["best.json"] = best.save
     if not board.empty:
-        files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board, table.depth_of(study)), ax), (8, 5.5))
+        files["path.png"] = _drawing(lambda ax: plot.paths(table.paths(board, records.depth_of(study)), ax), (8, 5.5))
         files["history.png"] = _drawing(lambda ax: plot.history(trials, ax), (8, 4.5))
         depths = table.front(trials, ["visits"])
         files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax, front=depths), (8, 4.5))
-        for name in table.traded(study):
+        for name in records.traded(study):
             files[f"against_{slug(name)}.png"] = _drawing(partial(against, trials, name), (8, 4.5))
     if not grid.empty:
         files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
@@ -92,12 +92,12 @@ def put(path: Path, make: Callable[[Path], object]) -> Path:
 
 def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:
     """The first of the leaderboard that is not the base, with its scores and origin; None where there is none."""
-    found = table.finalists(study, top)
-    base = table.base_trial(study)
+    found = records.finalists(study, top)
+    base = records.base_trial(study)
     if not found or base is None:
         return None
     best = found[0]
-    about = table.about(study)
+    about = records.about(study)
     recipe = Recipe.parse(best.user_attrs["recipe"])
     return Recipe(
         recipe.repeat_map,
@@ -110,7 +110,7 @@ def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:
             space=about["space_name"],
             sampler=about["sampler"],
             strategy=best.user_attrs.get("strategy"),
-            trials=len(table.complete(study)),
+            trials=len(records.complete(study)),
             seed=about["seed"],
         ),
         made_with=Versions(**about["made_with"], created=datetime.now(UTC).isoformat(timespec="seconds")),
@@ -135,7 +135,7 @@ def verdict(board: pd.DataFrame) -> str:
             f"{apart} of {len(judged)} cannot be told apart from it"
         )
     first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
-    unit = table.QUESTION if "held_out_accuracy" in board else table.TOKEN
+    unit = records.QUESTION if "held_out_accuracy" in board else records.TOKEN
     return (
         f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a {unit} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
@@ -144,7 +144,7 @@ def verdict(board: pd.DataFrame) -> str:
 
 def looks(study: Study) -> str:
     """How often the held-out windows were looked at, and for how many recipes, in a sentence; empty for never."""
-    times, recipes = table.looks(study), len(table.judged(study))
+    times, recipes = records.looks(study), len(records.judged(study))
     if not times:
         return ""
     often = "once" if times == 1 else f"{times} times"
@@ -154,7 +154,7 @@ def looks(study: Study) -> str:
     )
 
 
-def luck(found: Luck | None, recipes: int, unit: str = table.TOKEN) -> str:
+def luck(found: Luck | None, recipes: int, unit: str = records.TOKEN) -> str:
     """The luck line of so many recipes in a sentence; empty where it cannot be told."""
     if found is None or math.isnan(found.typical):
         return ""
@@ -167,19 +167,19 @@ def luck(found: Luck | None, recipes: int, unit: str = table.TOKEN) -> str:
 
 def baseline(study: Study) -> str:
     """How random recipes as deep as the best finalist do on held-out windows, in a sentence; empty where unknown."""
-    found, base = table.baseline(study), table.base_trial(study)
+    found, base = records.baseline(study), records.base_trial(study)
     if found is None or base is None or not found.nll:
         return ""
-    judged = next((trial for trial in table.judged(study) if trial.number == found.trial), None)
-    best = None if judged is None else table.held_out(study, judged)
-    its = table.held_out(study, base)
+    judged = next((trial for trial in records.judged(study) if trial.number == found.trial), None)
+    best = None if judged is None else records.held_out(study, judged)
+    its = records.held_out(study, base)
     if best is None or its is None:
         return ""
     apart = sorted(nll - its.nll for nll in found.nll.values())
     beaten = sum(best.nll < nll for nll in found.nll.values())
     return (
         f"random recipes as deep as the best finalist (trial {found.trial}) show {apart[0]:+.4f} to {apart[-1]:+.4f} "
-        f"nats a {table.unit_of(study)} on the held-out windows; it is lower than {beaten} of {len(apart)}"
+        f"nats a {records.unit_of(study)} on the held-out windows; it is lower than {beaten} of {len(apart)}"
     )
 
 
@@ -279,7 +279,7 @@ def ready_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[Measurement]:
-    about = table.about(study)
+    about = records.about(study)
     convention = Convention(name=trial.user_attrs["convention"], window=about["window"], bos=about["bos"])
     metric = about["objective"].partition("(")[0]
     measured = []
@@ -312,10 +312,10 @@ def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[M
             )
 
     searched = sum(trial.user_attrs["window_tokens"])
-    right = table.accuracy(trial), table.accuracy(base)
-    nll = table.value_of(trial), table.value_of(base)
+    right = records.accuracy(trial), records.accuracy(base)
+    nll = records.value_of(trial), records.value_of(base)
     _add(*nll, searched, about["search_data"], right, held_out=False, difference=None)
-    ours, theirs = table.held_out(study, trial), table.held_out(study, base)
+    ours, theirs = records.held_out(study, trial), records.held_out(study, base)
     difference = table.difference_to_base(study, trial)
     if ours is not None and theirs is not None and difference is not None:
         tokens, right = sum(ours.window_tokens), (ours.accuracy, theirs.accuracy)

@@ -10,7 +10,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from david import store, table
+from david import records, store
 from david.also import Measure, values_of
 from david.corpus import Corpus
 from david.engine import Engine, Outcome, say
@@ -51,7 +51,7 @@ class Run:
     def recipes_at_once(self, study: Study) -> int:
         """How many to ask for: the base comes alone, so that the others find its states."""
         queued = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        if table.base_trial(study) is None:
+        if records.base_trial(study) is None:
             return 1
         if self.batch is not None:
             return self.batch if self.strategy is None else max(1, min(self.batch, queued))
@@ -90,7 +90,7 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
             other, its = known.get(notation), values[i]
             if race is not None and i in race.told:
                 outcomes.append("scored")
-            elif other is not None and (isinstance(its, DavidError) or table.PARTIAL not in other.user_attrs):
+            elif other is not None and (isinstance(its, DavidError) or records.PARTIAL not in other.user_attrs):
                 again.append((trial, notation))  # another worker was faster
             elif isinstance(score, DavidError) or isinstance(its, DavidError):
                 outcomes.append(_first(_failed, study, trial, its))
@@ -135,16 +135,16 @@ class _Race:
         for i, its in nll.items():
             self._nll[i] += its
             self._report(self._racers[i][0], windows, self._nll[i])
-        base = table.base_trial(self._study)
+        base = records.base_trial(self._study)
         if windows.stop == len(engine.corpus) or base is None:
             return []
         base_recipe = Recipe.identity(engine.n_layers)
-        best = min(table.value_of(trial) for trial in (base, *table.best_of_search(self._study, 1)))
+        best = min(records.value_of(trial) for trial in (base, *records.best_of_search(self._study, 1)))
         for i in nll:
             trial, recipe = self._racers[i]
             score = engine.score_of(self._nll[i])
             if isinstance(score, Score) and recipe != base_recipe and trial.should_prune():
-                trial.set_user_attr(table.PARTIAL, len(score.window_nll))
+                trial.set_user_attr(records.PARTIAL, len(score.window_nll))
                 _first(_tell, self._study, trial, score, [_estimate(score, base, best)])
                 dropped.append(i)
         self.told |= set(dropped)
@@ -155,8 +155,8 @@ class _Race:
         tokens = self._run.engine.window_tokens
         if isinstance(self._study.pruner, RacingPruner):
             if windows.start == 0:  # first: another worker may read the trial between the two
-                trial.set_user_attr(table.WINDOW_TOKENS, list(tokens))
-            trial.set_user_attr(table.WINDOW_NLL, list(nll))
+                trial.set_user_attr(records.WINDOW_TOKENS, list(tokens))
+            trial.set_user_attr(records.WINDOW_NLL, list(nll))
         else:
             for window in windows:
                 trial.report(nll[window] / tokens[window], window)
@@ -182,8 +182,8 @@ def _values(run: Run, recipes: Sequence[Recipe], scores: Sequence[Outcome]) -> l
 
 def _estimate(score: Score, base: FrozenTrial, best: float) -> float:
     """What a dropped recipe's first windows make of the base's NLL; never as low as the best."""
-    its = base.user_attrs[table.WINDOW_NLL][: len(score.window_nll)]
-    value = table.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens
+    its = base.user_attrs[records.WINDOW_NLL][: len(score.window_nll)]
+    value = records.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens
     return max(math.nextafter(best, math.inf), score.nll if math.isnan(value) else value)
 
 
@@ -220,14 +220,14 @@ def _known(study: Study) -> dict[str, FrozenTrial]:
     """Of each recipe, the trial that has scored it, or found that it cannot be scored."""
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     refused = [trial for trial in failed if {"recipe", "error"} <= trial.user_attrs.keys()]
-    return {trial.user_attrs["recipe"]: trial for trial in (*refused[::-1], *table.complete(study))}
+    return {trial.user_attrs["recipe"]: trial for trial in (*refused[::-1], *records.complete(study))}
 
 
 def kept(score: Score) -> dict[str, Any]:
     """What a trial keeps of its score."""
     return {
-        table.WINDOW_TOKENS: list(score.window_tokens),
-        table.WINDOW_NLL: list(score.window_nll),
+        records.WINDOW_TOKENS: list(score.window_tokens),
+        records.WINDOW_NLL: list(score.window_nll),
         "convention": score.convention,
-        **({table.RIGHT: list(score.right)} if score.right else {}),
+        **({records.RIGHT: list(score.right)} if score.right else {}),
     }

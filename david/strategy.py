@@ -15,7 +15,7 @@ from itertools import pairwise
 from optuna import Study
 from optuna.trial import TrialState
 
-from david import table
+from david import records
 from david.errors import SearchError
 from david.neighbours import STEPS, neighbours
 from david.recipe import Recipe
@@ -164,7 +164,7 @@ def _scored(study: Study) -> dict[Recipe, float]:
     """The NLL of each recipe that a study has scored; infinity where it cannot be."""
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     refused = [trial.user_attrs["recipe"] for trial in failed if {"recipe", "error"} <= trial.user_attrs.keys()]
-    scored = {trial.user_attrs["recipe"]: table.value_of(trial) for trial in table.complete(study)}
+    scored = {trial.user_attrs["recipe"]: records.value_of(trial) for trial in records.complete(study)}
     return {Recipe.parse(notation): nll for notation, nll in (dict.fromkeys(refused, math.inf) | scored).items()}
 
 

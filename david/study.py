@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import david
-from david import page, report, store, table
+from david import page, records, report, store
 from david.also import Also, check_also, measures_of, share_of, values_of
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens, say
@@ -151,7 +151,7 @@ def search(
         if held_out is not None:
             judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
     except KeyboardInterrupt:
-        say(f"interrupted: {len(table.complete(study))} recipes are scored; the same call goes on from here")
+        say(f"interrupted: {len(records.complete(study))} recipes are scored; the same call goes on from here")
     finally:
         if out is not None:
             page.write(study, out, top=top)
@@ -160,7 +160,7 @@ def search(
 
 def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     stale = failures = here = 0
-    scored = len(table.complete(study))
+    scored = len(records.complete(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while scored < n_trials:
             store.reclaim(study, unsigned=not run.by_hand)
@@ -188,7 +188,7 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 here += outcome == "scored"
             if failures >= _FAILURES_BEFORE_END:
                 raise SearchError(f"{failures} recipes in a row failed; the last one's reason stands above")
-            scored = len(table.complete(study))
+            scored = len(records.complete(study))
         bar.total = bar.n
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
@@ -224,7 +224,7 @@ def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> store.Asked
 def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     """Put the base first and the queue behind it, where the study does not have them yet."""
     base = Recipe.identity(run.n_layers)
-    if table.base_trial(study) is None and store.first_queued(study) not in (None, _asked(run, base)):
+    if records.base_trial(study) is None and store.first_queued(study) not in (None, _asked(run, base)):
         _score_base(study, run, base)  # a queue that was left behind would come before it
     _enqueue(study, run, [base, *queue])
     finished = (TrialState.COMPLETE, TrialState.WAITING)
@@ -255,7 +255,7 @@ def _enqueue(
     study: Study, run: Run, recipes: Sequence[Recipe], strategy: str | None = None, room: int | None = None
 ) -> None:
     """Queue the recipes that are not scored yet, as far as there is room."""
-    known = {trial.user_attrs["recipe"] for trial in table.complete(study)}
+    known = {trial.user_attrs["recipe"] for trial in records.complete(study)}
     new = [recipe for recipe in recipes if str(recipe) not in known]
     store.enqueue(study, [_asked(run, recipe, strategy) for recipe in new[:room]])
 
@@ -354,6 +354,6 @@ def _tell_seen(corpus: Corpus, held_out: Corpus | None, start: Sequence[Recipe])
 
 
 def _standing(study: Study) -> str:
-    base, best = table.base_trial(study), table.best_of_search(study, 1)
-    parts = [f"base {table.value_of(base):.4f}"] if base is not None else []
-    return ", ".join(parts + [f"best {table.value_of(trial):.4f}" for trial in best]) + " nats"
+    base, best = records.base_trial(study), records.best_of_search(study, 1)
+    parts = [f"base {records.value_of(base):.4f}"] if base is not None else []
+    return ", ".join(parts + [f"best {records.value_of(trial):.4f}" for trial in best]) + " nats"

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from tiny_models import tiny_model
 
-from david import page, report, table
+from david import page, records, report, table
 from david.corpus import Corpus
 from david.errors import ScoreError, SearchError
 from david.layers import find
@@ -82,8 +82,8 @@ def test_the_best_are_the_front_and_they_are_judged(model: Any, sides: tuple[Cor
     assert set(rows["trial"]) == front
     assert rows["visits"].is_monotonic_increasing
     ranked = sorted(front - {0}, key=lambda number: values[number][0])
-    assert [trial.number for trial in table.best_of_search(study, 4)] == ranked[:4]
-    judged = {trial.number for trial in table.judged(study)}
+    assert [trial.number for trial in records.best_of_search(study, 4)] == ranked[:4]
+    judged = {trial.number for trial in records.judged(study)}
     assert judged == set(ranked[:4])
     board = table.leaderboard(study, 4)
     assert set(board["trial"]) == judged | {0}
@@ -109,11 +109,11 @@ def test_the_front_of_visits_alone_is_what_depth_buys(model: Any, sides: tuple[C
 
 def test_a_front_leaves_out_what_is_beaten_and_what_is_equal_and_later() -> None:
     values = np.random.default_rng(1).integers(0, 4, (60, 3)).astype(float)
-    kept = table._unbeaten(values)
+    kept = records.unbeaten(values)
     listed = values.tolist()
     for i, row in enumerate(listed):
         assert kept[i] == (not dominated(row, listed) and row not in listed[:i])
-    assert not table._unbeaten(np.empty((0, 2))).any()
+    assert not records.unbeaten(np.empty((0, 2))).any()
 
 
 def test_a_search_of_several_values_goes_on_where_it_stopped(
@@ -260,7 +260,7 @@ def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) 
     for trial in scored(study):
         score = by_hand(model, Recipe.parse(trial.user_attrs["recipe"]), lambda m: multiple_choice(m, seen))
         assert trial.value == pytest.approx(score.nll, abs=1e-6)
-        assert table.accuracy(trial) == score.accuracy
+        assert records.accuracy(trial) == score.accuracy
     board = table.leaderboard(study, 2)
     for row in board.to_dict("records"):
         recipe = Recipe.identity(6) if row["recipe"] == "base" else Recipe.parse(row["recipe"])
@@ -273,7 +273,7 @@ def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) 
     assert "held-out accuracy" in html
     assert "12 questions of" in html
     assert "18 questions of" in html
-    assert "nats a question" in report.luck(table.luck(study), 5, table.unit_of(study))
+    assert "nats a question" in report.luck(table.luck(study), 5, records.unit_of(study))
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert [its["metric"] for its in best["scores"]] == ["multiple_choice"] * 2
     picked = Recipe.load(tmp_path / "run" / "best.json")

@@ -28,6 +28,7 @@ LIGHT = [
     "neighbours",
     "verdict",
     "luck",
+    "records",
     "table",
     "strategy",
     "racing",
@@ -63,7 +64,7 @@ HEAVY = [
     "study",
     "measures",
 ]
-ORDER = [*LIGHT, *HEAVY, "chat", "options", "inputs", "printing", "cli"]
+ORDER = [*LIGHT, *HEAVY, "chat", "options", "inputs", "printing", "cli_studies", "cli"]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")

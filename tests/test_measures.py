@@ -8,7 +8,7 @@ from optuna import Study
 from scipy import stats
 from tiny_models import tiny_model
 
-from david import page, report, table
+from david import page, records, report
 from david.corpus import Corpus
 from david.engine import score_recipes
 from david.errors import ScoreError, SearchError
@@ -36,7 +36,7 @@ def recipes_of(study: Study, numbers: Any) -> list[Recipe]:
 def test_a_measure_is_each_recipes_score_and_the_correlation_is_theirs(study: Study, tiny: Any) -> None:
     answers = of_completions()
     found = measure(study, tiny, answers, name="answers", progress=False)
-    kept = table.measured(study)["answers"]
+    kept = records.measured(study)["answers"]
     assert len(kept) == found.pairs == 12
     scores = score_recipes(tiny, recipes_of(study, kept), answers)
     assert list(kept.values()) == pytest.approx([score.nll for score in scores], rel=1e-6)
@@ -50,12 +50,12 @@ def test_a_measure_is_each_recipes_score_and_the_correlation_is_theirs(study: St
 def test_what_is_measured_is_not_measured_again(study: Study, tiny: Any) -> None:
     first = measure(study, tiny, windows(3), name="more", most=5, progress=False)
     assert first.pairs == 5
-    order = [trial.number for trial in table.whole(study)]
-    assert list(table.measured(study)["more"]) == [order[place] for place in (0, 3, 6, 8, 11)]  # from best to worst
-    before = table.measured(study)["more"]
+    order = [trial.number for trial in records.whole(study)]
+    assert list(records.measured(study)["more"]) == [order[place] for place in (0, 3, 6, 8, 11)]  # from best to worst
+    before = records.measured(study)["more"]
     second = measure(study, tiny, windows(3), name="more", progress=False)
     assert second.pairs == 12
-    assert table.measured(study)["more"].items() >= before.items()
+    assert records.measured(study)["more"].items() >= before.items()
     with counted(tiny) as calls:
         assert measure(study, tiny, windows(3), name="more", objective=lambda *_: 1 / 0, progress=False) == second
     assert sum(calls) == 0
@@ -77,4 +77,4 @@ def test_a_study_of_another_model_is_refused(study: Study) -> None:
         measure(study, tiny_model("llama", num_hidden_layers=5), windows(1), name="x", progress=False)
     with pytest.raises(SearchError, match="most must be at least 2"):
         measure(study, tiny_model("llama"), windows(1), name="x", most=1)
-    assert table.measured(study) == {}
+    assert records.measured(study) == {}

@@ -19,7 +19,7 @@ from optuna import Study
 from PIL import Image
 
 import david
-from david import page, report, table
+from david import page, records, report, table
 from david.errors import SearchError
 from david.recipe import Recipe
 from david.space import all_blocks
@@ -113,7 +113,7 @@ def two_thousand() -> Study:
         about = {"partial": 1} if trial % 3 else {}
         add(study, recipe, 2 + float(numbers.exponential()), **about)
     judge(study, 0, [20.0, 21.0, 22.0], [10, 10, 10])
-    for trial in table.best_of_search(study, 5):
+    for trial in records.best_of_search(study, 5):
         judge(study, trial.number, list(20 + numbers.normal(size=3)), [10, 10, 10])
     for _ in range(5):
         wild = Recipe(tuple(int(layer) for layer in numbers.integers(0, 80, 240)))
@@ -351,7 +351,7 @@ def test_a_strategy_that_asked_for_recipes_is_told() -> None:
 def test_looks_at_the_held_out_windows_are_told_when_there_were_several(judged: Study) -> None:
     told = "The held-out windows were looked at 2 times, for 2 recipes and the base"
     for often in (False, True):
-        table.look(judged, judged.trials[:2])
+        records.look(judged, judged.trials[:2])
         assert (told in Document(page.page(judged)).text) is often
 
 

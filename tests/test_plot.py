@@ -12,7 +12,7 @@ from matplotlib.backend_bases import MouseEvent
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from david import plot, table
+from david import plot, records, table
 from david.recipe import Recipe
 from david.space import all_blocks
 from tests.studies import add, new_study
@@ -292,7 +292,7 @@ def test_of_any_study_with_blocks_the_heatmap_and_the_paths_are_drawn(kind: str,
     study = new_study(n_layers)
     for recipe, nll in zip([Recipe.identity(n_layers), *all_blocks(n_layers)], nlls, strict=False):
         add(study, recipe, nll)
-    plot.paths(table.paths(table.leaderboard(study), table.depth_of(study)), ax)
+    plot.paths(table.paths(table.leaderboard(study), records.depth_of(study)), ax)
     ax.figure.canvas.draw()
     assert len(ax.lines) == min(len(nlls), 6)
     heat = plt.figure().add_subplot()

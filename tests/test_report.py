@@ -12,7 +12,7 @@ import pytest
 from optuna import Study
 from PIL import Image
 
-from david import report, table
+from david import records, report, table
 from david.errors import SearchError
 from david.luck import Luck
 from david.recipe import Recipe
@@ -268,9 +268,9 @@ def test_every_recipe_that_is_committed_can_be_read(path: Path) -> None:
 
 def test_how_often_the_held_out_windows_were_looked_at_is_told(judged: Study) -> None:
     assert report.looks(judged) == ""
-    table.look(judged, judged.trials[:2])
+    records.look(judged, judged.trials[:2])
     assert report.looks(judged) == "the held-out windows were looked at once, for 2 recipes and the base"
-    table.look(judged, judged.trials[1:3])
+    records.look(judged, judged.trials[1:3])
     assert "looked at 2 times, for 2 recipes and the base: with each look" in report.looks(judged)
 
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from david import Corpus, Recipe, load_model, measure, page, report, score_recipes, search, table
+from david import Corpus, Recipe, load_model, measure, page, records, report, score_recipes, search, table
 from david.sling import base_depth
 from david.space import Blocks, all_blocks
 from david.strategy import Beam, Refine
@@ -94,11 +94,11 @@ def run(name: str, model: Any, sides: tuple[Corpus, Corpus], out: Path, each: in
             continue
         start = time.perf_counter()
         study = search(model, seen, held_out=None, pruner="race", **shared, **options)
-        base, [best] = table.base_trial(study), table.best_of_search(study, 1)
+        base, [best] = records.base_trial(study), records.best_of_search(study, 1)
         assert base is not None
         found[part_name] = Recipe.parse(best.user_attrs["recipe"])
-        part = {"part": part_name, "recipes": len(table.complete(study)), "seconds": time.perf_counter() - start}
-        part |= {"best": best.user_attrs["recipe"], "gain": table.value_of(best) - table.value_of(base)}
+        part = {"part": part_name, "recipes": len(records.complete(study)), "seconds": time.perf_counter() - start}
+        part |= {"best": best.user_attrs["recipe"], "gain": records.value_of(best) - records.value_of(base)}
         parts.append(part)
         about.write_text(json.dumps(parts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     search(model, seen, held_out=unseen, n_trials=1, out=out / name, **shared)
@@ -157,7 +157,7 @@ def told(name: str, out: Path, parts: list[dict[str, Any]], sides: tuple[Corpus,
     board = table.leaderboard(study, TOP)
     found = table.luck(study)
     said = [report.verdict(board), report.looks(study), report.baseline(study)]
-    said += [report.luck(found, len(table.complete(study)) - 1), *report.rankings(study)]
+    said += [report.luck(found, len(records.complete(study)) - 1), *report.rankings(study)]
     return "\n".join([*lines, "", "```", report.board_text(board), "", *said, "```"])
 
 
