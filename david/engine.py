@@ -1,7 +1,6 @@
 """Scores many recipes of one model on one corpus: each distinct visit once, or else sling, score, reset."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from david import memory
 from david.corpus import Corpus
 from david.errors import DavidError, ScoreError, one_line
 from david.forward import input_device
+from david.messages import say
 from david.plan import Cost, Estimate, Plan, groups
 from david.recipe import Recipe
 from david.score import (
@@ -438,8 +438,3 @@ def _batches(n_windows: int, at_once: int, rung: int | None) -> Iterator[range]:
         stop = min(stop, n_windows)
         yield from (range(low, min(low + at_once, stop)) for low in range(start, stop, at_once))
         start, stop = stop, 2 * stop
-
-
-def say(line: str) -> None:
-    """A line to stderr, above a bar."""
-    tqdm.write(line, file=sys.stderr)

@@ -7,17 +7,24 @@ from random import Random
 from optuna import Study
 from tqdm.auto import tqdm
 
-from david import records
+from david import records, stopping
 from david.corpus import Corpus
-from david.engine import Engine, say
+from david.engine import Engine
 from david.errors import DavidError
+from david.messages import say
 from david.parts import scattered
 from david.recipe import Recipe
 from david.rounds import Run
+from david.workers import alone
 
 
 def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, progress: bool) -> None:
     """Score the base, the `top` best and a random baseline on held-out windows, and keep that; each once."""
+    with alone(study, run.heart, "judging"):
+        _judge(study, run, held_out, top, baseline, progress)
+
+
+def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, progress: bool) -> None:
     base = records.base_trial(study)
     picked = [*([base] if base is not None else []), *records.best_of_search(study, top)]
     wanted = [trial for trial in picked if records.held_out(study, trial) is None]
@@ -29,6 +36,7 @@ def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, 
         records.look(study, picked)
     with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
         for trial in wanted:
+            stopping.check()
             [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
             its = None if base is None else records.held_out(study, base)
             if not isinstance(score, DavidError):

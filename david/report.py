@@ -23,7 +23,9 @@ from david.errors import RecipeError, SearchError, one_line
 from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
+from david.storage import open_storage
 from david.verdict import BETTER, UNDECIDED, Difference
+from david.workers import LOCKED
 
 
 def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
@@ -243,14 +245,15 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
     try:
         url = sqlalchemy.make_url(storage)
         if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
-            raise FileNotFoundError(f"there is no file {url.database}")  # noqa: TRY301  # SQLite would make one
-        names = optuna.get_all_study_names(storage)
-    except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
-        raise SearchError(f"the storage {folder or storage} cannot be read: {one_line(error)}") from error
+            raise FileNotFoundError(f"there is no file {url.database}")  # SQLite would make one
+        opened = open_storage(storage)
+        names = [name for name in optuna.get_all_study_names(opened) if not name.endswith(LOCKED)]
+    except (OSError, sqlalchemy.exc.ArgumentError) as error:
+        raise SearchError(f"the storage {folder or storage} cannot be used: {one_line(error)}") from error
     wanted = name or (names[0] if len(names) == 1 else None)
     if wanted is None or wanted not in names:
         raise SearchError(f"name one of the studies in {folder or storage}: {', '.join(names) or 'it has none'}")
-    return optuna.load_study(study_name=wanted, storage=storage)
+    return optuna.load_study(study_name=wanted, storage=opened)
 
 
 def storage_in(folder: str | os.PathLike[str]) -> str:

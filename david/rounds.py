@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,21 +11,26 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from david import records, store
+from david import records, stopping
 from david.also import Measure, values_of
 from david.corpus import Corpus
-from david.engine import Engine, Outcome, say
+from david.engine import Engine, Outcome
 from david.errors import DavidError, RecipeError, SlingError
+from david.messages import say
+from david.queueing import WANTED, give_back
 from david.racing import RacingPruner
 from david.recipe import Recipe
 from david.score import Score
 from david.space import Space
 from david.strategy import Strategy
+from david.workers import OWNER, Heart
 
 Tell = Callable[[float], Any]
+_Fresh = dict[str, tuple[Trial, Recipe]]
 
 _DUPLICATE = "duplicate"
 _QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
+_LOOKS, _LOOK = 40, 0.05  # at what other workers have in hand, and seconds between two
 _GO_ON = 0.55  # of a rung's recipes, as far as a bar can tell beforehand (experiments/engine: a landscape of blocks)
 
 
@@ -41,6 +47,7 @@ class Run:
     batch: int | None
     racing: bool
     by_hand: bool  # the study is the caller's, who may ask it for trials too
+    heart: Heart
     also: Mapping[str, Measure] = field(default_factory=dict)  # what is minimised beside the objective
 
     @property
@@ -66,24 +73,12 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
     `expect` is told how much work is still to come, in visits of a window, as far as is known; `done` what is done.
     """
     trials: list[Trial] = []
-    fresh: dict[str, tuple[Trial, Recipe]] = {}
-    again: list[tuple[Trial, str]] = []
-    outcomes: list[str] = []
     try:
-        known = _known(study)
-        for _ in range(n):
-            trials.append(trial := study.ask())
-            recipe = _proposal(study, run, trial)
-            if isinstance(recipe, str):
-                outcomes.append(recipe)
-            elif (notation := str(recipe)) in fresh or notation in known:
-                again.append((trial, notation))
-            else:
-                fresh[notation] = trial, recipe
+        fresh, again, outcomes = _ask(study, run, n, trials)
         recipes = [recipe for _, recipe in fresh.values()]
         race = _Race(study, run, list(fresh.values()), expect) if run.racing else None
         expect(run.engine.work(recipes) if race is None else race.to_come(0, recipes))
-        scores = run.engine.outcomes(recipes, drop=race, done=done)
+        scores = _scores(run, recipes, race, done)
         values = _values(run, recipes, scores)
         known = _known(study)
         for i, ((notation, (trial, _)), score) in enumerate(zip(fresh.items(), scores, strict=True)):
@@ -98,10 +93,44 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
                 outcomes.append(_first(_tell, study, trial, score, its))
         known = _known(study) if again else {}
         return outcomes + [_first(_told_again, study, trial, known[notation]) for trial, notation in again]
-    except BaseException:
-        for trial in trials:
-            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    except BaseException as error:
+        with suppress(Exception):  # where it is the storage that fails
+            _let_go(study, trials, again=isinstance(error, KeyboardInterrupt))
         raise
+
+
+def _ask(study: Study, run: Run, n: int, trials: list[Trial]) -> tuple[_Fresh, list[tuple[Trial, str]], list[str]]:
+    """Ask for so many `trials`: which are to be scored, by their notations; which are known; what became of others."""
+    fresh: _Fresh = {}
+    again: list[tuple[Trial, str]] = []
+    outcomes: list[str] = []
+    known = _known(study)
+    for _ in range(n):
+        trials.append(trial := study.ask())
+        recipe = _proposal(study, run, trial)
+        if isinstance(recipe, str):
+            outcomes.append(recipe)
+        elif (notation := str(recipe)) in fresh or notation in known:
+            again.append((trial, notation))
+        else:
+            fresh[notation] = trial, recipe
+    theirs = _in_hand(study, run, fresh)
+    left = [(fresh.pop(notation)[0], notation) for notation in theirs]
+    left += [(trial, notation) for trial, notation in again if notation in theirs]
+    outcomes += [_first(_left_to, study, trial, theirs[notation]) for trial, notation in left]
+    return fresh, [(trial, notation) for trial, notation in again if notation not in theirs], outcomes
+
+
+def _let_go(study: Study, trials: Sequence[Trial], *, again: bool) -> None:
+    """End what is not told yet of these trials; what they were asked for comes `again`."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    numbers = {trial.number for trial in trials}
+    for trial in running:
+        if trial.number in numbers:
+            if again:
+                give_back(study, trial)
+            else:
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
@@ -110,8 +139,8 @@ def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
     Or else what became of it at once.
     """
     try:
-        trial.set_user_attr("worker", store.worker())
-        wanted = trial.user_attrs.get(store.WANTED)
+        trial.set_user_attr(OWNER, run.heart.name)
+        wanted = trial.user_attrs.get(WANTED)
         recipe = run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
         trial.set_user_attr("recipe", str(recipe))
     except DavidError as error:
@@ -119,6 +148,41 @@ def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
     except UpdateFinishedTrialError:
         return _DUPLICATE
     return recipe
+
+
+def _in_hand(study: Study, run: Run, fresh: _Fresh) -> dict[str, int]:
+    """Which of these recipes another worker has in hand, and as which trial: of two, the first asked for is run."""
+    mine = {trial.number for trial, _ in fresh.values()}
+    for _ in range(_LOOKS if mine else 0):
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        before = [trial for trial in running if trial.number not in mine and trial.number < max(mine)]
+        before = [trial for trial in before if OWNER in trial.user_attrs or not run.by_hand]
+        if all("recipe" in trial.user_attrs for trial in before):
+            break
+        stopping.pause(_LOOK)  # one that was asked for just now will be named in a moment
+    else:
+        return {}
+    theirs = {trial.user_attrs["recipe"]: trial.number for trial in before}
+    return {its: theirs[its] for its, (trial, _) in fresh.items() if its in theirs and theirs[its] < trial.number}
+
+
+def _left_to(study: Study, trial: Trial, number: int) -> str:
+    """Leave a recipe to the worker that has it in hand: what comes of it is told of that trial."""
+    trial.set_user_attr("duplicate_of", number)
+    study.tell(trial, state=TrialState.FAIL)
+    return _DUPLICATE
+
+
+def _scores(run: Run, recipes: Sequence[Recipe], race: "_Race | None", done: Tell) -> list[Outcome]:
+    """The score of each recipe; Ctrl-C ends it between two batches of windows."""
+
+    def drop(windows: range, nll: Mapping[int, Sequence[float]]) -> list[int]:
+        dropped = [] if race is None else race(windows, nll)
+        if windows.stop < len(run.engine.corpus):
+            stopping.check()
+        return dropped
+
+    return run.engine.outcomes(recipes, drop=drop, done=done)
 
 
 class _Race:

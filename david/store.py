@@ -1,33 +1,26 @@
-"""Where a study lives: opening it, signing what it is made on, queueing, taking up what a dead worker left."""
+"""Where a study lives: opening it with its sampler, signing what it is made on."""
 
-import contextlib
 import importlib.util
 import os
-import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
-import psutil
 from optuna import Study
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
 
 from david import report
 from david.corpus import Corpus
-from david.errors import SearchError, one_line
+from david.errors import SearchError
+from david.messages import say
 from david.origin import Data
 from david.racing import RacingPruner
-
-WANTED = "wanted"  # of a trial: a recipe that its space cannot say
-STRATEGY = "strategy"  # of a trial: what asked for it, where that was not the sampler
+from david.storage import open_storage
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     # in groups: trials of a strategy, which may have no parameters, then leave the joint space of the others alone
@@ -39,16 +32,6 @@ _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "nsga2": optuna.samplers.NSGAIISampler,
 }
 _WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in five: experiments/engine/racing.md
-_UNSIGNED = timedelta(seconds=10)  # a worker signs its trial a moment after asking: longer without a name is death
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a trial is queued for: parameters; or none, and a recipe that its space cannot say."""
-
-    params: dict[str, Any]
-    recipe: str | None = None
-    strategy: str | None = field(default=None, compare=False)
 
 
 def pruner_named(pruner: str | BasePruner, finalists: int) -> BasePruner:
@@ -72,12 +55,9 @@ def open_study(
     The sampler's seed is drawn from (`seed`, trials so far), so that a resumed study does not draw its beginning again.
     """
     check_sampler(sampler, values)
-    try:
-        study = optuna.create_study(
-            storage=storage, study_name=name, directions=["minimize"] * values, load_if_exists=True
-        )
-    except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
-        raise SearchError(f"the storage {storage} cannot be used: {one_line(error)}") from error
+    study = optuna.create_study(
+        storage=open_storage(storage), study_name=name, directions=["minimize"] * values, load_if_exists=True
+    )
     study.sampler = sampler if isinstance(sampler, BaseSampler) else sampler_named(sampler, seed, len(study.trials))
     return study
 
@@ -121,7 +101,8 @@ def check_sampler(sampler: str | BaseSampler, values: int) -> None:
 def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
     """Write into the study what it is made on, and `once` what made it; `SearchError` where it was made on another.
 
-    Of the base, its weights count, not the place they were loaded from. Held-out data may come later.
+    Of the base, its weights count, not the place they were loaded from. Held-out data may come later; another sampler
+    or pruner may go on, with a word.
     """
     before = study.user_attrs.get("david")
     if before is None:
@@ -135,6 +116,9 @@ def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
                 f"the study {study.study_name!r} was made with another {key.replace('_', ' ')}: {before[key]}, "
                 f"now {value}; give the same, or another study or folder"
             )
+    for key in ("sampler", "pruner"):
+        if key in before and before[key] != once[key]:
+            say(f"the study was begun with the {key} {before[key]}, and goes on with {once[key]}")
     if before["held_out_data"] is None:
         study.set_user_attr("david", before | {"held_out_data": about["held_out_data"]})
 
@@ -170,26 +154,6 @@ def name_of(thing: Any) -> str:
     return type(thing).__qualname__ if " at 0x" in name else name
 
 
-def worker() -> str:
-    """This process, as a trial names it."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def enqueue(study: Study, wanted: Sequence[Asked]) -> None:
-    """Queue what is not waiting or running already; what failed may come again."""
-    unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
-    queued = [_asked(trial) for trial in unfinished]
-    for asked in wanted:
-        if asked not in queued:
-            _queue(study, asked)
-
-
-def first_queued(study: Study) -> Asked | None:
-    """What is asked for next; None where nothing waits."""
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    return _asked(waiting[0]) if waiting else None
-
-
 def models_parameters_alone(sampler: BaseSampler) -> bool:
     """Whether a sampler models nothing beside trials without parameters."""
     return isinstance(
@@ -199,33 +163,3 @@ def models_parameters_alone(sampler: BaseSampler) -> bool:
         | optuna.samplers.QMCSampler
         | optuna.samplers.NSGAIISampler,
     )
-
-
-def reclaim(study: Study, *, unsigned: bool) -> None:
-    """Give up the trials whose worker on this machine has died, and queue again what they were asked for.
-
-    With `unsigned`, also those that nobody signed in time; a study that others ask too may have such trials alive.
-    """
-    host = socket.gethostname()
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner, _, pid = trial.user_attrs.get("worker", "").rpartition(":")
-        if owner:
-            dead = owner == host and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
-        else:
-            dead = unsigned and trial.datetime_start is not None and datetime.now() - trial.datetime_start > _UNSIGNED
-        if dead:
-            asked = _asked(trial)
-            if asked != Asked({}):  # first, so that a kill between the two loses nothing
-                _queue(study, asked)
-            with contextlib.suppress(UpdateFinishedTrialError):  # another worker may do the same at once
-                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-
-
-def _queue(study: Study, asked: Asked) -> None:
-    told = {WANTED: asked.recipe, STRATEGY: asked.strategy}
-    study.enqueue_trial(asked.params, user_attrs={name: value for name, value in told.items() if value is not None})
-
-
-def _asked(trial: FrozenTrial) -> Asked:
-    told = trial.user_attrs
-    return Asked(trial.system_attrs.get("fixed_params") or trial.params, told.get(WANTED), told.get(STRATEGY))

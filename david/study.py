@@ -1,7 +1,6 @@
 """The study loop: ask, run, tell; resume; judge the best on windows that the search has not seen."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,14 +16,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import david
-from david import page, records, report, store
+from david import page, records, report, stopping, store
 from david.also import Also, check_also, measures_of, share_of, values_of
 from david.corpus import Corpus
-from david.engine import Engine, counts_tokens, say
+from david.engine import Engine, counts_tokens
 from david.errors import DavidError, SearchError
 from david.judging import judge
+from david.messages import say
 from david.models import describe
 from david.origin import numbers_of
+from david.queueing import Asked, enqueue, first_queued, reclaim
 from david.recipe import Recipe
 from david.rounds import Run, kept, play
 from david.score import Objective, check_fits, perplexity
@@ -32,6 +33,7 @@ from david.sling import base_depth, check_recipe
 from david.space import Space, named, params_of
 from david.strategy import Refine, Strategy
 from david.strategy import named as strategy_named
+from david.workers import OWNER, Heart, alone
 
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
@@ -122,39 +124,46 @@ def search(
     share = share_of(model, also, memory_budget)
     scorer = partial(Engine, model, objective=objective, memory_budget=share, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
-    run = Run(
-        model,
-        scorer,
-        engine,
-        space,
-        strategy,
-        seed,
-        batch,
-        racing=racing is not None,
-        by_hand=study is not None,
-        also=measures_of(model, also, share),
-    )
-    about = _about(run, corpus, held_out, objective, also)
+    measures, by_hand = measures_of(model, also, share), study is not None
+    about = _about(model, space, corpus, held_out, objective, also)
     if study is None:
-        study = store.open_for(out, storage, study_name, sampler, seed, 1 + len(run.also))
+        study = store.open_for(out, storage, study_name, sampler, seed, 1 + len(also))
     if out is not None:
         report.ready_folder(out)
-    _check_directions(study, list(run.also))
+    _check_directions(study, list(also))
     if racing is not None:
         study.pruner = racing
-    own_seed = None if run.by_hand or isinstance(sampler, BaseSampler) else seed
-    store.sign(study, about, {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": _made_with()})
+    own_seed = None if by_hand or isinstance(sampler, BaseSampler) else seed
+    once = {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": _made_with()}
+    once["pruner"] = None if racing is None else type(racing).__name__
     _tell_seen(corpus, held_out, start)
-    try:
-        _begin(study, run, queue)
-        _loop(study, run, n_trials, progress)
-        if held_out is not None:
-            judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
-    except KeyboardInterrupt:
-        say(f"interrupted: {len(records.complete(study))} recipes are scored; the same call goes on from here")
-    finally:
-        if out is not None:
-            page.write(study, out, top=top)
+    with stopping.gently(), Heart(study) as heart:
+        run = Run(
+            model,
+            scorer,
+            engine,
+            space,
+            strategy,
+            seed,
+            batch,
+            racing=racing is not None,
+            by_hand=by_hand,
+            heart=heart,
+            also=measures,
+        )
+        try:
+            with alone(study, heart, "beginning"):
+                store.sign(study, about, once)
+                _begin(study, run, queue)
+            _loop(study, run, n_trials, progress)
+            if held_out is not None:
+                _await_others(study, run)
+                judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
+        except KeyboardInterrupt:
+            say(f"interrupted: {len(records.complete(study))} recipes are scored; the same call goes on from here")
+        finally:
+            if out is not None:
+                page.write(study, out, top=top)
     return study
 
 
@@ -163,12 +172,18 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     scored = len(records.complete(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while scored < n_trials:
-            store.reclaim(study, unsigned=not run.by_hand)
-            if ended := _ended(study, run, stale, n_trials - scored):
+            stopping.check()
+            reclaim(study, run.heart, unsigned=not run.by_hand)
+            room = n_trials - scored - _elsewhere(study, run)
+            if room <= 0:
+                stopping.pause(_WAIT)  # others have the rest in hand, though some of it may fail, or they may die
+                scored = len(records.complete(study))
+                continue
+            if ended := _ended(study, run, stale, room):
                 say(f"{ended}, {scored} recipes scored")
                 return
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
-            n = min(run.recipes_at_once(study), n_trials - scored)
+            n = min(run.recipes_at_once(study), -(-room // run.heart.workers()))
             bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
             bar.set_postfix_str(_standing(study))
             own = study.sampler
@@ -197,17 +212,34 @@ def _ended(study: Study, run: Run, stale: int, room: int) -> str:
     """Why a search ends here; nothing where it goes on. A strategy fills an empty queue, as far as there is room."""
     if stale >= _REPEATS_BEFORE_END:
         return f"the space is used up: nothing new in {stale} proposals"
-    if run.strategy is None or store.first_queued(study) is not None:
+    if run.strategy is None or first_queued(study) is not None:
         return ""
     while recipes := run.strategy(study, run.n_layers):
         _enqueue(study, run, recipes, store.name_of(run.strategy), room)
-        if store.first_queued(study) is not None:
+        if first_queued(study) is not None:
             return ""
         if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             break  # it asks for nothing but what is known
-        time.sleep(_WAIT)  # other workers have all of these in hand, and the next may depend on them
-        store.reclaim(study, unsigned=not run.by_hand)
+        stopping.pause(_WAIT)  # other workers have all of these in hand, and the next may depend on them
+        reclaim(study, run.heart, unsigned=not run.by_hand)
     return "the strategy is at its end"
+
+
+def _elsewhere(study: Study, run: Run) -> int:
+    """How many trials other workers have in hand."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return sum(OWNER in trial.user_attrs or not run.by_hand for trial in running)
+
+
+def _await_others(study: Study, run: Run) -> None:
+    """Wait until the others have finished what they have in hand: one of it may be the best."""
+    told = False
+    while running := _elsewhere(study, run):
+        if not told:
+            say(f"waiting for {running} recipes that other workers have in hand")
+            told = True
+        stopping.pause(_WAIT)
+        reclaim(study, run.heart, unsigned=not run.by_hand)
 
 
 def _expect(bar: Any, later: float, work: float) -> None:
@@ -215,16 +247,16 @@ def _expect(bar: Any, later: float, work: float) -> None:
     bar.total = bar.n + work + later
 
 
-def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> store.Asked:
+def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> Asked:
     """How a recipe is queued: by its parameters where the space can say it, else as it is."""
     params = params_of(run.space, recipe, run.n_layers)
-    return store.Asked({}, str(recipe), strategy) if params is None else store.Asked(params, None, strategy)
+    return Asked({}, str(recipe), strategy) if params is None else Asked(params, None, strategy)
 
 
 def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     """Put the base first and the queue behind it, where the study does not have them yet."""
     base = Recipe.identity(run.n_layers)
-    if records.base_trial(study) is None and store.first_queued(study) not in (None, _asked(run, base)):
+    if records.base_trial(study) is None and first_queued(study) not in (None, _asked(run, base)):
         _score_base(study, run, base)  # a queue that was left behind would come before it
     _enqueue(study, run, [base, *queue])
     finished = (TrialState.COMPLETE, TrialState.WAITING)
@@ -257,19 +289,24 @@ def _enqueue(
     """Queue the recipes that are not scored yet, as far as there is room."""
     known = {trial.user_attrs["recipe"] for trial in records.complete(study)}
     new = [recipe for recipe in recipes if str(recipe) not in known]
-    store.enqueue(study, [_asked(run, recipe, strategy) for recipe in new[:room]])
+    enqueue(study, [_asked(run, recipe, strategy) for recipe in new[:room]])
 
 
 def _about(
-    run: Run, corpus: Corpus, held_out: Corpus | None, objective: Objective, also: Mapping[str, Also]
+    model: nn.Module,
+    space: Space,
+    corpus: Corpus,
+    held_out: Corpus | None,
+    objective: Objective,
+    also: Mapping[str, Also],
 ) -> dict[str, Any]:
     """What a study is made on: what every worker that joins it must have too."""
-    ours = type(run.space).__module__ == "david.space"
+    ours = type(space).__module__ == "david.space"
     return {
-        "base": describe(run.model).model_dump(),
-        "dtype": str(next(run.model.parameters()).dtype).removeprefix("torch."),
-        "space": store.name_of(run.space),
-        "space_name": type(run.space).__name__.lower() if ours else store.name_of(run.space),
+        "base": describe(model).model_dump(),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "space": store.name_of(space),
+        "space_name": type(space).__name__.lower() if ours else store.name_of(space),
         "objective": store.name_of(objective),
         "also": [[name, _told(what)] for name, what in also.items()],
         "window": corpus.window,

@@ -569,7 +569,7 @@ WRONG = {
     "report of a storage that is not there": (
         "report --storage sqlite:///gone.db --out new",
         [],
-        "sqlite:///gone.db cannot be read: there is no file gone.db",
+        "sqlite:///gone.db cannot be used: there is no file gone.db",
     ),
 }
 

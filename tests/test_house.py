@@ -16,6 +16,11 @@ import david
 HOUSE = Path(david.__file__).parent
 LIGHT = [
     "errors",
+    "messages",
+    "stopping",
+    "storage",
+    "workers",
+    "queueing",
     "origin",
     "picture",
     "recipe",

@@ -359,13 +359,13 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("this is no database, whatever its name says. " * 40)
-    with pytest.raises(SearchError, match="cannot be read"):
+    with pytest.raises(SearchError, match="cannot be used"):
         report.open_existing(tmp_path, None)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "nosuch://host/db", "", "sqlite:////nowhere/at/all/study.db"])
 def test_a_storage_that_cannot_be_read_is_told_in_a_line(url: str) -> None:
-    with pytest.raises(SearchError, match=f"the storage {re.escape(url)} cannot be read: .+") as error:
+    with pytest.raises(SearchError, match=f"the storage {re.escape(url)} cannot be used: .+") as error:
         report.open_existing(None, url)
     assert len(str(error.value).splitlines()) == 1
 

@@ -23,7 +23,7 @@ from scipy import stats
 from tiny_models import VOCABULARY, tiny_model
 from tqdm import tqdm
 
-from david import page, records, report, table
+from david import page, records, report, rounds, stopping, table
 from david import study as study_module
 from david.corpus import Corpus
 from david.engine import Engine, score_recipes
@@ -39,6 +39,7 @@ from david.stack import stacked
 from david.store import open_study, sampler_named
 from david.strategy import Refine, Scan, singles
 from david.study import search
+from david.workers import Heart
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -406,7 +407,7 @@ def test_ctrl_c_keeps_what_is_scored_writes_the_run_and_the_same_call_goes_on(
     before, options = logits(tiny), {"space": Block(max_length=3), "held_out": held_out, "out": tmp_path}
     study = run(tiny, corpus, objective=Counting(at=4, instead=interrupt), n_trials=6, **options)
     assert "interrupted: 3 recipes are scored" in capsys.readouterr().err
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["FAIL"]
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["FAIL", "WAITING"]  # it comes again
     assert torch.equal(logits(tiny), before)
     assert {path.name for path in tmp_path.iterdir()} - {"blocks.png"} == RUN_FILES
     kept = lines_of(study)[:3]
@@ -871,14 +872,40 @@ def test_the_trial_of_a_dead_worker_is_failed_and_its_recipe_scored(
     assert len(scored(study)) == 3
 
 
-@pytest.mark.parametrize("worker", ["elsewhere:1", f"{socket.gethostname()}:1"], ids=["other machine", "alive"])
-def test_the_trial_of_a_worker_that_may_live_is_left_alone(worker: str, tiny: Any, corpus: Corpus) -> None:
+@pytest.mark.parametrize("worker", ["elsewhere:1:ab", f"{socket.gethostname()}:1:ab"], ids=["other machine", "alive"])
+def test_what_a_live_worker_has_in_hand_is_waited_for_and_counts(
+    worker: str, tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space, study = Block(max_length=2), optuna.create_study(sampler=TPESampler(seed=0))
-    run(tiny, corpus, space=space, study=study, n_trials=2)
-    left = leave_running(study, space, 3, worker)
-    run(tiny, corpus, space=space, study=study, n_trials=4)
-    assert study.trials[left.number].state == TrialState.RUNNING
-    assert len(scored(study)) == 4
+    run(tiny, corpus, space=space, study=study, objective=visits, n_trials=2)
+    left = leave_running(study, space, 1, worker)
+    pauses = []
+
+    def pause(seconds: float) -> None:  # until the other one is ready
+        pauses.append(seconds)
+        for name, its in {"window_nll": [8.0], "window_tokens": [1], "convention": "visits"}.items():
+            study._storage.set_trial_user_attr(left._trial_id, name, its)
+        study.tell(left.number, 8.0)
+
+    monkeypatch.setattr(stopping, "pause", pause)
+    run(tiny, corpus, space=space, study=study, objective=visits, n_trials=4)
+    assert len(pauses) == 1
+    assert len(records.complete(study)) == 4
+    assert not study.get_trials(states=(TrialState.WAITING,))
+
+
+def test_a_recipe_that_another_worker_has_in_hand_is_left_to_it(
+    tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, study = Block(max_length=2), optuna.create_study(sampler=TPESampler(seed=0))
+    run(tiny, corpus, space=space, study=study, objective=visits, n_trials=2)
+    left = leave_running(study, space, 1, "elsewhere:1:ab")
+    study.enqueue_trial(left.params)
+    monkeypatch.setattr(stopping, "pause", lambda _seconds: interrupt())
+    run(tiny, corpus, space=space, study=study, objective=visits, queue=[Recipe.parse("0:2, 1:6")], n_trials=4)
+    assert recipes_of(scored(study))[2:] == ["0:2, 1:6"]
+    other = study.trials[left.number + 1]
+    assert (other.state, other.user_attrs["duplicate_of"]) == (TrialState.FAIL, left.number)
 
 
 # ---- nothing twice, nothing mixed
@@ -1051,7 +1078,9 @@ def rounds_of(tiny: Any, study: Study, racing: Any, recipes: list[Recipe]) -> No
     windows, _ = whole_corpus().split(8, 4)
     study.pruner = racing
     engine, left = Engine(tiny, windows, rung=2), iter(recipes)
-    run = Run(tiny, Engine, engine, lambda *_: next(left), None, 0, None, racing=True, by_hand=False)
+    run = Run(
+        tiny, Engine, engine, lambda *_: next(left), None, 0, None, racing=True, by_hand=False, heart=Heart(study)
+    )
     play(study, run, len(recipes), expect=lambda _: None, done=lambda _: None)
 
 
@@ -1100,7 +1129,10 @@ def test_a_race_drops_nothing_before_the_base_is_known(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_of_two_workers_that_race_one_recipe_the_whole_score_counts(whole: bool, tiny: Any) -> None:
+def test_of_two_workers_that_race_one_recipe_the_whole_score_counts(
+    whole: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "_in_hand", lambda *_: {})  # one of them was taken for dead
     study = open_study(None)
     run(tiny, whole_corpus().split(8, 4)[0], n_trials=1, study=study)
     wanted, done = Recipe((0, 1, 1, 2, 3, 4, 5)), []

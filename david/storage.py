@@ -1,0 +1,148 @@
+"""Opens Optuna's storages by their URLs, and waits for a database that is gone for a while."""
+
+import abc
+import random
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage, get_storage
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+
+from david import stopping
+from david.errors import SearchError, one_line
+from david.messages import say
+
+PATIENCE = 300.0  # seconds for which a storage may be gone before a search ends
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries
+_MAKING = 20  # tries to make the tables of a new database, which several workers may do at once
+_CONNECT = 10  # seconds until a database that does not answer counts as gone
+_LOCKED = 60  # seconds that a worker waits for another's hand on an SQLite file
+_FOR_GOOD = ("no such table", "no such column", "readonly", "read-only", "authentication", "permission denied")
+
+
+def open_storage(url: str | None) -> BaseStorage:
+    """The storage of a URL: a database's (`sqlite:///…`, `postgresql://…`), or `grpc://host:port` of Optuna's proxy.
+
+    None keeps a study in memory. Raises `SearchError` where there is none that answers. Later, its calls are tried
+    again where it does not answer, for `PATIENCE` seconds.
+    """
+    if url is None:
+        return InMemoryStorage()
+    try:
+        parsed = sqlalchemy.make_url(url)
+        if parsed.drivername == "grpc":
+            return cast("BaseStorage", _Patient(_proxy(parsed)))  # type: ignore[abstract]
+        return cast("BaseStorage", _Patient(get_storage(_database(parsed))))  # type: ignore[abstract]
+    except ImportError as error:
+        raise SearchError(f"the storage {shown(url)} needs another package: {_package(url)} ({error})") from error
+    except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
+        raise SearchError(f"the storage {shown(url)} cannot be used: {one_line(_root(error))}") from error
+
+
+def shown(url: str) -> str:
+    """A URL as it may be shown: without its password."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return url
+
+
+def _database(url: URL) -> RDBStorage:
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    backend = url.get_backend_name()
+    if backend == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")  # which SQLAlchemy before 2.1 does not take by itself
+        options["connect_args"] = {"connect_timeout": _CONNECT}
+    elif backend == "sqlite":
+        options["connect_args"] = {"timeout": _LOCKED}
+    for tries_left in range(_MAKING, -1, -1):
+        try:
+            return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
+        except Exception as error:
+            if not tries_left or not _is_collision(error):
+                raise
+        time.sleep(random.uniform(0, 0.2))  # another worker makes the tables
+    raise AssertionError
+
+
+def _is_collision(error: BaseException) -> bool:
+    """Whether another worker was making a database's tables at the same time."""
+    text = str(_root(error)).lower()
+    return isinstance(_root(error), IntegrityError) or any(
+        part in text for part in ("already exists", "unique constraint", "duplicate", "locked")
+    )
+
+
+def _proxy(url: URL) -> BaseStorage:
+    proxy = GrpcStorageProxy(host=url.host or "localhost", port=url.port or 13000)
+    proxy.wait_server_ready(timeout=_CONNECT)
+    return proxy
+
+
+def _package(url: str) -> str:
+    if url.startswith("postgresql"):
+        return "pip install 'david[postgres]'"
+    return "pip install 'david[grpc]'" if url.startswith("grpc") else "install the driver that the URL names"
+
+
+class _Patient(BaseStorage):
+    """A storage whose calls are tried again while it does not answer."""
+
+    def __init__(self, inner: BaseStorage) -> None:
+        self._inner, self._is_away, self._gave_up = inner, False, False
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        pause, waited = _FIRST_PAUSE, 0.0
+        while True:
+            try:
+                found = getattr(self._inner, name)(*args, **kwargs)
+            except Exception as error:
+                if not _is_away(error):
+                    raise
+                reason = one_line(_root(error))
+                if self._gave_up or waited >= PATIENCE or any(part in reason.lower() for part in _FOR_GOOD):
+                    self._gave_up = True
+                    raise SearchError(f"the storage cannot be used any longer: {reason}") from error
+                if not self._is_away:
+                    self._is_away = True
+                    say(f"the storage does not answer, trying again for {PATIENCE / 60:.0f} minutes: {reason}")
+            else:
+                if self._is_away:
+                    say("the storage answers again")
+                self._is_away = self._gave_up = False
+                return found
+            stopping.pause(pause * random.uniform(0.5, 1))  # so that workers do not come back all at once
+            waited += pause
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _patiently(name: str) -> Callable[..., Any]:
+    def method(self: _Patient, *args: Any, **kwargs: Any) -> Any:
+        return self._call(name, *args, **kwargs)
+
+    return method
+
+
+for _name, _method in vars(BaseStorage).items():
+    if callable(_method) and not _name.startswith("_"):
+        setattr(_Patient, _name, _patiently(_name))
+abc.update_abstractmethods(_Patient)  # type: ignore[type-abstract]
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether an error may be over when the same is tried again."""
+    root = _root(error)
+    if isinstance(root, DBAPIError):
+        return isinstance(root, OperationalError | InterfaceError) or root.connection_invalidated
+    return type(root).__module__.partition(".")[0] == "grpc"
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the database, or the network, said."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

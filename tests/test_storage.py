@@ -1,0 +1,139 @@
+"""Storages by their URLs, and a database that is gone for a while."""
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, InMemoryStorage
+
+from david import stopping, storage
+from david.errors import SearchError
+from david.storage import open_storage, shown
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr(stopping, "pause", found.append)
+    return found
+
+
+def sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder / 'study.db'}"
+
+
+def away(message: str = "server closed the connection unexpectedly") -> Exception:
+    """What Optuna raises where a database is gone."""
+    error = StorageInternalError("An exception is raised during the commit.")
+    error.__cause__ = sqlalchemy.exc.OperationalError("SELECT 1", {}, sqlite3.OperationalError(message))
+    return error
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, opened: Any, errors: list[Exception]) -> None:
+    """Let the next calls of a storage raise these, one after the other."""
+    inner = opened._inner.get_all_studies
+
+    def get_all_studies() -> Any:
+        if errors:
+            raise errors.pop(0)
+        return inner()
+
+    monkeypatch.setattr(opened._inner, "get_all_studies", get_all_studies)
+
+
+def test_a_database_that_is_gone_for_a_while_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    fail(monkeypatch, opened, [away()] * 6)
+    assert opened.get_all_studies() == []
+    assert len(pauses) == 6
+    assert pauses == sorted(pauses) or max(pauses) <= 10 * 0.1 * 2**6
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("the storage does not answer, trying again for 5 minutes: ")
+    assert "server closed the connection" in lines[0]
+    assert lines[1] == "the storage answers again"
+
+
+def test_after_five_minutes_a_search_ends_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    fail(monkeypatch, opened, [away()] * 1000)
+    with pytest.raises(SearchError, match=r"cannot be used any longer: .*server closed the connection"):
+        opened.get_all_studies()
+    assert storage.PATIENCE / 2 <= sum(pauses) <= storage.PATIENCE + storage._LONGEST_PAUSE
+    waited = len(pauses)
+    with pytest.raises(SearchError, match="any longer"):  # what comes behind does not wait again
+        opened.get_all_studies()
+    assert len(pauses) == waited
+
+
+@pytest.mark.parametrize("message", ["no such table: studies", "attempt to write a readonly database"])
+def test_what_waiting_cannot_mend_ends_at_once(
+    message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    fail(monkeypatch, opened, [away(message)])
+    with pytest.raises(SearchError, match=message):
+        opened.get_all_studies()
+    assert pauses == []
+
+
+def test_another_error_is_raised_as_it_is(tmp_path: Path, pauses: list[float]) -> None:
+    with pytest.raises(KeyError):
+        open_storage(sqlite(tmp_path)).get_study_id_from_name("none")
+    assert pauses == []
+
+
+def test_every_method_of_optunas_storages_goes_through(tmp_path: Path) -> None:
+    opened: Any = open_storage(sqlite(tmp_path))
+    ours = {name for name in vars(type(opened)) if not name.startswith("_")}
+    assert ours == {name for name, its in vars(BaseStorage).items() if callable(its) and not name.startswith("_")}
+
+
+def test_no_url_is_memory() -> None:
+    assert isinstance(open_storage(None), InMemoryStorage)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense", "the storage nonsense cannot be used"),
+        ("sqlite:////no/such/folder/study.db", "unable to open database file"),
+        ("postgresql://me:secret@localhost:1/none", r"me:\*\*\*@localhost:1/none"),
+        ("mysql+nodriver://localhost/none", "the storage mysql"),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_one_line(url: str, says: str) -> None:
+    with pytest.raises(SearchError, match=says) as caught:
+        open_storage(url)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+
+
+def make(folder: Path, gate: Any) -> None:
+    gate.wait()
+    optuna.create_study(storage=open_storage(sqlite(folder)), study_name="david", load_if_exists=True)
+
+
+def test_several_workers_may_make_a_database_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(4)
+    workers = [context.Process(target=make, args=(tmp_path, gate)) for _ in range(4)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(120)
+    assert [each.exitcode for each in workers] == [0] * 4
+    assert len(optuna.get_all_study_names(sqlite(tmp_path))) == 1

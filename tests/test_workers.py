@@ -1,0 +1,183 @@
+"""Signs of life, and what only one worker may do at a time."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna import Study
+from optuna.trial import FrozenTrial, create_trial
+
+from david import workers
+from david.storage import open_storage
+from david.workers import BEAT, LOCKED, OWNER, Heart, alone
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path / 'study.db'}"), study_name="david")
+
+
+@pytest.fixture
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def beats_of(study: Study) -> dict[str, Any]:
+    return {name: beat for name, beat in study.user_attrs.items() if name.startswith(BEAT)}
+
+
+def test_a_worker_tells_that_it_lives_and_that_it_has_ended(study: Study) -> None:
+    with Heart(study) as heart:
+        assert heart.lives(heart.name)
+        assert heart.workers() == 1
+        assert beats_of(study) == {BEAT + heart.name: 0}
+    assert beats_of(study) == {BEAT + heart.name: None}
+    assert not heart.lives(heart.name)
+
+
+def test_a_study_in_memory_keeps_no_beats() -> None:
+    study = optuna.create_study()
+    with Heart(study) as one, Heart(study) as two:
+        assert one.lives(two.name)
+    assert study.user_attrs == {}
+    assert not one.lives(two.name)
+
+
+def test_a_worker_of_this_machine_is_dead_when_its_process_is(study: Study, dead_process: int) -> None:
+    with Heart(study) as heart:
+        assert not heart.lives(f"{HOST}:{dead_process}:ab")
+        assert not heart.lives(f"{HOST}:{dead_process}")  # as versions before wrote it
+        assert not heart.lives(f"{HOST}:{os.getpid()}:ab")  # this process, before it was this one
+        assert heart.lives(f"{HOST}:1:ab")
+
+
+def test_a_worker_elsewhere_is_dead_when_it_is_silent_for_so_many_of_ones_own_beats(study: Study) -> None:
+    other = "elsewhere:1:ab"
+    study.set_user_attr(BEAT + other, 0)
+    with Heart(study) as heart:
+        for beat in range(1, 20):  # it gives a beat for each of ours
+            study.set_user_attr(BEAT + other, beat)
+            heart._beat()
+            assert heart.lives(other)
+        assert heart.workers() == 2
+        for _ in range(workers._GRACE):
+            assert heart.lives(other)
+            heart._beat()
+        assert not heart.lives(other)
+        assert heart.workers() == 1
+        study.set_user_attr(BEAT + other, 77)  # it was only slow
+        heart._beat()
+        assert heart.lives(other)
+        study.set_user_attr(BEAT + other, None)
+        heart._beat()
+        assert not heart.lives(other)
+
+
+def test_a_worker_that_never_gave_a_beat_is_dead_after_as_long(study: Study) -> None:
+    with Heart(study) as heart:
+        assert heart.lives("elsewhere:1")
+        for _ in range(workers._GRACE):
+            heart._beat()
+        assert not heart.lives("elsewhere:1")
+
+
+def test_while_the_storage_is_gone_nobody_dies(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = "elsewhere:1:ab"
+    with Heart(study) as heart:
+        assert heart.lives(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(study, "set_user_attr", lambda *_: (_ for _ in ()).throw(OSError))
+            for _ in range(3 * workers._GRACE):
+                with pytest.raises(OSError):  # noqa: PT011
+                    heart._beat()
+        assert heart.lives(other)
+
+
+def test_the_heart_beats_by_itself(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_EVERY", 0.02)
+    with Heart(study) as heart:
+        patience = time.monotonic() + 20
+        while study.user_attrs[BEAT + heart.name] < 3 and time.monotonic() < patience:
+            time.sleep(0.02)
+        assert study.user_attrs[BEAT + heart.name] >= 3
+
+
+def trial_of(owner: str | None) -> FrozenTrial:
+    return create_trial(value=1.0, user_attrs={} if owner is None else {OWNER: owner})
+
+
+def test_a_trial_without_an_owner_is_left_after_a_while(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    with Heart(study) as heart:
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        assert not heart.is_left(trial_of(None))
+        now[0] += workers._UNSIGNED + 1
+        assert heart.is_left(trial_of(None))
+        assert not heart.is_left(trial_of(heart.name))
+
+
+# ---- one at a time
+
+
+def take_turns(folder: Path) -> None:
+    """Adds one to a number in a file, slowly, which goes wrong where two do."""
+    study = optuna.load_study(study_name="david", storage=open_storage(f"sqlite:///{folder / 'study.db'}"))
+    file = folder / "number"
+    with Heart(study) as heart:
+        for _ in range(5):
+            with alone(study, heart, "counting"):
+                number = int(file.read_text())
+                time.sleep(0.05)
+                file.write_text(str(number + 1))
+
+
+def test_two_workers_never_do_the_same_at_once(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "number").write_text("0")
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=take_turns, args=(tmp_path,)) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    assert [each.exitcode for each in both] == [0, 0]
+    assert (tmp_path / "number").read_text() == "10"
+    assert [its.study_name for its in optuna.get_all_study_summaries(study._storage)] == ["david"]
+
+
+def die_at_work(folder: Path) -> None:
+    study = optuna.load_study(study_name="david", storage=open_storage(f"sqlite:///{folder / 'study.db'}"))
+    with Heart(study) as heart, alone(study, heart, "counting"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_at_it_is_not_waited_for(study: Study, tmp_path: Path) -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=die_at_work, args=(tmp_path,))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL
+    names = [its.study_name for its in optuna.get_all_study_summaries(study._storage)]
+    assert f"david: counting{LOCKED}" in names
+    with Heart(study) as heart, alone(study, heart, "counting"):
+        pass
+    assert [its.study_name for its in optuna.get_all_study_summaries(study._storage)] == ["david"]
+
+
+def test_a_lock_that_nobody_has_signed_is_broken(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(workers, "pause", pauses.append)
+    study._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], f"david: counting{LOCKED}")
+    with Heart(study) as heart, alone(study, heart, "counting"):
+        pass
+    assert sum(pauses) == workers._UNSIGNED
