@@ -3,8 +3,9 @@
 import abc
 import random
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
@@ -35,12 +36,14 @@ def open_storage(url: str | None) -> BaseStorage:
     try:
         parsed = sqlalchemy.make_url(url)
         if parsed.drivername == "grpc":
-            return cast("BaseStorage", _Patient(_proxy(parsed)))  # type: ignore[abstract]
-        return cast("BaseStorage", _Patient(get_storage(_database(parsed))))  # type: ignore[abstract]
+            proxy = _proxy(parsed)
+            return _Patient(proxy, proxy.close)  # type: ignore[abstract]
+        database = _database(parsed)
+        return _Patient(get_storage(database), database.engine.dispose)  # type: ignore[abstract]
     except ImportError as error:
         raise SearchError(f"the storage {shown(url)} needs another package: {_package(url)} ({error})") from error
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
-        raise SearchError(f"the storage {shown(url)} cannot be used: {one_line(_root(error))}") from error
+        raise SearchError(f"the storage {shown(url)} cannot be used: {_said(error)}") from error
 
 
 def shown(url: str) -> str:
@@ -77,7 +80,7 @@ def _is_collision(error: BaseException) -> bool:
     )
 
 
-def _proxy(url: URL) -> BaseStorage:
+def _proxy(url: URL) -> GrpcStorageProxy:
     proxy = GrpcStorageProxy(host=url.host or "localhost", port=url.port or 13000)
     proxy.wait_server_ready(timeout=_CONNECT)
     return proxy
@@ -92,8 +95,9 @@ def _package(url: str) -> str:
 class _Patient(BaseStorage):
     """A storage whose calls are tried again while it does not answer."""
 
-    def __init__(self, inner: BaseStorage) -> None:
+    def __init__(self, inner: BaseStorage, close: Callable[[], None]) -> None:
         self._inner, self._is_away, self._gave_up = inner, False, False
+        weakref.finalize(self, close)  # drivers warn of connections that are left to the garbage collector
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         pause, waited = _FIRST_PAUSE, 0.0
@@ -103,7 +107,7 @@ class _Patient(BaseStorage):
             except Exception as error:
                 if not _is_away(error):
                     raise
-                reason = one_line(_root(error))
+                reason = _said(error)
                 if self._gave_up or waited >= PATIENCE or any(part in reason.lower() for part in _FOR_GOOD):
                     self._gave_up = True
                     raise SearchError(f"the storage cannot be used any longer: {reason}") from error
@@ -141,8 +145,14 @@ def _is_away(error: BaseException) -> bool:
     return type(root).__module__.partition(".")[0] == "grpc"
 
 
+def _said(error: BaseException) -> str:
+    """What the database, or the network, said, in a line."""
+    root = _root(error)
+    return one_line(root.orig if isinstance(root, DBAPIError) and root.orig is not None else root)
+
+
 def _root(error: BaseException) -> BaseException:
-    """What the database, or the network, said."""
+    """What lies behind an error of Optuna's own."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return error

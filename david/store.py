@@ -28,7 +28,7 @@ _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "random": optuna.samplers.RandomSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
-    "qmc": optuna.samplers.QMCSampler,
+    "qmc": partial(optuna.samplers.QMCSampler, scramble=True),  # or its seed would change nothing
     "nsga2": optuna.samplers.NSGAIISampler,
 }
 _WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in five: experiments/engine/racing.md
@@ -82,7 +82,8 @@ def open_for(
 
 def sampler_named(name: str, seed: int, n_trials: int) -> BaseSampler:
     """A sampler with a seed of its own for a study of so many trials."""
-    own = int(np.random.SeedSequence([seed, n_trials]).generate_state(1)[0])
+    begun = 0 if name == "qmc" else n_trials  # whose sequence goes on where it stopped: the study keeps the place
+    own = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return _SAMPLERS[name](seed=own)

@@ -156,8 +156,8 @@ def search(
                 store.sign(study, about, once)
                 _begin(study, run, queue)
             _loop(study, run, n_trials, progress)
+            _await_others(study, run)
             if held_out is not None:
-                _await_others(study, run)
                 judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
         except KeyboardInterrupt:
             say(f"interrupted: {len(records.complete(study))} recipes are scored; the same call goes on from here")

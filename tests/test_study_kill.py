@@ -34,6 +34,13 @@ BASE = "0:6"
 Finished = dict[int, tuple[str, float]]
 
 
+def context() -> Any:
+    """Processes forked from a clean one that has imported everything once."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["tests.warm", "tests.test_study_kill", "david.page"])
+    return found
+
+
 def corpus() -> Corpus:
     windows = torch.randint(3, VOCABULARY, (6, 16), generator=torch.Generator().manual_seed(1))
     return Corpus(windows, tuple(range(6)), source="random", slice=None, sha256="ab", bos=False)
@@ -116,8 +123,7 @@ def check_whole(folder: Path, seen: Finished, n_trials: int) -> list[FrozenTrial
 @pytest.mark.parametrize("with_queue", [False, True], ids=["drawn", "queued"])
 def test_a_search_that_is_killed_goes_on_with_every_finished_trial(with_queue: bool, tmp_path: Path) -> None:
     n_trials = 9
-    processes = multiprocessing.get_context("forkserver")  # a clean parent that has imported everything once
-    processes.set_forkserver_preload(["tests.test_study_kill", "david.report", "transformers.models.llama"])
+    processes = context()
 
     def start() -> Any:
         process = processes.Process(target=worker, args=(tmp_path, n_trials, with_queue))
