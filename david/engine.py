@@ -67,7 +67,7 @@ def score_recipes(
     free); a smaller one costs visits, never exactness.
 
     Raises `RecipeError` or `SlingError` for a recipe that the model cannot run, and `ScoreError` where one cannot be
-    scored.
+    scored; what a model or an objective raises comes out as it is.
     """
     for recipe in recipes:
         check_recipe(model, recipe)
@@ -80,7 +80,7 @@ def score_recipes(
     with tqdm(total=whole, unit="visit", unit_scale=True, disable=not progress) as bar:
         for outcome in engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n))):
             if isinstance(outcome, DavidError):
-                raise outcome
+                raise outcome if outcome.__cause__ is None else outcome.__cause__
             scores.append(outcome)
     return scores
 
@@ -216,10 +216,10 @@ class Engine:
                 batch = self.batches[place]
                 try:
                     values = self._values([recipes[i] for i in alive], batch, done)
-                except (RuntimeError, MemoryError) as error:
-                    if not self._halved(place, error):
-                        raise
-                    continue
+                except Exception as error:  # any kind: the code of any model
+                    if self._halved(place, error):
+                        continue
+                    values = [self._alone(recipes[i], batch, done) for i in alive]
                 place += 1
                 each = dict(zip(alive, values, strict=True))
                 failed |= {i: its for i, its in each.items() if isinstance(its, DavidError)}
@@ -258,6 +258,8 @@ class Engine:
                 score = self.objective(self.model, self.corpus)
         except DavidError as error:
             return error
+        except Exception as error:
+            return _raised(error)
         done((len(recipe) + self.end_visits) * len(self.corpus))
         return score if not math.isnan(score.nll) else ScoreError("the objective's NLL is not a number")
 
@@ -282,6 +284,13 @@ class Engine:
             )
             found |= {i: nll[end] for i, end in zip(numbers, plan.ends, strict=True)}
         return [found[i] for i in range(len(recipes))]
+
+    def _alone(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
+        """The same of one recipe, or what the model raises: so that one that it cannot run takes no other with it."""
+        try:
+            return self._values([recipe], batch, done)[0]
+        except Exception as error:
+            return _raised(error)
 
     def _one_by_one(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
         windows = self.corpus.part(batch.start, batch.stop)
@@ -400,6 +409,13 @@ class Engine:
     @property
     def _base(self) -> Recipe:
         return Recipe.identity(self.n_layers)
+
+
+def _raised(error: Exception) -> ScoreError:
+    """What a model, or an objective of one's own, has raised, as why there is no score."""
+    failure = ScoreError(f"scoring raised {type(error).__name__}: {one_line(error)}")
+    failure.__cause__ = error
+    return failure
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -26,7 +26,7 @@ Strategy = Callable[[Study, int], Sequence[Recipe]]
 _STEPS = ("drop", "add", "swap", "scale", "grow", "shrink", "shift", "move", "cut", "repeat")  # few and telling first
 _COARSE, _FINE = (0.5, 2.0), (0.75, 1.0, 1.25, 1.5)  # strengths: each visit has a coarse one before any has a fine one
 _MAX_LENGTH = 8  # of visits that are cut or repeated together
-_MERGED = 8  # improvements that are tried together at most
+_MERGED = 16  # improvements that are tried together at most
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,11 @@ class Beam:
 class Refine:
     """Hill climbing from `start` (left out, from the base): to the best neighbour, again and again.
 
-    After the neighbours of a recipe come its improvements put together, the best two, the best three, and so on; the
-    best of all is where it goes on. `steps` are kinds of neighbours (see `david.neighbours`), which are tried kind by
-    kind: the next one where none before has helped. At most `max_length` visits are cut or repeated together. It is at
-    its end where no neighbour is better.
+    Where leaving out single visits helps, runs of those that help come next. Then improvements are put together: to
+    the best the next best, to the better of that and the best alone the one behind, and so on; the best of all is where
+    it goes on. `steps` are kinds of neighbours (see `david.neighbours`), which are tried kind by kind: the next one
+    where none before has helped. At most `max_length` visits are cut or repeated together. It is at its end where no
+    neighbour is better.
     """
 
     start: Recipe | None = None
@@ -103,28 +104,40 @@ class Refine:
         """The neighbours of where it stands, or their best ones put together."""
         scored = _scored(study)
         here = self.start or Recipe.identity(n_layers)
-        while True:
-            if here not in scored:
-                return [here]
-            for around in self._around(here, n_layers):
-                if new := _new(around, scored):
-                    return new
-                better = [recipe for recipe in _best(around, scored, _MERGED) if scored[recipe] < scored[here]]
-                if better:
-                    break
-            else:
-                return []
-            together = list(_merged(here, better, self.max_visits))
-            if new := _new(together, scored):
+        while here in scored:
+            new, better = self._improvements(here, scored, n_layers)
+            if new or not better:
                 return new
-            here = min([*better, *together], key=scored.__getitem__)
+            best, merged = better[0], 0
+            for other in better[1:]:
+                both = _together(here, best, other) if merged < _MERGED else None
+                if both is None or (self.max_visits is not None and len(both) > self.max_visits):
+                    continue
+                if both not in scored:
+                    return [both]
+                best, merged = min(best, both, key=scored.__getitem__), merged + 1
+            here = best
+        return [here]
 
-    def _around(self, here: Recipe, n_layers: int) -> Iterator[list[Recipe]]:
+    def _improvements(
+        self, here: Recipe, scored: Mapping[Recipe, float], n_layers: int
+    ) -> tuple[list[Recipe], list[Recipe]]:
+        """What is to be scored around a recipe; and where all is, what is better than it, best first."""
+        for step, around in self._around(here, n_layers):
+            if new := _new(around, scored):
+                return new, []
+            if any(scored[recipe] < scored[here] for recipe in around):
+                every = around + (_runs(here, scored, self.max_length) if step == "drop" else [])
+                better = [recipe for recipe in _best(every, scored, len(every)) if scored[recipe] < scored[here]]
+                return _new(every, scored), better
+        return [], []
+
+    def _around(self, here: Recipe, n_layers: int) -> Iterator[tuple[str, list[Recipe]]]:
         """The neighbours of a recipe, kind by kind."""
         for step in self.steps:
             for scales in (_COARSE, _FINE) if step == "scale" else (_FINE,):
                 room = partial(neighbours, max_length=self.max_length, max_visits=self.max_visits)
-                yield room(here, n_layers, steps={step}, scales=scales)
+                yield step, room(here, n_layers, steps={step}, scales=scales)
 
 
 def singles(n_layers: int) -> list[Recipe]:
@@ -177,22 +190,37 @@ def _best(recipes: Sequence[Recipe], scored: Mapping[Recipe, float], n: int) -> 
     return sorted((recipe for recipe in recipes if recipe in scored), key=scored.__getitem__)[:n]
 
 
-def _merged(here: Recipe, better: Sequence[Recipe], max_visits: int | None) -> Iterator[Recipe]:
-    """What the best two, three … improvements of a recipe make together, where they change it in different places."""
+def _runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list[Recipe]:
+    """Runs of visits left out: of each length the two, apart, that promise most by what each visit left out gains."""
     visits = list(here)
-    taken: list[tuple[int, int, list[tuple[int, float]]]] = []
-    for number, other in enumerate(better):
-        theirs = list(other)
-        codes = SequenceMatcher(None, visits, theirs, autojunk=False).get_opcodes()
-        edits = [(low, high, theirs[start:stop]) for code, low, high, start, stop in codes if code != "equal"]
-        both = sorted([*taken, *edits], key=lambda edit: edit[:2])
-        if any(after[0] < before[1] or after[:2] == before[:2] for before, after in pairwise(both)):
-            continue
-        taken = both
-        if number:
-            made = visits.copy()
-            for low, high, part in reversed(taken):
-                made[low:high] = part
-            if made and (max_visits is None or len(made) <= max_visits):
-                layers, scales = zip(*made, strict=True)
-                yield Recipe(layers, scales)
+
+    def without(start: int, stop: int) -> Recipe:
+        layers, scales = zip(*visits[:start], *visits[stop:], strict=True)
+        return Recipe(layers, scales)
+
+    gains = [scored[here] - scored.get(without(i, i + 1), math.inf) for i in range(len(visits))]
+    found = []
+    for length in range(2, min(max_length, len(visits) - 1) + 1):
+        promised = {start: sum(gains[start : start + length]) for start in range(len(visits) - length + 1)}
+        starts = sorted((start for start, gain in promised.items() if gain > 0), key=promised.__getitem__, reverse=True)
+        apart = next((start for start in starts if abs(start - starts[0]) >= length), None)
+        found += [without(start, start + length) for start in (*starts[:1], apart) if start is not None]
+    return found
+
+
+def _together(here: Recipe, one: Recipe, other: Recipe) -> Recipe | None:
+    """What two recipes make of a third together, where they change it in different places."""
+    visits = list(here)
+    edits = []
+    for changed in (list(one), list(other)):
+        codes = SequenceMatcher(None, visits, changed, autojunk=False).get_opcodes()
+        edits += [(low, high, changed[start:stop]) for code, low, high, start, stop in codes if code != "equal"]
+    edits.sort(key=lambda edit: edit[:2])
+    if any(after[0] < before[1] or after[:2] == before[:2] for before, after in pairwise(edits)):
+        return None
+    for low, high, part in reversed(edits):
+        visits[low:high] = part
+    if not visits:
+        return None
+    layers, scales = zip(*visits, strict=True)
+    return Recipe(layers, scales)

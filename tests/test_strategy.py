@@ -96,11 +96,17 @@ def test_refinement_finds_what_is_a_few_steps_away(target: Recipe, steps: list[s
     assert best_of(found) == target
 
 
+def test_two_runs_that_are_too_much_are_found_at_once() -> None:
+    target = Recipe([0, 1, 2, 5, 6, 7, 8, 9, 13])  # without 3 and 4, without 10, 11 and 12
+    found = played(Refine(steps=["drop"]), towards(target), 14)
+    assert recipes_of(found).index(target) <= 14 + 14 + 16
+
+
 def test_improvements_are_put_together() -> None:
     target = Recipe([0, 1, 2, 4, 5, 6, 8, 10, 11])  # without 3, 7 and 9
     found = played(Refine(steps=["drop"]), towards(target), 12)
     when = recipes_of(found).index(target)
-    assert when <= 12 + 2  # each layer left out, the best two of these together, the best three
+    assert when <= 12 + 14 + 2  # each layer left out, runs of two to eight, two of these together, and a third
 
 
 def test_refinement_ends_where_no_neighbour_is_better() -> None:
