@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from david import stopping
 from david.errors import SearchError
 from david.inputs import (
     as_range,
@@ -130,6 +131,7 @@ def search(
         baseline=baseline,
     )
     print_run(made, out, top)
+    _leave()
 
 
 def scan(
@@ -205,6 +207,7 @@ def scan(
         baseline=baseline,
     )
     print_run(made, out, top, as_json)
+    _leave()
 
 
 def profile(
@@ -264,3 +267,9 @@ def report(
         raise SearchError("say where to write: --out FOLDER")
     page.write(opened, target, top=top)
     print_run(opened, target, top, as_json)
+
+
+def _leave() -> None:
+    """Exit as a process does that a signal has ended, where one has."""
+    if code := stopping.exit_code():
+        raise typer.Exit(code)
