@@ -145,19 +145,24 @@ def test_a_search_that_is_killed_goes_on_with_every_finished_trial(with_queue: b
             assert trial.value == pytest.approx(perplexity(model, corpus().take(3)).nll, abs=1e-5)
 
 
-@pytest.mark.slow
-def test_the_command_that_is_killed_ten_times_goes_on_with_every_finished_trial(tmp_path: Path) -> None:
-    model, text, folder = tmp_path / "model", tmp_path / "data.txt", tmp_path / "run"
+def command_in(folder: Path, n_trials: int) -> list[str]:
+    """A search as the command line runs it, on a tiny model and a text made in the folder; its run is `run`."""
+    model, text = folder / "model", folder / "data.txt"
     tiny_model("llama").save_pretrained(model)
     inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0").save_pretrained(model)
     numbers = random.Random(0)
     text.write_text(" ".join(f"w{numbers.randrange(3, VOCABULARY)}" for _ in range(8000)))
-    n_trials = 60
     command = [sys.executable, "-c", "from david.cli import main; main()", "search", str(model), "--data", str(text)]
     command += ["--window", "64", "--windows", "60", "--held-out", "20", "--scales", "0.1:0.9", "--top", "2"]
-    command += ["--trials", str(n_trials), "--out", str(folder)]
+    return [*command, "--trials", str(n_trials), "--out", str(folder / "run")]
+
+
+@pytest.mark.slow
+def test_the_command_that_is_killed_ten_times_goes_on_with_every_finished_trial(tmp_path: Path) -> None:
+    n_trials, folder = 60, tmp_path / "run"
+    command = command_in(tmp_path, n_trials)
 
     def start() -> Any:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

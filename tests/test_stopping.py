@@ -1,0 +1,96 @@
+"""Ending on a signal: gently at the first, at once at the second, and never with anything lost."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from david import stopping
+from tests.test_storm import context, finished, trials_of, worker
+from tests.test_study_kill import command_in
+
+
+def test_the_first_signal_is_kept_and_the_second_is_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stopping.gently():
+        stopping.check()
+        signal.raise_signal(signal.SIGINT)
+        assert "SIGINT: ending after the windows in hand" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            stopping.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert stopping.exit_code() == 130
+    with stopping.gently():
+        assert stopping.exit_code() == 0
+        stopping.check()
+    stopping.check()
+
+
+def test_a_pause_ends_when_a_signal_comes() -> None:
+    with stopping.gently():
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            stopping.pause(30)
+        assert time.monotonic() - start < 10
+    assert stopping.exit_code() == 143
+    with stopping.gently():
+        pass
+
+
+def test_in_another_thread_nothing_changes() -> None:
+    handlers = []
+
+    def run() -> None:
+        with stopping.gently():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert handlers == [before]
+
+
+def test_a_worker_that_is_told_to_end_leaves_nothing_in_hand(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    process = context().Process(target=worker, args=(url, "ended", 500, 0, tmp_path / "run"))
+    process.start()
+    patience, seen = time.monotonic() + 60, {}
+    while len(seen) < 3 and time.monotonic() < patience:
+        time.sleep(0.1)
+        try:
+            seen = finished(trials_of(url, "ended"))
+        except KeyError:  # nobody has made the study yet
+            continue
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0
+    trials = trials_of(url, "ended")
+    assert seen.items() <= finished(trials).items()
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING}
+    assert (tmp_path / "run" / "trials.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_command_exits_as_the_signal_tells_it_to(tmp_path: Path) -> None:
+    with subprocess.Popen(command_in(tmp_path, n_trials=5000), stderr=subprocess.PIPE, text=True) as process:
+        patience, folder = time.monotonic() + 120, tmp_path / "run"
+        while not (folder / "study.db").is_file() and time.monotonic() < patience:
+            time.sleep(0.1)
+        time.sleep(5)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "SIGTERM: ending after the windows in hand" in told
+    assert "recipes are scored; the same call goes on from here" in told
+    assert "Traceback" not in told
+    assert (folder / "leaderboard.csv").is_file()
