@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from david import stopping
+from david import fleet, stopping
 from david.errors import SearchError
 from david.inputs import (
     as_range,
@@ -51,6 +51,7 @@ from david.options import (
     WarmStart,
     Window,
     Windows,
+    Workers,
 )
 from david.printing import print_found, print_run
 
@@ -86,6 +87,7 @@ def search(
     baseline: Baseline = 5,
     storage: Storage = None,
     study: StudyName = "david",
+    workers: Workers = "1",
     out: Out = Path("run"),
     dtype: Dtype = None,
     device: Device = None,
@@ -99,6 +101,7 @@ def search(
     from david.strategy import singles
 
     check_folder(out)
+    n_workers = fleet.number_of(workers, device)
     strengths = None if scales is None else as_range(scales, "--scales")
     wanted = named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
 
@@ -109,27 +112,28 @@ def search(
     corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride)
     seen, unseen = corpus.hold_out(windows, held_out)
     warm = [recipe for recipe in singles(base_depth(loaded)) if warm_start and can_run(loaded, recipe)]
-    made = run_search(
-        loaded,
-        seen,
-        space=wanted,
-        held_out=unseen,
-        objective=objective_of(convention, gold_column),
-        also=dict.fromkeys(map(str, also or ()), len),
-        n_trials=trials,
-        out=out,
-        queue=warm,
-        strategy=strategy_of(strategy, start, max_length, max_visits, loaded),
-        storage=storage,
-        study_name=study,
-        sampler=sampler,
-        seed=seed,
-        pruner=pruner,
-        batch=batch,
-        memory_budget=bytes_of(memory_budget),
-        top=top,
-        baseline=baseline,
-    )
+    with fleet.beside(n_workers, out):
+        made = run_search(
+            loaded,
+            seen,
+            space=wanted,
+            held_out=unseen,
+            objective=objective_of(convention, gold_column),
+            also=dict.fromkeys(map(str, also or ()), len),
+            n_trials=trials,
+            out=out,
+            queue=warm,
+            strategy=strategy_of(strategy, start, max_length, max_visits, loaded),
+            storage=storage,
+            study_name=study,
+            sampler=sampler,
+            seed=seed,
+            pruner=pruner,
+            batch=batch,
+            memory_budget=bytes_of(memory_budget),
+            top=top,
+            baseline=baseline,
+        )
     print_run(made, out, top)
     _leave()
 
@@ -156,6 +160,7 @@ def scan(
     baseline: Baseline = 5,
     storage: Storage = None,
     study: StudyName = "scan",
+    workers: Workers = "1",
     out: Out = Path("scan"),
     dtype: Dtype = None,
     device: Device = None,
@@ -170,6 +175,7 @@ def scan(
     from david.space import Block, all_blocks, longest_block
 
     check_folder(out)
+    n_workers = fleet.number_of(workers, device)
 
     from david.sling import base_depth
     from david.study import search as run_search
@@ -188,24 +194,25 @@ def scan(
         cost = engine.estimate([Recipe.identity(n_layers), *every])
         print_found(cost.to_dict(), str(cost), as_json)
         return
-    made = run_search(
-        loaded,
-        seen,
-        space=Block(max_length=longest),
-        held_out=unseen,
-        objective=objective_of(convention, gold_column),
-        n_trials=1 + len(every),
-        out=out,
-        queue=every,
-        storage=storage,
-        study_name=study,
-        sampler="random",
-        pruner=pruner,
-        batch=batch,
-        memory_budget=bytes_of(memory_budget),
-        top=top,
-        baseline=baseline,
-    )
+    with fleet.beside(n_workers, out):
+        made = run_search(
+            loaded,
+            seen,
+            space=Block(max_length=longest),
+            held_out=unseen,
+            objective=objective_of(convention, gold_column),
+            n_trials=1 + len(every),
+            out=out,
+            queue=every,
+            storage=storage,
+            study_name=study,
+            sampler="random",
+            pruner=pruner,
+            batch=batch,
+            memory_budget=bytes_of(memory_budget),
+            top=top,
+            baseline=baseline,
+        )
     print_run(made, out, top, as_json)
     _leave()
 

@@ -55,6 +55,9 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; l
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; left out, the accelerator if there is one.")]
 Out = Annotated[Path, typer.Option(help="The run's folder: study, tables, plots, best.json, report.html.")]
 Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the folder's study.db.")]
+Workers = Annotated[
+    str, typer.Option(help="Processes on this machine: a number, which share its cores, or auto: one a device.")
+]
 StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
 Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
 Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]

@@ -95,10 +95,13 @@ def search(
     `partial`: told the base's NLL plus its difference on the windows it has seen, though never less than the best's,
     and never among the best.
 
+    Several processes may search together: each makes the same call, on one `storage`. What one has in hand is left to
+    it, what a dead one had is run by another, and the finalists are judged by one. All end when nothing is in hand.
+
     The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand
     (which keeps its own sampler); the same call again goes on where it stopped. One worker and one `seed` give the same
-    study each time. Ctrl-C ends cleanly: what is scored is kept, and tables and plots are written; the recipes in hand
-    are run again.
+    study each time. Ctrl-C, or SIGTERM, ends after the windows in hand, the second at once: what is scored is kept, and
+    tables and plots are written; the recipes in hand come again at the next call.
 
     Raises `SearchError` for a study made on another model, corpus or space, or a folder that cannot be written, and
     `SlingError` for a model that is refused; nothing is made then.
@@ -152,6 +155,8 @@ def search(
             also=measures,
         )
         try:
+            if own_seed is not None and heart.workers() > 1:
+                study.sampler.reseed_rng()  # or two that start at once would draw the same
             with alone(study, heart, "beginning"):
                 store.sign(study, about, once)
                 _begin(study, run, queue)

@@ -69,7 +69,7 @@ HEAVY = [
     "study",
     "measures",
 ]
-ORDER = [*LIGHT, *HEAVY, "chat", "options", "inputs", "printing", "cli_studies", "cli"]
+ORDER = [*LIGHT, *HEAVY, "chat", "options", "inputs", "printing", "fleet", "cli_studies", "cli"]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")

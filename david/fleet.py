@@ -1,0 +1,91 @@
+"""Several workers on one machine: the same command, run again beside this one, each with its share of the machine."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from david import stopping
+from david.errors import SearchError
+from david.messages import say
+
+_COMMAND = [sys.executable, "-c", "from david.cli import main; main()"]
+
+
+def number_of(workers: str, device: str | None) -> int:
+    """What `--workers` asks for: a number, or `auto` for one on each accelerator; a machine without any has one."""
+    try:
+        wanted = None if workers == "auto" else int(workers)
+    except ValueError:
+        wanted = 0
+    if wanted is not None and wanted < 1:
+        raise SearchError(f"--workers must be auto, or 1 or more; got {workers}")
+    if wanted != 1 and device not in (None, "cpu"):
+        raise SearchError(f"--workers {workers} gives each worker a device of its own: leave --device {device} out")
+    if wanted is not None:
+        return wanted
+    import torch
+
+    return max(1, 0 if device == "cpu" else torch.cuda.device_count())
+
+
+@contextmanager
+def beside(n_workers: int, out: Path) -> Iterator[None]:
+    """While this lasts, `n_workers` run the command that this process was started with, it being the first.
+
+    Each has its share of the machine; what the others say goes into `worker-<number>.log` in the run's folder. They
+    share nothing but the storage, and end when the study has its trials, or when this one is told to.
+    """
+    if n_workers == 1:
+        yield
+        return
+    import torch
+
+    shares = [_share(i, n_workers, torch.cuda.device_count()) for i in range(n_workers)]
+    os.environ.update(shares[0])
+    torch.set_num_threads(int(shares[0]["OMP_NUM_THREADS"]))
+    out.mkdir(parents=True, exist_ok=True)
+    logs = [out / f"worker-{i}.log" for i in range(1, n_workers)]
+    others = [_start(log, share) for log, share in zip(logs, shares[1:], strict=True)]
+    try:
+        yield
+    except BaseException:
+        _end(others)
+        raise
+    if stopping.exit_code():
+        _end(others)
+    for other, log in zip(others, logs, strict=True):
+        if other.wait() not in (0, stopping.exit_code(), -signal.SIGTERM):
+            say(f"a worker ended with {other.returncode}: {log} tells why")
+
+
+def _share(worker: int, n_workers: int, n_devices: int) -> dict[str, str]:
+    """What the environment of a worker says of what is its own."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = {"OMP_NUM_THREADS": str(max(1, cores // n_workers))}
+    if n_devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if visible != [""] else [str(i) for i in range(n_devices)]
+        found["CUDA_VISIBLE_DEVICES"] = names[worker % len(names)]
+    return found
+
+
+def _start(log: Path, share: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("ab") as told:
+        return subprocess.Popen(
+            [*_COMMAND, *sys.argv[1:], "--workers", "1"],
+            env={**os.environ, **share},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+        )
+
+
+def _end(others: list[subprocess.Popen[bytes]]) -> None:
+    for other in others:
+        other.terminate()
+    for other in others:
+        other.wait()

@@ -1,0 +1,64 @@
+"""Several workers on one machine by one command."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from david import fleet
+from david.errors import SearchError
+from tests.test_study_kill import command_in
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "n"), [("1", None, 1), ("3", None, 3), ("3", "cpu", 3), ("1", "cuda:1", 1)]
+)
+def test_a_number_is_a_number(workers: str, device: str | None, n: int) -> None:
+    assert fleet.number_of(workers, device) == n
+
+
+def test_auto_is_one_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert fleet.number_of("auto", None) == 4
+    assert fleet.number_of("auto", "cpu") == 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert fleet.number_of("auto", None) == 1
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "many", "1.5", ""])
+def test_what_is_no_number_of_workers_is_refused(workers: str) -> None:
+    with pytest.raises(SearchError, match="--workers must be auto, or 1 or more; got"):
+        fleet.number_of(workers, None)
+
+
+def test_a_device_for_several_is_refused() -> None:
+    with pytest.raises(SearchError, match="leave --device cuda:1 out"):
+        fleet.number_of("2", "cuda:1")
+
+
+def test_each_worker_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert fleet._share(1, 4, 0) == {"OMP_NUM_THREADS": "4"}
+    assert [fleet._share(i, 3, 2)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [fleet._share(i, 2, 2)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["5", "7"]
+
+
+@pytest.mark.slow
+def test_two_workers_by_one_command_share_a_study_and_end_together(tmp_path: Path) -> None:
+    command = [*command_in(tmp_path, n_trials=60), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    log = (tmp_path / "run" / "worker-1.log").read_text()
+    assert done.returncode == 0, done.stderr + log
+    study = optuna.load_study(study_name="david", storage=f"sqlite:///{tmp_path / 'run' / 'study.db'}")
+    trials = study.get_trials()
+    assert len({trial.user_attrs["worker"] for trial in trials if "worker" in trial.user_attrs}) == 2, log
+    counted = [t for t in trials if t.state == TrialState.COMPLETE and "duplicate_of" not in t.user_attrs]
+    assert 60 <= len(counted) <= 62
+    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+    assert len(study.user_attrs["held_out_looks"]) == 1
+    assert "Traceback" not in log
