@@ -3,12 +3,13 @@
 import abc
 import random
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage, get_storage
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
@@ -81,7 +82,9 @@ def _is_collision(error: BaseException) -> bool:
 
 
 def _proxy(url: URL) -> GrpcStorageProxy:
-    proxy = GrpcStorageProxy(host=url.host or "localhost", port=url.port or 13000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = GrpcStorageProxy(host=url.host or "localhost", port=url.port or 13000)
     proxy.wait_server_ready(timeout=_CONNECT)
     return proxy
 

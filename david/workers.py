@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+import optuna
 import psutil
 from optuna import Study
 from optuna.exceptions import DuplicatedStudyError
-from optuna.storages import InMemoryStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
@@ -106,6 +107,16 @@ class Heart:
                     self._heard[worker] = beat, self._beats
 
 
+def _made(storage: BaseStorage, name: str) -> int:
+    """A new study, of which Optuna does not tell the person in front of the screen."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        return storage.create_new_study([StudyDirection.MINIMIZE], name)
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 @contextmanager
 def alone(study: Study, heart: Heart, what: str) -> Iterator[None]:
     """Wait until no other worker does this; one that dies while it does is not waited for."""
@@ -113,7 +124,7 @@ def alone(study: Study, heart: Heart, what: str) -> Iterator[None]:
     nameless = 0.0  # seconds for which nobody has said that the lock is his
     while True:
         with suppress(DuplicatedStudyError):
-            lock = storage.create_new_study([StudyDirection.MINIMIZE], name)
+            lock = _made(storage, name)
             storage.set_study_user_attr(lock, OWNER, heart.name)
             break
         with suppress(KeyError):  # it is gone

@@ -37,7 +37,8 @@ def _run(*command: str) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
@@ -59,7 +60,7 @@ class Postgres:
             for above in folder.parents[:-1]:
                 if above != Path("/tmp") and above.stat().st_uid == 0:
                     above.chmod(above.stat().st_mode | 0o011)
-        server = cls(folder, _free_port())
+        server = cls(folder, free_port())
         _run(str(program("initdb")), "-D", str(folder), "-U", "david", "--auth=trust", "--no-sync", "-E", "UTF8")
         with (folder / "postgresql.conf").open("a") as settings:
             settings.write(f"port = {server.port}\nlisten_addresses = '127.0.0.1'\n")

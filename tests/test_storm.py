@@ -4,6 +4,7 @@ import random
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from david.score import Score, perplexity
 from david.space import Block
 from david.storage import open_storage
 from david.study import search
-from tests.postgres import Postgres, why_not
+from tests.postgres import Postgres, free_port, why_not
 from tests.test_study_kill import context, corpus
 
 NAME = "together"
@@ -168,6 +169,29 @@ def test_a_worker_with_another_space_is_refused(server: Postgres) -> None:
     search(tiny_model("llama"), seen, space=Block(max_length=2), progress=False, **options)
     with pytest.raises(SearchError, match=r"another space: Block\(max_length=2.*, now Block\(max_length=3"):
         search(tiny_model("llama"), seen, space=Block(max_length=3), progress=False, **options)
+
+
+def serve(folder: Path, port: int) -> None:
+    """Optuna's proxy before an SQLite file."""
+    inner = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental
+        optuna.storages.run_grpc_proxy_server(inner, host="127.0.0.1", port=port)
+
+
+def test_a_search_through_optunas_proxy(tmp_path: Path) -> None:
+    port = free_port()
+    proxy = context().Process(target=serve, args=(tmp_path, port))
+    proxy.start()
+    url, seen = f"grpc://127.0.0.1:{port}", corpus().split(3, 3)
+    options: dict[str, Any] = {"storage": url, "study_name": NAME, "space": Block(max_length=2), "progress": False}
+    study = search(tiny_model("llama"), seen[0], held_out=seen[1], n_trials=8, **options)
+    check(study.get_trials(), 8, 1)
+    judged_once(url, NAME)
+    proxy.kill()
+    proxy.join()
+    with pytest.raises(SearchError, match=f"the storage {url} cannot be used"):
+        open_storage(url)
 
 
 @needs_server
