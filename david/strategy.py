@@ -83,11 +83,11 @@ class Beam:
 class Refine:
     """Hill climbing from `start` (left out, from the base): to the best neighbour, again and again.
 
-    Where leaving out single visits helps, runs of those that help come next. Then improvements are put together: to
-    the best the next best, to the better of that and the best alone the one behind, and so on; the best of all is where
-    it goes on. `steps` are kinds of neighbours (see `david.neighbours`), which are tried kind by kind: the next one
-    where none before has helped. At most `max_length` visits are cut or repeated together. It is at its end where no
-    neighbour is better.
+    After the neighbours of a recipe come its improvements put together: to the best the next best, to the better of
+    that and the best alone the one behind, and so on. Where it helps to leave out single visits, the same is done once
+    more with runs of those that help. The best of all is where it goes on. `steps` are kinds of neighbours (see
+    `david.neighbours`), which are tried kind by kind: the next one where none before has helped. At most `max_length`
+    visits are cut or repeated together. It is at its end where no neighbour is better.
     """
 
     start: Recipe | None = None
@@ -105,32 +105,44 @@ class Refine:
         scored = _scored(study)
         here = self.start or Recipe.identity(n_layers)
         while here in scored:
-            new, better = self._improvements(here, scored, n_layers)
+            step, better, new = self._better(here, scored, n_layers)
             if new or not better:
                 return new
-            best, merged = better[0], 0
-            for other in better[1:]:
-                both = _together(here, best, other) if merged < _MERGED else None
-                if both is None or (self.max_visits is not None and len(both) > self.max_visits):
-                    continue
-                if both not in scored:
-                    return [both]
-                best, merged = min(best, both, key=scored.__getitem__), merged + 1
-            here = best
+            together, new = self._together(here, better, scored)
+            if not new and step == "drop":
+                runs = _runs(here, scored, self.max_length)
+                new = _new(runs, scored)
+                if not new:
+                    apart, new = self._together(here, _ahead(here, [*better, *runs], scored), scored)
+                    together = min(together, apart, key=scored.__getitem__)
+            if new:
+                return new
+            here = together
         return [here]
 
-    def _improvements(
+    def _better(
         self, here: Recipe, scored: Mapping[Recipe, float], n_layers: int
-    ) -> tuple[list[Recipe], list[Recipe]]:
-        """What is to be scored around a recipe; and where all is, what is better than it, best first."""
+    ) -> tuple[str, list[Recipe], list[Recipe]]:
+        """The first kind of neighbours that has helped, and those that have; or what of a kind is not scored yet."""
         for step, around in self._around(here, n_layers):
-            if new := _new(around, scored):
-                return new, []
-            if any(scored[recipe] < scored[here] for recipe in around):
-                every = around + (_runs(here, scored, self.max_length) if step == "drop" else [])
-                better = [recipe for recipe in _best(every, scored, len(every)) if scored[recipe] < scored[here]]
-                return _new(every, scored), better
-        return [], []
+            new = _new(around, scored)
+            if new or (better := _ahead(here, around, scored)):
+                return step, [] if new else better, new
+        return "", [], []
+
+    def _together(
+        self, here: Recipe, better: Sequence[Recipe], scored: Mapping[Recipe, float]
+    ) -> tuple[Recipe, list[Recipe]]:
+        """What improvements of a recipe, best first, make together; and what is to be scored to know it."""
+        best, merged = better[0], 0
+        for other in better[1:]:
+            both = _merged(here, best, other) if merged < _MERGED else None
+            if both is None or (self.max_visits is not None and len(both) > self.max_visits):
+                continue
+            if both not in scored:
+                return best, [both]
+            best, merged = min(best, both, key=scored.__getitem__), merged + 1
+        return best, []
 
     def _around(self, here: Recipe, n_layers: int) -> Iterator[tuple[str, list[Recipe]]]:
         """The neighbours of a recipe, kind by kind."""
@@ -190,6 +202,11 @@ def _best(recipes: Sequence[Recipe], scored: Mapping[Recipe, float], n: int) -> 
     return sorted((recipe for recipe in recipes if recipe in scored), key=scored.__getitem__)[:n]
 
 
+def _ahead(here: Recipe, recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
+    """Those that are better than a recipe, best first."""
+    return [recipe for recipe in _best(recipes, scored, len(recipes)) if scored[recipe] < scored[here]]
+
+
 def _runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list[Recipe]:
     """Runs of visits left out: of each length the two, apart, that promise most by what each visit left out gains."""
     visits = list(here)
@@ -208,7 +225,7 @@ def _runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list
     return found
 
 
-def _together(here: Recipe, one: Recipe, other: Recipe) -> Recipe | None:
+def _merged(here: Recipe, one: Recipe, other: Recipe) -> Recipe | None:
     """What two recipes make of a third together, where they change it in different places."""
     visits = list(here)
     edits = []
