@@ -15,7 +15,7 @@ from tiny_models import VOCABULARY, tiny_model, tiny_named
 from david import David, forward, visits
 from david.corpus import Corpus
 from david.engine import Engine, score_recipes
-from david.errors import SlingError
+from david.errors import ScoreError, SlingError
 from david.layers import find
 from david.plan import Plan
 from david.recipe import Recipe
@@ -282,8 +282,10 @@ def test_weights_go_back_when_a_layer_raises(offload: Callable[[Any, Path], None
         raise ArithmeticError("a layer that fails")
 
     handle = find(model).layers[4].mlp.register_forward_pre_hook(fail)
-    with pytest.raises(ArithmeticError, match="a layer that fails"):
-        engine.outcomes(RECIPES)
+    outcomes = engine.outcomes(RECIPES)
+    assert all(
+        isinstance(its, ScoreError) for its, recipe in zip(outcomes, RECIPES, strict=True) if 4 in recipe.repeat_map
+    )
     handle.remove()
     assert_offloaded(model)
     assert engine.meter.held == 0
