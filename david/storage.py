@@ -12,7 +12,7 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage, get_storage
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, PendingRollbackError
 
 from david import stopping
 from david.errors import SearchError, one_line
@@ -145,7 +145,7 @@ def _is_away(error: BaseException) -> bool:
     root = _root(error)
     if isinstance(root, DBAPIError):
         return isinstance(root, OperationalError | InterfaceError) or root.connection_invalidated
-    return type(root).__module__.partition(".")[0] == "grpc"
+    return isinstance(root, PendingRollbackError) or type(root).__module__.partition(".")[0] == "grpc"
 
 
 def _said(error: BaseException) -> str:

@@ -51,7 +51,7 @@ def worker(url: str, name: str, n_trials: int, seed: int, out: Path | None) -> N
     search(
         tiny_model("llama"),
         seen,
-        space=Block(max_length=2, scales=(0.1, 0.9)),
+        space=Block(max_length=3, scales=(0.1, 0.9)),  # 256 recipes
         held_out=unseen,
         objective=slow_perplexity,
         n_trials=n_trials,
@@ -102,6 +102,10 @@ def storm(
         seen = now
     for each in running:
         each.join(180)
+    for i, each in enumerate(running):
+        if each.exitcode == 1:  # it was to begin while the server was gone, and said so
+            running[i] = start()
+            running[i].join(180)
     assert [each.exitcode for each in running] == [0] * n_workers
     assert kills >= 3  # or they would say nothing
     trials = trials_of(url, name)
