@@ -9,7 +9,7 @@ from torch import nn
 
 from david import memory
 from david.corpus import Corpus
-from david.engine import Engine, Outcome
+from david.engine import Engine, Outcome, raised
 from david.errors import DavidError, ScoreError, SearchError
 from david.forward import input_device
 from david.recipe import Recipe
@@ -92,6 +92,8 @@ def _told(name: str, cost: Callable[[Recipe], float], recipes: Sequence[Recipe])
             found = float(cost(recipe))
         except DavidError as error:
             return error
+        except Exception as error:  # any kind: the caller's own code
+            return raised(f"also[{name!r}]", error)
         return ScoreError(f"also[{name!r}] is not a number") if math.isnan(found) else found
 
     return [value(recipe) for recipe in recipes]

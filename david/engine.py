@@ -2,6 +2,7 @@
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -214,14 +215,14 @@ class Engine:
         with as_base(self.model), torch.inference_mode():
             while place < len(self.batches) and alive:
                 batch = self.batches[place]
-                try:
-                    values = self._values([recipes[i] for i in alive], batch, done)
-                except Exception as error:  # any kind: the code of any model
-                    if self._halved(place, error):
+                values = self._tried([recipes[i] for i in alive], batch, done)
+                if isinstance(values, Exception):
+                    if lacks_memory(values) and self._halved(place):
                         continue
-                    values = [self._alone(recipes[i], batch, done) for i in alive]
+                    each = {i: self._alone(recipes[i], batch, done) for i in alive}
+                else:
+                    each = dict(zip(alive, values, strict=True))
                 place += 1
-                each = dict(zip(alive, values, strict=True))
                 failed |= {i: its for i, its in each.items() if isinstance(its, DavidError)}
                 scored = {i: its for i, its in each.items() if not isinstance(its, DavidError)}
                 for i, its in scored.items():
@@ -258,8 +259,9 @@ class Engine:
                 score = self.objective(self.model, self.corpus)
         except DavidError as error:
             return error
-        except Exception as error:
-            return _raised(error)
+        except Exception as error:  # any kind: the caller's own code
+            self._recover(error)
+            return raised("scoring", error)
         done((len(recipe) + self.end_visits) * len(self.corpus))
         return score if not math.isnan(score.nll) else ScoreError("the objective's NLL is not a number")
 
@@ -285,12 +287,29 @@ class Engine:
             found |= {i: nll[end] for i, end in zip(numbers, plan.ends, strict=True)}
         return [found[i] for i in range(len(recipes))]
 
-    def _alone(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
-        """The same of one recipe, or what the model raises: so that one that it cannot run takes no other with it."""
+    def _tried(
+        self, recipes: Sequence[Recipe], batch: range, done: Done
+    ) -> Sequence[list[float] | DavidError] | Exception:
+        """The same; or what the model raises, with nothing held any longer."""
         try:
-            return self._values([recipe], batch, done)[0]
-        except Exception as error:
-            return _raised(error)
+            return self._values(recipes, batch, done)
+        except Exception as error:  # any kind: the code of any model
+            self._recover(error)
+            return error
+
+    def _alone(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
+        """The same of one recipe, so that one that the model cannot run takes no other with it."""
+        found = self._tried([recipe], batch, done)
+        return raised("scoring", found) if isinstance(found, Exception) else found[0]
+
+    def _recover(self, error: Exception) -> None:
+        """Let go of all that an error has left behind; it comes out again where the device itself has failed."""
+        if isinstance(error, torch.AcceleratorError) and not lacks_memory(error):
+            raise ScoreError(f"the device failed, and needs a new process: {one_line(error)}") from error
+        traceback.clear_frames(error.__traceback__)  # they hold states
+        self.let_go()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _one_by_one(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
         windows = self.corpus.part(batch.start, batch.stop)
@@ -343,9 +362,9 @@ class Engine:
             for path in [path for path in pool if path not in ways]:
                 self.meter.hold(-pool.pop(path).nbytes)
 
-    def _halved(self, place: int, error: Exception) -> bool:
-        """Whether an error was a want of memory, and fewer windows or states can be held from this place on."""
-        if self._runner is None or not _lacks_memory(error):
+    def _halved(self, place: int) -> bool:
+        """Whether fewer windows or states can be held from this place on, where there is no memory for so many."""
+        if self._runner is None:
             return False
         batch = self.batches[place]
         if len(batch) > 1:
@@ -359,9 +378,6 @@ class Engine:
             self._budget = least
         else:
             return False
-        self.let_go()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         return True
 
     def _attach(self, options: Mapping[str, Any]) -> None:
@@ -384,7 +400,7 @@ class Engine:
         try:
             return self._apart(runner, options, self.corpus.part(0, min(2, len(self.corpus))))
         except (RuntimeError, MemoryError) as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
         return self._apart(runner, options, self.corpus.part(0, 1))
 
@@ -411,14 +427,15 @@ class Engine:
         return Recipe.identity(self.n_layers)
 
 
-def _raised(error: Exception) -> ScoreError:
-    """What a model, or an objective of one's own, has raised, as why there is no score."""
-    failure = ScoreError(f"scoring raised {type(error).__name__}: {one_line(error)}")
+def raised(what: str, error: Exception) -> ScoreError:
+    """What another's code has raised at something, as why there is no score."""
+    failure = ScoreError(f"{what} raised {type(error).__name__}: {one_line(error)}")
     failure.__cause__ = error
     return failure
 
 
-def _lacks_memory(error: Exception) -> bool:
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
     return isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NO_MEMORY)
 
 

@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from david import stopping
@@ -37,7 +38,8 @@ def beside(n_workers: int, out: Path) -> Iterator[None]:
     """While this lasts, `n_workers` run the command that this process was started with, it being the first.
 
     Each has its share of the machine; what the others say goes into `worker-<number>.log` in the run's folder. They
-    share nothing but the storage, and end when the study has its trials, or when this one is told to.
+    share nothing but the storage, and end when the study has its trials, or when this one is told to: each signal that
+    comes to this one goes on to them.
     """
     if n_workers == 1:
         yield
@@ -51,15 +53,25 @@ def beside(n_workers: int, out: Path) -> Iterator[None]:
     logs = [out / f"worker-{i}.log" for i in range(1, n_workers)]
     others = [_start(log, share) for log, share in zip(logs, shares[1:], strict=True)]
     try:
-        yield
+        with stopping.passed_on(partial(_send, others)), _ended_by(signal.SIGTERM):
+            yield
+            codes = [other.wait() for other in others]
     except BaseException:
         _end(others)
         raise
-    if stopping.exit_code():
-        _end(others)
-    for other, log in zip(others, logs, strict=True):
-        if other.wait() not in (0, stopping.exit_code(), -signal.SIGTERM):
-            say(f"a worker ended with {other.returncode}: {log} tells why")
+    for code, log in zip(codes, logs, strict=True):
+        if code not in (0, stopping.exit_code()):
+            say(f"a worker ended with {code}: {log} tells why")
+
+
+@contextmanager
+def _ended_by(number: int) -> Iterator[None]:
+    """Within this, a signal that nobody listens to ends the process as an exception does, not without a word."""
+    before = signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _share(worker: int, n_workers: int, n_devices: int) -> dict[str, str]:
@@ -81,11 +93,23 @@ def _start(log: Path, share: Mapping[str, str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=told,
+            start_new_session=True,  # or a terminal's Ctrl-C would reach them twice
         )
 
 
-def _end(others: list[subprocess.Popen[bytes]]) -> None:
-    for other in others:
-        other.terminate()
-    for other in others:
-        other.wait()
+def _send(others: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    if os.name == "posix":  # elsewhere the console tells all of its processes
+        for other in others:
+            other.send_signal(number)
+
+
+def _end(others: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Tell them to end; at once where this process is told once more while it waits."""
+    try:
+        for other in others:
+            other.terminate()
+        for other in others:
+            other.wait()
+    finally:
+        for other in others:
+            other.kill()

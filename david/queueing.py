@@ -1,18 +1,24 @@
 """What is asked for next: trials that wait in the study, and those that a dead worker left."""
 
-import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
+from david import records
+from david.messages import say
 from david.workers import OWNER, Heart
 
 WANTED = "wanted"  # of a trial: a recipe that its space cannot say
 STRATEGY = "strategy"  # … what asked for it, where that was not the sampler
+_LOST = "lost"  # … how many workers died while they had it in hand
+
+_LOST_TOGETHER = 2  # so often it may be lost with others that were scored with it; then it comes alone
+_LOST_FOR_GOOD = 3  # … and so often it may be lost at all, since it may be what kills them
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,12 @@ class Asked:
     params: dict[str, Any]
     recipe: str | None = None
     strategy: str | None = field(default=None, compare=False)
+    lost: int = field(default=0, compare=False)
+
+    @property
+    def comes_alone(self) -> bool:
+        """Whether it may have killed the workers that had it in hand, and others with it."""
+        return self.lost >= _LOST_TOGETHER
 
 
 def enqueue(study: Study, wanted: Sequence[Asked]) -> None:
@@ -39,6 +51,11 @@ def first_queued(study: Study) -> Asked | None:
     return _asked(waiting[0]) if waiting else None
 
 
+def was_queued(study: Study, trial: Trial) -> bool:
+    """Whether a trial waited in the study; else the sampler was asked for it."""
+    return "fixed_params" in study._storage.get_trial_system_attrs(trial._trial_id)
+
+
 def reclaim(study: Study, heart: Heart, *, unsigned: bool) -> None:
     """Give up the trials whose worker has died, and queue again what they were asked for.
 
@@ -46,23 +63,30 @@ def reclaim(study: Study, heart: Heart, *, unsigned: bool) -> None:
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if (unsigned or OWNER in trial.user_attrs) and heart.is_left(trial):
-            give_back(study, trial)
+            give_back(study, trial, was_lost=True)
 
 
-def give_back(study: Study, trial: FrozenTrial) -> None:
-    """Queue again what a running trial was asked for, and end it."""
+def give_back(study: Study, trial: FrozenTrial, *, was_lost: bool) -> None:
+    """Queue again what a running trial was asked for, and end it; one that was lost too often fails."""
     asked = _asked(trial)
-    if asked != Asked({}):  # first, so that a kill between the two loses nothing
-        _queue(study, asked)
-    with contextlib.suppress(UpdateFinishedTrialError):  # another worker may do the same at once
+    lost = asked.lost + was_lost
+    recipe = trial.user_attrs.get("recipe")
+    with suppress(UpdateFinishedTrialError):  # another worker may do the same at once
+        if lost >= _LOST_FOR_GOOD and recipe not in (None, records.base_of(study)):
+            why = f"{lost} workers ended while they scored it"
+            study._storage.set_trial_user_attr(trial._trial_id, records.ERROR, why)
+            say(f"trial {trial.number} failed: {why}")
+        elif asked != Asked({}):  # first, so that a kill between the two loses nothing
+            _queue(study, replace(asked, lost=lost))
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _queue(study: Study, asked: Asked) -> None:
-    told = {WANTED: asked.recipe, STRATEGY: asked.strategy}
+    told = {WANTED: asked.recipe, STRATEGY: asked.strategy, _LOST: asked.lost or None}
     study.enqueue_trial(asked.params, user_attrs={name: value for name, value in told.items() if value is not None})
 
 
 def _asked(trial: FrozenTrial) -> Asked:
     told = trial.user_attrs
-    return Asked(trial.system_attrs.get("fixed_params") or trial.params, told.get(WANTED), told.get(STRATEGY))
+    params = trial.system_attrs.get("fixed_params") or trial.params
+    return Asked(params, told.get(WANTED), told.get(STRATEGY), told.get(_LOST, 0))

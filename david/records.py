@@ -2,11 +2,12 @@
 
 On the study: `david` (see `study.search`); a finalist's score on the held-out windows as `held_out:<trial>` (Optuna
 closes a finished trial), and how often they were looked at as `held_out_looks`. On a trial: `recipe` (its notation),
-`window_nll`, `window_tokens` and `convention` of its score on the search windows, and `duplicate_of` where another
-trial had the recipe before.
+`window_nll`, `window_tokens` and `convention` of its score on the search windows, `duplicate_of` where another
+trial had the recipe before, and `error` where it failed. What workers keep of themselves, `workers` and `claims` tell.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, sum
 WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
 RIGHT = "right"  # … which multiple-choice questions were answered right
 PARTIAL = "partial"  # … where it was dropped before the last window: how many it has seen
+ERROR = "error"  # … why it failed
+NO_MEMORY = "no_memory"  # … where that was a want of memory, of which another worker may have more
+_NO_MEMORY_TWICE = 2  # times that recipes are tried which lack memory
 _LOOKS = "held_out_looks"  # of a study
 _BASELINE = "baseline"
 _MEASURED = "measured:"  # … behind which the name of another measure stands
@@ -68,9 +72,30 @@ def complete(study: Study) -> list[FrozenTrial]:
     return list(first.values())
 
 
+def refused(study: Study) -> dict[str, FrozenTrial]:
+    """By its recipe, the first trial that found why that cannot be scored; for want of memory, where several did.
+
+    The base is never one of these: without it nothing can be compared.
+    """
+    first: dict[str, FrozenTrial] = {}
+    times = Counter[str]()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        if {"recipe", ERROR} <= trial.user_attrs.keys():
+            recipe = trial.user_attrs["recipe"]
+            first.setdefault(recipe, trial)
+            times[recipe] += 1 if NO_MEMORY in trial.user_attrs else _NO_MEMORY_TWICE
+    base = base_of(study)
+    return {recipe: trial for recipe, trial in first.items() if times[recipe] >= _NO_MEMORY_TWICE and recipe != base}
+
+
+def base_of(study: Study) -> str:
+    """The notation of the base itself."""
+    return str(Recipe.identity(depth_of(study)))
+
+
 def base_trial(study: Study) -> FrozenTrial | None:
     """The finished trial of the base itself."""
-    base = str(Recipe.identity(depth_of(study)))
+    base = base_of(study)
     return next((trial for trial in complete(study) if trial.user_attrs["recipe"] == base), None)
 
 
@@ -85,7 +110,7 @@ def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
 
     Where more than the NLL is minimised, of those that no other one of them beats in all of it.
     """
-    base = str(Recipe.identity(depth_of(study)))
+    base = base_of(study)
     scored = [trial for trial in whole(study) if trial.user_attrs["recipe"] != base]
     if scored and also(study):
         best = unbeaten(np.array([values_of(trial) for trial in scored]))
@@ -169,7 +194,7 @@ def looks(study: Study) -> int:
 
 def judged(study: Study) -> list[FrozenTrial]:
     """The recipes that have been measured on held-out windows, the base left out."""
-    base, kept = str(Recipe.identity(depth_of(study))), study.user_attrs  # read once: Optuna copies all of it each time
+    base, kept = base_of(study), study.user_attrs  # read once: Optuna copies all of it each time
     return [
         trial for trial in complete(study) if trial.user_attrs["recipe"] != base and f"held_out:{trial.number}" in kept
     ]

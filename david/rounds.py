@@ -13,11 +13,12 @@ from torch import nn
 
 from david import records, stopping
 from david.also import Measure, values_of
+from david.claims import claim
 from david.corpus import Corpus
-from david.engine import Engine, Outcome
-from david.errors import DavidError, RecipeError, SlingError
+from david.engine import Engine, Outcome, lacks_memory, raised
+from david.errors import DavidError, RecipeError, SearchError, SlingError
 from david.messages import say
-from david.queueing import WANTED, give_back
+from david.queueing import WANTED, first_queued, give_back, was_queued
 from david.racing import RacingPruner
 from david.recipe import Recipe
 from david.score import Score
@@ -30,7 +31,6 @@ _Fresh = dict[str, tuple[Trial, Recipe]]
 
 _DUPLICATE = "duplicate"
 _QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
-_LOOKS, _LOOK = 40, 0.05  # at what other workers have in hand, and seconds between two
 _GO_ON = 0.55  # of a rung's recipes, as far as a bar can tell beforehand (experiments/engine: a landscape of blocks)
 
 
@@ -58,7 +58,8 @@ class Run:
     def recipes_at_once(self, study: Study) -> int:
         """How many to ask for: the base comes alone, so that the others find its states."""
         queued = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        if records.base_trial(study) is None:
+        first = first_queued(study)
+        if records.base_trial(study) is None or (first is not None and first.comes_alone):
             return 1
         if self.batch is not None:
             return self.batch if self.strategy is None else max(1, min(self.batch, queued))
@@ -70,7 +71,8 @@ class Run:
 def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[str]:
     """Ask, run and tell so many trials; of each, whether it was scored, a duplicate, refused by the model, or failed.
 
-    `expect` is told how much work is still to come, in visits of a window, as far as is known; `done` what is done.
+    They are fewer where the queue is at its end. `expect` is told how much work is still to come, in visits of a
+    window, as far as is known; `done` what is done.
     """
     trials: list[Trial] = []
     try:
@@ -86,16 +88,16 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
             if race is not None and i in race.told:
                 outcomes.append("scored")
             elif other is not None and (isinstance(its, DavidError) or records.PARTIAL not in other.user_attrs):
-                again.append((trial, notation))  # another worker was faster
+                again.append((trial, notation))  # another worker took this one for dead, and was faster
             elif isinstance(score, DavidError) or isinstance(its, DavidError):
                 outcomes.append(_first(_failed, study, trial, its))
             else:
                 outcomes.append(_first(_tell, study, trial, score, its))
         known = _known(study) if again else {}
-        return outcomes + [_first(_told_again, study, trial, known[notation]) for trial, notation in again]
+        return outcomes + [_first(_told_again, study, trial, notation, known) for trial, notation in again]
     except BaseException as error:
         with suppress(Exception):  # where it is the storage that fails
-            _let_go(study, trials, again=isinstance(error, KeyboardInterrupt))
+            _let_go(study, trials, was_lost=not isinstance(error, KeyboardInterrupt))
         raise
 
 
@@ -104,33 +106,33 @@ def _ask(study: Study, run: Run, n: int, trials: list[Trial]) -> tuple[_Fresh, l
     fresh: _Fresh = {}
     again: list[tuple[Trial, str]] = []
     outcomes: list[str] = []
-    known = _known(study)
-    for _ in range(n):
+    for i in range(n):
         trials.append(trial := study.ask())
+        if (run.strategy is not None or (i and run.batch is None)) and not was_queued(study, trial):
+            study.tell(trial, state=TrialState.FAIL)  # others have taken what was left of the queue
+            break
         recipe = _proposal(study, run, trial)
         if isinstance(recipe, str):
             outcomes.append(recipe)
-        elif (notation := str(recipe)) in fresh or notation in known:
-            again.append((trial, notation))
+        elif str(recipe) in fresh:
+            again.append((trial, str(recipe)))
         else:
-            fresh[notation] = trial, recipe
-    theirs = _in_hand(study, run, fresh)
-    left = [(fresh.pop(notation)[0], notation) for notation in theirs]
-    left += [(trial, notation) for trial, notation in again if notation in theirs]
-    outcomes += [_first(_left_to, study, trial, theirs[notation]) for trial, notation in left]
+            fresh[str(recipe)] = trial, recipe
+    theirs = claim(study, run.heart, {notation: trial for notation, (trial, _) in fresh.items()})
+    known = _known(study)  # after the claim: what is not in hand any longer is told
+    passed = {notation: fresh.pop(notation)[0] for notation in [*fresh] if notation in theirs or notation in known}
+    again = [(trial, notation) for notation, trial in passed.items()] + again
+    left = [(trial, notation) for trial, notation in again if notation in theirs]
+    outcomes += [_first(_left_to, study, trial, notation, theirs[notation]) for trial, notation in left]
     return fresh, [(trial, notation) for trial, notation in again if notation not in theirs], outcomes
 
 
-def _let_go(study: Study, trials: Sequence[Trial], *, again: bool) -> None:
-    """End what is not told yet of these trials; what they were asked for comes `again`."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+def _let_go(study: Study, trials: Sequence[Trial], *, was_lost: bool) -> None:
+    """End what is not told yet of these trials, and queue again what they were asked for."""
     numbers = {trial.number for trial in trials}
-    for trial in running:
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial.number in numbers:
-            if again:
-                give_back(study, trial)
-            else:
-                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            give_back(study, trial, was_lost=was_lost)
 
 
 def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
@@ -141,35 +143,20 @@ def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
     try:
         trial.set_user_attr(OWNER, run.heart.name)
         wanted = trial.user_attrs.get(WANTED)
-        recipe = run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
-        trial.set_user_attr("recipe", str(recipe))
+        return run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
     except DavidError as error:
         return _first(_failed, study, trial, error)
     except UpdateFinishedTrialError:
         return _DUPLICATE
-    return recipe
+    except Exception as error:  # any kind: the space may be the caller's own, and the sampler another's
+        return _first(_failed, study, trial, raised("asking for a recipe", error))
 
 
-def _in_hand(study: Study, run: Run, fresh: _Fresh) -> dict[str, int]:
-    """Which of these recipes another worker has in hand, and as which trial: of two, the first asked for is run."""
-    mine = {trial.number for trial, _ in fresh.values()}
-    for _ in range(_LOOKS if mine else 0):
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        before = [trial for trial in running if trial.number not in mine and trial.number < max(mine)]
-        before = [trial for trial in before if OWNER in trial.user_attrs or not run.by_hand]
-        if all("recipe" in trial.user_attrs for trial in before):
-            break
-        stopping.pause(_LOOK)  # one that was asked for just now will be named in a moment
-    else:
-        return {}
-    theirs = {trial.user_attrs["recipe"]: trial.number for trial in before}
-    return {its: theirs[its] for its, (trial, _) in fresh.items() if its in theirs and theirs[its] < trial.number}
-
-
-def _left_to(study: Study, trial: Trial, number: int) -> str:
+def _left_to(study: Study, trial: Trial, notation: str, number: int) -> str:
     """Leave a recipe to the worker that has it in hand: what comes of it is told of that trial."""
     trial.set_user_attr("duplicate_of", number)
-    study.tell(trial, state=TrialState.FAIL)
+    trial.set_user_attr("recipe", notation)
+    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
     return _DUPLICATE
 
 
@@ -198,7 +185,8 @@ class _Race:
         engine, dropped = self._run.engine, []
         for i, its in nll.items():
             self._nll[i] += its
-            self._report(self._racers[i][0], windows, self._nll[i])
+            with suppress(UpdateFinishedTrialError):
+                self._report(self._racers[i][0], windows, self._nll[i])
         base = records.base_trial(self._study)
         if windows.stop == len(engine.corpus) or base is None:
             return []
@@ -208,8 +196,7 @@ class _Race:
             trial, recipe = self._racers[i]
             score = engine.score_of(self._nll[i])
             if isinstance(score, Score) and recipe != base_recipe and trial.should_prune():
-                trial.set_user_attr(records.PARTIAL, len(score.window_nll))
-                _first(_tell, self._study, trial, score, [_estimate(score, base, best)])
+                _first(_tell, self._study, trial, score, [_estimate(score, base, best)], is_partial=True)
                 dropped.append(i)
         self.told |= set(dropped)
         self._expect(self.to_come(windows.stop, [self._racers[i][1] for i in nll if i not in self.told]))
@@ -251,40 +238,51 @@ def _estimate(score: Score, base: FrozenTrial, best: float) -> float:
     return max(math.nextafter(best, math.inf), score.nll if math.isnan(value) else value)
 
 
-def _first(tell: Callable[..., str], *args: Any) -> str:
-    """What becomes of a trial that is told; a duplicate where Optuna gave it to another worker too, who was faster."""
+def _first(tell: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+    """What becomes of a trial that is told; a duplicate where another worker has told it.
+
+    Optuna may give one trial to two workers, and one that was taken for dead may be alive.
+    """
     try:
-        return tell(*args)
+        return tell(*args, **kwargs)
     except UpdateFinishedTrialError:
         return _DUPLICATE
 
 
-def _tell(study: Study, trial: Trial, score: Score, values: Sequence[float]) -> str:
+def _tell(study: Study, trial: Trial, score: Score, values: Sequence[float], *, is_partial: bool = False) -> str:
+    if is_partial:
+        trial.set_user_attr(records.PARTIAL, len(score.window_nll))
     for name, its in kept(score).items():
         trial.set_user_attr(name, its)
-    study.tell(trial, [float(value) for value in values])
+    study.tell(trial, [float(value) for value in values], skip_if_finished=True)
     return "scored"
 
 
 def _failed(study: Study, trial: Trial, error: DavidError) -> str:
-    trial.set_user_attr("error", str(error))
-    study.tell(trial, state=TrialState.FAIL)
+    trial.set_user_attr(records.ERROR, str(error))
+    if error.__cause__ is not None and lacks_memory(error.__cause__):
+        trial.set_user_attr(records.NO_MEMORY, True)
+    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    if trial.user_attrs.get("recipe") == records.base_of(study):
+        raise SearchError(f"the base itself cannot be scored: {error}") from error
     say(f"trial {trial.number} failed: {error}")
     return "refused" if isinstance(error, RecipeError | SlingError) else "failed"
 
 
-def _told_again(study: Study, trial: Trial, known: FrozenTrial) -> str:
-    """Tell a trial what is known of its recipe."""
-    trial.set_user_attr("duplicate_of", known.number)
-    study.tell(trial, known.values, state=known.state)
+def _told_again(study: Study, trial: Trial, notation: str, known: Mapping[str, FrozenTrial]) -> str:
+    """Tell a trial what is known of its recipe; or nothing, where a worker that was taken for dead had it in hand."""
+    its = known.get(notation)
+    if its is not None:
+        trial.set_user_attr("duplicate_of", its.number)
+    trial.set_user_attr("recipe", notation)
+    values, state = (None, TrialState.FAIL) if its is None else (its.values, its.state)
+    study.tell(trial, values, state=state, skip_if_finished=True)
     return _DUPLICATE
 
 
 def _known(study: Study) -> dict[str, FrozenTrial]:
     """Of each recipe, the trial that has scored it, or found that it cannot be scored."""
-    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    refused = [trial for trial in failed if {"recipe", "error"} <= trial.user_attrs.keys()]
-    return {trial.user_attrs["recipe"]: trial for trial in (*refused[::-1], *records.complete(study))}
+    return records.refused(study) | {trial.user_attrs["recipe"]: trial for trial in records.complete(study)}
 
 
 def kept(score: Score) -> dict[str, Any]:

@@ -1,32 +1,35 @@
-"""Ending on a signal: after the windows in hand at Ctrl-C or SIGTERM, at once at the second."""
+"""Ending on a signal: after the windows in hand at Ctrl-C, SIGTERM or SIGHUP, at once at the second."""
 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from david.messages import say
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _asked: int | None = None  # the signal that asked to end
 _pausing = False
 _listening = False
+_listeners: list[Callable[[int], None]] = []
 
 
 @contextmanager
 def gently() -> Iterator[None]:
-    """Within this, the first Ctrl-C or SIGTERM is kept for `check`, and the second is a KeyboardInterrupt at once.
+    """Within this, the first signal to end is kept for `check`, and the second is a KeyboardInterrupt at once.
 
-    In another thread than the main one, to which Python brings its signals, nothing changes.
+    A signal that the process was started to ignore stays ignored. In another thread than the main one, to which Python
+    brings its signals, nothing changes, and nothing there ends by them.
     """
     global _asked, _listening
-    if _listening or threading.current_thread() is not threading.main_thread():
+    if _listening or not _in_main_thread():
         yield
         return
     _asked, _listening = None, True
-    before = {number: signal.signal(number, _ask) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _ask) for number in heeded}
     try:
         yield
     finally:
@@ -35,16 +38,28 @@ def gently() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+@contextmanager
+def passed_on(to: Callable[[int], None]) -> Iterator[None]:
+    """Within this, whatever signal comes while `gently` listens is told to another too."""
+    _listeners.append(to)
+    try:
+        yield
+    finally:
+        _listeners.remove(to)
+
+
 def check() -> None:
     """`KeyboardInterrupt` where a signal has asked to end."""
-    if _listening and _asked is not None:
+    if _listening and _asked is not None and _in_main_thread():
         raise KeyboardInterrupt
 
 
 def pause(seconds: float) -> None:
-    """Sleep, though not on when a signal comes."""
+    """Sleep, though not on when a signal comes; one that came before is for `check`."""
     global _pausing
-    check()
+    if not _in_main_thread():
+        time.sleep(seconds)
+        return
     _pausing = True
     try:
         time.sleep(seconds)
@@ -57,9 +72,15 @@ def exit_code() -> int:
     return 0 if _asked is None else 128 + _asked
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def _ask(number: int, _frame: FrameType | None) -> None:
     global _asked
     first, _asked = _asked is None, number
+    for to in _listeners:
+        to(number)
     if _pausing or not first:
         raise KeyboardInterrupt
     say(f"{signal.Signals(number).name}: ending after the windows in hand; once more to end at once")

@@ -12,7 +12,14 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage, get_storage
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 
 from david import stopping
 from david.errors import SearchError, one_line
@@ -22,6 +29,14 @@ PATIENCE = 300.0  # seconds for which a storage may be gone before a search ends
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries
 _MAKING = 20  # tries to make the tables of a new database, which several workers may do at once
 _CONNECT = 10  # seconds until a database that does not answer counts as gone
+_POSTGRESQL = {  # libpq's: of a connection that has gone silent, as where a machine has lost its power
+    "connect_timeout": _CONNECT,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # what a proxy says that is gone, or whose database is
 _LOCKED = 60  # seconds that a worker waits for another's hand on an SQLite file
 _FOR_GOOD = ("no such table", "no such column", "readonly", "read-only", "authentication", "permission denied")
 
@@ -60,7 +75,7 @@ def _database(url: URL) -> RDBStorage:
     backend = url.get_backend_name()
     if backend == "postgresql":
         url = url.set(drivername="postgresql+psycopg")  # which SQLAlchemy before 2.1 does not take by itself
-        options["connect_args"] = {"connect_timeout": _CONNECT}
+        options["connect_args"] = _POSTGRESQL | dict(url.query)  # what the URL says goes first
     elif backend == "sqlite":
         options["connect_args"] = {"timeout": _LOCKED}
     for tries_left in range(_MAKING, -1, -1):
@@ -103,15 +118,16 @@ class _Patient(BaseStorage):
         weakref.finalize(self, close)  # drivers warn of connections that are left to the garbage collector
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        pause, waited = _FIRST_PAUSE, 0.0
+        pause, start = _FIRST_PAUSE, time.monotonic()
         while True:
             try:
                 found = getattr(self._inner, name)(*args, **kwargs)
             except Exception as error:
-                if not _is_away(error):
+                if not _is_of_storage(error):
                     raise
                 reason = _said(error)
-                if self._gave_up or waited >= PATIENCE or any(part in reason.lower() for part in _FOR_GOOD):
+                waits = _is_away(error) and not any(part in reason.lower() for part in _FOR_GOOD)
+                if self._gave_up or not waits or time.monotonic() - start >= PATIENCE:
                     self._gave_up = True
                     raise SearchError(f"the storage cannot be used any longer: {reason}") from error
                 if not self._is_away:
@@ -123,7 +139,6 @@ class _Patient(BaseStorage):
                 self._is_away = self._gave_up = False
                 return found
             stopping.pause(pause * random.uniform(0.5, 1))  # so that workers do not come back all at once
-            waited += pause
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
@@ -140,12 +155,26 @@ for _name, _method in vars(BaseStorage).items():
 abc.update_abstractmethods(_Patient)  # type: ignore[type-abstract]
 
 
+def _is_of_storage(error: BaseException) -> bool:
+    """Whether an error comes from the database or the network, not from what was asked of the study."""
+    root = _root(error)
+    return isinstance(root, SQLAlchemyError | StorageInternalError) or _is_of_proxy(root)
+
+
+def _is_of_proxy(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "grpc"
+
+
 def _is_away(error: BaseException) -> bool:
     """Whether an error may be over when the same is tried again."""
-    root = _root(error)
+    root: Any = _root(error)
     if isinstance(root, DBAPIError):
         return isinstance(root, OperationalError | InterfaceError) or root.connection_invalidated
-    return isinstance(root, PendingRollbackError) or type(root).__module__.partition(".")[0] == "grpc"
+    if _is_of_proxy(root):
+        return root.code().name in _AWAY if hasattr(root, "code") else True
+    return isinstance(
+        root, PendingRollbackError | sqlalchemy.exc.TimeoutError
+    )  # the latter: no connection of the pool is free
 
 
 def _said(error: BaseException) -> str:

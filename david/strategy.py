@@ -13,7 +13,6 @@ from functools import partial
 from itertools import pairwise
 
 from optuna import Study
-from optuna.trial import TrialState
 
 from david import records
 from david.errors import SearchError
@@ -187,10 +186,9 @@ def _blocks(n_layers: int, max_length: int | None, max_visits: int | None) -> li
 
 def _scored(study: Study) -> dict[Recipe, float]:
     """The NLL of each recipe that a study has scored; infinity where it cannot be."""
-    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    refused = [trial.user_attrs["recipe"] for trial in failed if {"recipe", "error"} <= trial.user_attrs.keys()]
-    scored = {trial.user_attrs["recipe"]: records.value_of(trial) for trial in records.complete(study)}
-    return {Recipe.parse(notation): nll for notation, nll in (dict.fromkeys(refused, math.inf) | scored).items()}
+    found = dict.fromkeys(records.refused(study), math.inf)
+    found |= {trial.user_attrs["recipe"]: records.value_of(trial) for trial in records.complete(study)}
+    return {Recipe.parse(notation): nll for notation, nll in found.items()}
 
 
 def _new(recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:

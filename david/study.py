@@ -165,7 +165,7 @@ def search(
             if held_out is not None:
                 judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
         except KeyboardInterrupt:
-            say(f"interrupted: {len(records.complete(study))} recipes are scored; the same call goes on from here")
+            say(f"interrupted: {_scored(study)}; the same call goes on from here")
         finally:
             if out is not None:
                 page.write(study, out, top=top)
@@ -179,14 +179,21 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
         while scored < n_trials:
             stopping.check()
             reclaim(study, run.heart, unsigned=not run.by_hand)
-            room = n_trials - scored - _elsewhere(study, run)
-            if room <= 0:
-                stopping.pause(_WAIT)  # others have the rest in hand, though some of it may fail, or they may die
+            if stale >= _REPEATS_BEFORE_END:
+                say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
+                return
+            elsewhere = _elsewhere(study, run)
+            room = n_trials - scored - elsewhere
+            has_next = room > 0 and _has_next(study, run, room)
+            if not has_next and not elsewhere:
+                say(f"the strategy is at its end, {scored} recipes scored")
+                return
+            if not has_next:
+                stopping.pause(
+                    _WAIT
+                )  # what others have in hand may fail, or they may die; and what comes next hangs on it
                 scored = len(records.complete(study))
                 continue
-            if ended := _ended(study, run, stale, room):
-                say(f"{ended}, {scored} recipes scored")
-                return
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
             n = min(run.recipes_at_once(study), -(-room // run.heart.workers()))
             bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
@@ -213,33 +220,30 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
 
-def _ended(study: Study, run: Run, stale: int, room: int) -> str:
-    """Why a search ends here; nothing where it goes on. A strategy fills an empty queue, as far as there is room."""
-    if stale >= _REPEATS_BEFORE_END:
-        return f"the space is used up: nothing new in {stale} proposals"
+def _has_next(study: Study, run: Run, room: int) -> bool:
+    """Whether there is something to ask for now; a strategy fills an empty queue, as far as there is room."""
     if run.strategy is None or first_queued(study) is not None:
-        return ""
-    while recipes := run.strategy(study, run.n_layers):
-        _enqueue(study, run, recipes, store.name_of(run.strategy), room)
-        if first_queued(study) is not None:
-            return ""
-        if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            break  # it asks for nothing but what is known
-        stopping.pause(_WAIT)  # other workers have all of these in hand, and the next may depend on them
-        reclaim(study, run.heart, unsigned=not run.by_hand)
-    return "the strategy is at its end"
+        return True
+    _enqueue(study, run, run.strategy(study, run.n_layers), store.name_of(run.strategy), room)
+    return first_queued(study) is not None
 
 
 def _elsewhere(study: Study, run: Run) -> int:
     """How many trials other workers have in hand."""
+    return len(_others(study, run))
+
+
+def _others(study: Study, run: Run) -> list[FrozenTrial]:
+    """The trials that other workers have in hand; what a caller asks of a study of his own is none of them."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return sum(OWNER in trial.user_attrs or not run.by_hand for trial in running)
+    return [trial for trial in running if OWNER in trial.user_attrs or not run.by_hand]
 
 
 def _await_others(study: Study, run: Run) -> None:
     """Wait until the others have finished what they have in hand: one of it may be the best."""
     told = False
     while running := _elsewhere(study, run):
+        stopping.check()
         if not told:
             say(f"waiting for {running} recipes that other workers have in hand")
             told = True
@@ -261,7 +265,9 @@ def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> Asked:
 def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     """Put the base first and the queue behind it, where the study does not have them yet."""
     base = Recipe.identity(run.n_layers)
-    if records.base_trial(study) is None and first_queued(study) not in (None, _asked(run, base)):
+    running = {trial.user_attrs.get("recipe") for trial in _others(study, run)}
+    waits = str(base) in running or first_queued(study) in (None, _asked(run, base))
+    if records.base_trial(study) is None and not waits:
         _score_base(study, run, base)  # a queue that was left behind would come before it
     _enqueue(study, run, [base, *queue])
     finished = (TrialState.COMPLETE, TrialState.WAITING)
@@ -393,6 +399,13 @@ def _tell_seen(corpus: Corpus, held_out: Corpus | None, start: Sequence[Recipe])
     seen = set(held_out.numbers) & {number for text in windows for number in numbers_of(text)}
     if seen:
         say(f"the recipe to start from was scored on {len(seen)} of the held-out windows before: it has seen them")
+
+
+def _scored(study: Study) -> str:
+    try:
+        return f"{len(records.complete(study))} recipes are scored"
+    except DavidError as error:  # the storage is gone
+        return str(error)
 
 
 def _standing(study: Study) -> str:

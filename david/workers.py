@@ -1,12 +1,15 @@
 """Who works on a study: signs of life, trials that nobody will finish, and what only one worker may do at a time."""
 
+import hashlib
 import os
 import secrets
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -18,9 +21,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from david.stopping import pause
+from david import stopping
 
-OWNER = "worker"  # of a trial: who has it in hand
+OWNER = "david_worker"  # of a trial: who has it in hand
 BEAT = "beat:"  # of a study, … behind which a worker's name stands: its last sign of life; null once it has ended
 LOCKED = " (locked)"  # ends the name of a study that is there for as long as one worker does what others may not
 
@@ -32,6 +35,19 @@ _WAIT = 0.5  # seconds between two looks at what another does
 _HERE: set[str] = set()  # the workers of this process
 
 
+def _machine() -> str:
+    """What tells this machine from all others, and the processes that can see each other from those that cannot."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        its_own = f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers may share a host's name, not its processes
+    except OSError:
+        its_own = str(uuid.getnode())
+    return f"{socket.gethostname()}/{hashlib.sha256(its_own.encode()).hexdigest()[:12]}"
+
+
+MACHINE = _machine()
+
+
 class Heart:
     """One worker's signs of life, kept in the study, and those of others as it hears them.
 
@@ -40,7 +56,7 @@ class Heart:
     """
 
     def __init__(self, study: Study) -> None:
-        self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.name = f"{MACHINE}:{os.getpid()}:{secrets.token_hex(4)}"
         self._study = study
         self._alone = isinstance(study._storage, InMemoryStorage)
         self._beats = 0
@@ -77,17 +93,16 @@ class Heart:
         """Whether a worker is alive, as far as one can know."""
         if worker in _HERE:
             return True
-        host, _, rest = worker.partition(":")
-        pid = int(rest.partition(":")[0])
-        if host == socket.gethostname() and (pid == os.getpid() or not psutil.pid_exists(pid)):
+        machine, _, rest = worker.partition(":")
+        pid = rest.partition(":")[0]
+        if machine == MACHINE and pid.isdecimal() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
             return False
         beat, heard = self._heard.setdefault(worker, (0, self._beats))
         return beat is not None and self._beats - heard < _GRACE
 
     def is_left(self, trial: FrozenTrial) -> bool:
         """Whether a running trial has nobody any more who would finish it."""
-        owner = trial.user_attrs.get(OWNER)
-        if owner is not None:
+        if (owner := trial.user_attrs.get(OWNER)) is not None:
             return not self.lives(owner)
         first = self._unsigned.setdefault(trial.number, time.monotonic())
         return time.monotonic() - first > _UNSIGNED
@@ -105,6 +120,8 @@ class Heart:
                 worker = name.removeprefix(BEAT)
                 if self._heard.get(worker, (None, 0))[0] != beat or beat is None:
                     self._heard[worker] = beat, self._beats
+                elif not self.lives(worker):
+                    self._study.set_user_attr(name, None)  # nobody waits for it again; were it only slow, it comes back
 
 
 def _made(storage: BaseStorage, name: str) -> int:
@@ -123,7 +140,7 @@ def alone(study: Study, heart: Heart, what: str) -> Iterator[None]:
     storage, name = study._storage, f"{study.study_name}: {what}{LOCKED}"
     nameless = 0.0  # seconds for which nobody has said that the lock is his
     while True:
-        with suppress(DuplicatedStudyError):
+        with suppress(DuplicatedStudyError, KeyError):  # another has it, or has just taken this one away
             lock = _made(storage, name)
             storage.set_study_user_attr(lock, OWNER, heart.name)
             break
@@ -132,11 +149,19 @@ def alone(study: Study, heart: Heart, what: str) -> Iterator[None]:
             owner = storage.get_study_user_attrs(lock).get(OWNER)
             nameless = nameless + _WAIT if owner is None else 0.0
             if nameless > _UNSIGNED or (owner is not None and not heart.lives(owner)):
-                storage.delete_study(lock)
+                _unlock(storage, lock, name, owner)
                 continue
-        pause(_WAIT)
+        stopping.check()
+        stopping.pause(_WAIT)
     try:
         yield
     finally:
-        with suppress(KeyError):  # taken for dead, this worker has lost it
+        _unlock(storage, lock, name, heart.name)
+
+
+def _unlock(storage: BaseStorage, lock: int, name: str, owner: str | None) -> None:
+    """Take a lock away, where it still is this owner's: SQLite gives the number of a study that is gone to the next."""
+    with suppress(KeyError):
+        its = storage.get_study_name_from_id(lock), storage.get_study_user_attrs(lock).get(OWNER)
+        if its == (name, owner) and not storage.get_n_trials(lock):
             storage.delete_study(lock)

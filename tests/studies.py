@@ -8,6 +8,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from david.recipe import Recipe
+from david.workers import OWNER
 
 VERSIONS = {"david": "0.1.0", "torch": "2.13", "transformers": "5.23"}
 BASE_OF_SIX = {"model": "six", "revision": None, "architecture": "LlamaForCausalLM", "fingerprint": "sha256:0f"}
@@ -43,7 +44,7 @@ def add(
     study: Study, recipe: Recipe | str | None, nll: float | None, *, state: str = "COMPLETE", **attrs: Any
 ) -> FrozenTrial:
     """Add a trial with its score: two windows of ten tokens, each with the same mean NLL. Returns it."""
-    kept: dict[str, Any] = {"worker": "here:1"} | ({} if recipe is None else {"recipe": str(recipe)})
+    kept: dict[str, Any] = {OWNER: "here:1"} | ({} if recipe is None else {"recipe": str(recipe)})
     if state == "COMPLETE" and "duplicate_of" not in attrs and nll is not None:
         kept |= {"window_nll": [10 * nll, 10 * nll], "window_tokens": [10, 10], "convention": "window"}
     study.add_trial(create_trial(state=TrialState[state], value=nll, user_attrs=kept | attrs))

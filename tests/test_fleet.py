@@ -1,15 +1,19 @@
 """Several workers on one machine by one command."""
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+import sqlalchemy
+from optuna.trial import FrozenTrial, TrialState
 
 from david import fleet
 from david.errors import SearchError
+from david.workers import OWNER
 from tests.test_study_kill import command_in
 
 
@@ -56,9 +60,43 @@ def test_two_workers_by_one_command_share_a_study_and_end_together(tmp_path: Pat
     assert done.returncode == 0, done.stderr + log
     study = optuna.load_study(study_name="david", storage=f"sqlite:///{tmp_path / 'run' / 'study.db'}")
     trials = study.get_trials()
-    assert len({trial.user_attrs["worker"] for trial in trials if "worker" in trial.user_attrs}) == 2, log
+    assert len({trial.user_attrs[OWNER] for trial in trials if OWNER in trial.user_attrs}) == 2, log
     counted = [t for t in trials if t.state == TrialState.COMPLETE and "duplicate_of" not in t.user_attrs]
     assert 60 <= len(counted) <= 62
     assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
     assert len(study.user_attrs["held_out_looks"]) == 1
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_ends_the_first_worker_ends_all_of_them_gently(number: int, tmp_path: Path) -> None:
+    command = [*command_in(tmp_path, n_trials=5000), "--workers", "2"]
+    log, database = tmp_path / "run" / "worker-1.log", tmp_path / "run" / "study.db"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+        patience, owners = time.monotonic() + 120, set[str]()
+        while len(owners) < 2 and time.monotonic() < patience:
+            time.sleep(0.5)
+            if database.is_file():
+                owners = {owner for trial in trials_of(database) if (owner := trial.user_attrs.get(OWNER))}
+        process.send_signal(number)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    name = signal.Signals(number).name
+    for said in (told, log.read_text()):
+        assert said.count(f"{name}: ending after the windows in hand") == 1
+        assert "recipes are scored; the same call goes on from here" in said
+        assert "Traceback" not in said
+    assert not [trial for trial in trials_of(database) if trial.state == TrialState.RUNNING]
+
+
+def heed() -> None:
+    """As in a terminal: a shell lets what it starts in the background ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def trials_of(database: Path) -> list[FrozenTrial]:
+    try:
+        return optuna.load_study(study_name="david", storage=f"sqlite:///{database}").get_trials()
+    except (KeyError, sqlalchemy.exc.OperationalError):  # nobody has made it yet
+        return []

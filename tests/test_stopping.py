@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from optuna.trial import TrialState
 from david import stopping
 from tests.test_storm import context, finished, trials_of, worker
 from tests.test_study_kill import command_in
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """As in a terminal: a shell lets what it starts in the background ignore Ctrl-C."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stopping._SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_first_signal_is_kept_and_the_second_is_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +68,49 @@ def test_in_another_thread_nothing_changes() -> None:
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+def test_another_thread_goes_on_when_the_main_one_is_told_to_end() -> None:
+    done: list[str] = []
+
+    def run() -> None:
+        stopping.check()
+        stopping.pause(0.01)
+        done.append("both")
+
+    with stopping.gently():
+        signal.raise_signal(signal.SIGTERM)
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert done == ["both"]
+
+
+def test_a_pause_behind_a_signal_is_made() -> None:
+    with stopping.gently():
+        signal.raise_signal(signal.SIGTERM)
+        stopping.pause(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            stopping.check()
+
+
+def test_what_a_process_was_started_to_ignore_it_ignores() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.gently():
+            signal.raise_signal(signal.SIGHUP)
+            stopping.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_are_passed_on() -> None:
+    told: list[int] = []
+    with stopping.passed_on(told.append), stopping.gently():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+    assert told == [signal.SIGTERM, signal.SIGHUP]
 
 
 def test_a_worker_that_is_told_to_end_leaves_nothing_in_hand(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Storages by their URLs, and a database that is gone for a while."""
 
 import multiprocessing
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import grpc
 import optuna
 import pytest
 import sqlalchemy
@@ -18,8 +20,10 @@ from david.storage import open_storage, shown
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that are made, in seconds, by a clock of their own."""
     found: list[float] = []
     monkeypatch.setattr(stopping, "pause", found.append)
+    monkeypatch.setattr(storage.time, "monotonic", lambda: sum(found))
     return found
 
 
@@ -84,6 +88,52 @@ def test_what_waiting_cannot_mend_ends_at_once(
     with pytest.raises(SearchError, match=message):
         opened.get_all_studies()
     assert pauses == []
+
+
+def test_what_takes_long_to_say_that_it_is_away_is_not_tried_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+
+    def get_all_studies() -> Any:
+        pauses.append(60.0)  # as SQLite waits for a lock
+        raise away("database is locked")
+
+    monkeypatch.setattr(opened._inner, "get_all_studies", get_all_studies)
+    with pytest.raises(SearchError, match="database is locked"):
+        opened.get_all_studies()
+    assert pauses.count(60.0) <= storage.PATIENCE / 60 + 1
+
+
+@pytest.mark.parametrize(("code", "tries"), [("UNAVAILABLE", 3), ("UNKNOWN", 3), ("RESOURCE_EXHAUSTED", 0)])
+def test_of_a_proxy_what_may_pass_is_waited_for(
+    code: str, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    class Gone(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode[code]
+
+    opened = open_storage(sqlite(tmp_path))
+    fail(monkeypatch, opened, [Gone("told by the proxy")] * 3)
+    monkeypatch.setattr(Gone, "__module__", "grpc._channel")
+    if tries:
+        assert opened.get_all_studies() == []
+    else:
+        with pytest.raises(SearchError, match="told by the proxy"):
+            opened.get_all_studies()
+    assert len(pauses) == tries
+
+
+def test_a_signal_that_came_before_does_not_keep_a_score_from_being_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    fail(monkeypatch, opened, [away()])
+    with stopping.gently():
+        signal.raise_signal(signal.SIGTERM)
+        assert opened.get_all_studies() == []
+        with pytest.raises(KeyboardInterrupt):
+            stopping.check()
 
 
 def test_another_error_is_raised_as_it_is(tmp_path: Path, pauses: list[float]) -> None:

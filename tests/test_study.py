@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -23,8 +22,9 @@ from scipy import stats
 from tiny_models import VOCABULARY, tiny_model
 from tqdm import tqdm
 
-from david import page, records, report, rounds, stopping, table
+from david import claims, page, records, report, stopping, table
 from david import study as study_module
+from david.claims import TICKET
 from david.corpus import Corpus
 from david.engine import Engine, score_recipes
 from david.errors import RecipeError, ScoreError, SearchError, SlingError
@@ -39,7 +39,7 @@ from david.stack import stacked
 from david.store import open_study, sampler_named
 from david.strategy import Refine, Scan, singles
 from david.study import search
-from david.workers import Heart
+from david.workers import MACHINE, OWNER, Heart
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -354,13 +354,36 @@ def test_a_score_that_is_refused_fails_its_trial_and_the_search_goes_on(
     assert sorted(trial.value for trial in scored(study)) == [3, 4, 4, 4, 6]
 
 
-def test_scores_of_a_model_that_says_nan_end_in_an_error(tiny: Any, corpus: Corpus) -> None:
-    with torch.no_grad():
-        find(tiny).layers[0].mlp.up_proj.weight.fill_(math.nan)
+def test_a_base_that_cannot_be_scored_ends_the_search_at_once_and_is_tried_again(tiny: Any, corpus: Corpus) -> None:
+    values = iter([math.nan, math.nan])
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        return Score((value,), (1,), (0,), "visits") if (value := next(values, 0.0)) else visits(model, corpus)
+
+    study = optuna.create_study(sampler=TPESampler(seed=0))
+    for tries in (1, 2):
+        with pytest.raises(SearchError, match="the base itself cannot be scored: the objective's NLL is not a number"):
+            run(tiny, corpus, study=study, objective=objective, n_trials=5)
+        assert [trial.state for trial in study.trials] == [TrialState.FAIL] * tries
+    run(tiny, corpus, study=study, objective=objective, n_trials=5)
+    assert len(scored(study)) == 5
+
+
+def test_twenty_failures_in_a_row_end_in_an_error(tiny: Any, corpus: Corpus) -> None:
+    calls: list[int] = []
+
+    def fails(model: Any, corpus: Corpus) -> Score:
+        if calls:
+            raise ScoreError("broken")
+        calls.append(1)
+        return visits(model, corpus)
+
     study = optuna.create_study(sampler=TPESampler(seed=0))
     with pytest.raises(SearchError, match="20 recipes in a row failed"):
-        run(tiny, corpus, study=study, n_trials=5)
-    assert {trial.state for trial in study.trials} == {TrialState.FAIL}
+        run(tiny, corpus, study=study, n_trials=5, objective=fails, space=Blocks())
+    failed = study.get_trials(states=(TrialState.FAIL,))
+    assert len({trial.user_attrs["recipe"] for trial in failed if "duplicate_of" not in trial.user_attrs}) == 20
+    assert recipes_of(scored(study)) == ["0:6"]
 
 
 def test_a_nan_of_an_objective_by_hand_fails_its_trial(shallow: Any, corpus: Corpus) -> None:
@@ -855,8 +878,9 @@ def leave_running(study: Study, space: Block, start: int, worker: str) -> Frozen
     """A trial as a worker leaves it that was killed while it scored."""
     study.enqueue_trial({"start": start, "length": 2})
     trial = study.ask()
-    trial.set_user_attr("worker", worker)
+    trial.set_user_attr(OWNER, worker)
     trial.set_user_attr("recipe", str(space(trial, 6)))
+    trial.set_user_attr(TICKET, 1)
     return study.trials[trial.number]
 
 
@@ -865,7 +889,7 @@ def test_the_trial_of_a_dead_worker_is_failed_and_its_recipe_scored(
 ) -> None:
     space, study = Block(max_length=2), open_study(sqlite(tmp_path))
     run(tiny, corpus, space=space, study=study, n_trials=2)
-    left = leave_running(study, space, 3, f"{socket.gethostname()}:{dead_process}")
+    left = leave_running(study, space, 3, f"{MACHINE}:{dead_process}")
     run(tiny, corpus, space=space, study=study, n_trials=3)
     assert study.trials[left.number].state == TrialState.FAIL
     again = study.trials[left.number + 1]
@@ -874,7 +898,7 @@ def test_the_trial_of_a_dead_worker_is_failed_and_its_recipe_scored(
     assert len(scored(study)) == 3
 
 
-@pytest.mark.parametrize("worker", ["elsewhere:1:ab", f"{socket.gethostname()}:1:ab"], ids=["other machine", "alive"])
+@pytest.mark.parametrize("worker", ["elsewhere:1:ab", f"{MACHINE}:1:ab"], ids=["other machine", "alive"])
 def test_what_a_live_worker_has_in_hand_is_waited_for_and_counts(
     worker: str, tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1081,7 +1105,16 @@ def rounds_of(tiny: Any, study: Study, racing: Any, recipes: list[Recipe]) -> No
     study.pruner = racing
     engine, left = Engine(tiny, windows, rung=2), iter(recipes)
     run = Run(
-        tiny, Engine, engine, lambda *_: next(left), None, 0, None, racing=True, by_hand=False, heart=Heart(study)
+        tiny,
+        Engine,
+        engine,
+        lambda *_: next(left),
+        None,
+        0,
+        len(recipes),
+        racing=True,
+        by_hand=False,
+        heart=Heart(study),
     )
     play(study, run, len(recipes), expect=lambda _: None, done=lambda _: None)
 
@@ -1134,7 +1167,7 @@ def test_a_race_drops_nothing_before_the_base_is_known(tiny: Any) -> None:
 def test_of_two_workers_that_race_one_recipe_the_whole_score_counts(
     whole: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "_in_hand", lambda *_: {})  # one of them was taken for dead
+    monkeypatch.setattr(claims, "_rivals", lambda *_: {})  # one of them was taken for dead
     study = open_study(None)
     run(tiny, whole_corpus().split(8, 4)[0], n_trials=1, study=study)
     wanted, done = Recipe((0, 1, 1, 2, 3, 4, 5)), []

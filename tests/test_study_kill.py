@@ -28,6 +28,7 @@ from david.space import Block, all_blocks
 from david.store import open_study
 from david.strategy import Beam, Refine, Scan, Strategy
 from david.study import search
+from david.workers import OWNER
 
 KILLS = 3  # in the short version; the ten are in the long one
 BASE = "0:6"
@@ -113,7 +114,7 @@ def check_whole(folder: Path, seen: Finished, n_trials: int) -> list[FrozenTrial
     assert len(recipes) == len(set(recipes)) == n_trials
     assert BASE in recipes
     # A kill between Optuna's making of a trial and David's first word in it leaves one that nobody owns.
-    stuck = [trial for trial in trials if trial.state == TrialState.RUNNING and "worker" in trial.user_attrs]
+    stuck = [trial for trial in trials if trial.state == TrialState.RUNNING and OWNER in trial.user_attrs]
     assert stuck == []
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING}
     assert all((folder / name).is_file() for name in ("trials.csv", "leaderboard.csv", "best.json", "report.html"))
@@ -207,7 +208,7 @@ def test_two_workers_share_a_strategy(name: str, tmp_path: Path) -> None:
     trials = trials_of(tmp_path)
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.WAITING}
     first = {trial.user_attrs["recipe"]: trial.value for trial in trials if trial.values}
-    assert len({trial.user_attrs["worker"] for trial in trials if "worker" in trial.user_attrs}) == 2
+    assert len({trial.user_attrs[OWNER] for trial in trials if OWNER in trial.user_attrs}) == 2
     seen, _ = corpus().split(3, 3)
     alone = search(tiny_model("llama"), seen, held_out=None, strategy=STRATEGIES[name], n_trials=16, progress=False)
     by_one = {trial.user_attrs["recipe"]: trial.value for trial in alone.trials if trial.values}

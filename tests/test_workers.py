@@ -15,11 +15,9 @@ import pytest
 from optuna import Study
 from optuna.trial import FrozenTrial, create_trial
 
-from david import workers
+from david import stopping, workers
 from david.storage import open_storage
-from david.workers import BEAT, LOCKED, OWNER, Heart, alone
-
-HOST = socket.gethostname()
+from david.workers import BEAT, LOCKED, MACHINE, OWNER, Heart, alone
 
 
 @pytest.fixture
@@ -57,10 +55,30 @@ def test_a_study_in_memory_keeps_no_beats() -> None:
 
 def test_a_worker_of_this_machine_is_dead_when_its_process_is(study: Study, dead_process: int) -> None:
     with Heart(study) as heart:
-        assert not heart.lives(f"{HOST}:{dead_process}:ab")
-        assert not heart.lives(f"{HOST}:{dead_process}")  # as versions before wrote it
-        assert not heart.lives(f"{HOST}:{os.getpid()}:ab")  # this process, before it was this one
-        assert heart.lives(f"{HOST}:1:ab")
+        assert not heart.lives(f"{MACHINE}:{dead_process}:ab")
+        assert not heart.lives(f"{MACHINE}:{dead_process}")  # as versions before wrote it
+        assert not heart.lives(f"{MACHINE}:{os.getpid()}:ab")  # this process, before it was this one
+        assert heart.lives(f"{MACHINE}:1:ab")
+
+
+@pytest.mark.parametrize("machine", [socket.gethostname(), f"{socket.gethostname()}/another", "a:b:c", ""])
+def test_a_process_that_cannot_be_seen_from_here_is_not_looked_for(
+    machine: str, study: Study, dead_process: int
+) -> None:
+    with Heart(study) as heart:  # as in containers that share a host's name
+        assert heart.lives(f"{machine}:{dead_process}:ab")
+
+
+def test_that_a_silent_worker_is_dead_is_told_to_all(study: Study) -> None:
+    other = "elsewhere:1:ab"
+    study.set_user_attr(BEAT + other, 5)
+    with Heart(study) as heart:
+        for _ in range(workers._GRACE + 1):
+            heart._beat()
+        assert study.user_attrs[BEAT + other] is None
+    with Heart(study) as later:
+        assert later.workers() == 1
+        assert not later.lives(other)
 
 
 def test_a_worker_elsewhere_is_dead_when_it_is_silent_for_so_many_of_ones_own_beats(study: Study) -> None:
@@ -176,8 +194,20 @@ def test_a_worker_that_dies_at_it_is_not_waited_for(study: Study, tmp_path: Path
 
 def test_a_lock_that_nobody_has_signed_is_broken(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(workers, "pause", pauses.append)
+    monkeypatch.setattr(stopping, "pause", pauses.append)
     study._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], f"david: counting{LOCKED}")
     with Heart(study) as heart, alone(study, heart, "counting"):
         pass
     assert sum(pauses) == workers._UNSIGNED
+
+
+def test_only_a_lock_is_taken_away_and_only_its_owners(study: Study) -> None:
+    storage, name = study._storage, f"david: counting{LOCKED}"
+    with Heart(study) as heart, alone(study, heart, "counting"):
+        lock = storage.get_study_id_from_name(name)
+        storage.set_study_user_attr(lock, OWNER, "elsewhere:1:ab")  # who took this worker for dead
+    assert storage.get_study_id_from_name(name) == lock
+    workers._unlock(storage, lock, "another name", "elsewhere:1:ab")
+    optuna.load_study(study_name=name, storage=storage).add_trial(trial_of(None))
+    workers._unlock(storage, lock, name, "elsewhere:1:ab")
+    assert storage.get_study_id_from_name(name) == lock

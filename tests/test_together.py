@@ -1,0 +1,288 @@
+"""What a search makes of other workers' doings, of recipes that kill, and of a caller's code that raises."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna import Study
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
+
+from david import records, rounds, stopping
+from david.claims import TICKET
+from david.corpus import Corpus
+from david.engine import Engine
+from david.errors import ScoreError
+from david.layers import find
+from david.queueing import Asked, enqueue, first_queued, reclaim
+from david.recipe import Recipe
+from david.score import Score
+from david.space import Block, all_blocks
+from david.workers import MACHINE, OWNER, Heart
+from tests.test_study import recipes_of, run, scored, visits, whole_corpus
+
+FAIL, RUNNING = TrialState.FAIL, TrialState.RUNNING
+LIVE, DEAD = "elsewhere:1:ab", f"{MACHINE}:999999999:ab"
+SPACE = Block(max_length=2)
+WANTED = Recipe.parse("0:5, 3:6")
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    return whole_corpus().split(3, 9)[0]
+
+
+@pytest.fixture
+def study() -> Study:
+    return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+
+
+def pretend(study: Study, recipe: Recipe, worker: str, **told: Any) -> int:
+    """Let a worker of this name have a recipe in hand; the trial's number."""
+    enqueue(study, [Asked({}, str(recipe))])
+    trial = study.ask()
+    for name, its in {OWNER: worker, "recipe": str(recipe), TICKET: 1, **told}.items():
+        trial.set_user_attr(name, its)
+    return trial.number
+
+
+# ---- the queue
+
+
+def test_what_another_takes_from_the_queue_is_not_made_up_for_by_the_sampler(
+    tiny: Any, corpus: Corpus, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, asked, other = study.ask, itertools.count(), []
+
+    def two_ask() -> Trial:
+        trial = ask()
+        if next(asked) == 1:  # in the middle of a round, another worker takes all that waits
+            other.extend(ask() for _ in study.get_trials(states=(TrialState.WAITING,)))
+            for its in other:
+                its.set_user_attr(OWNER, LIVE)
+        return trial
+
+    monkeypatch.setattr(study, "ask", two_ask)
+    monkeypatch.setattr(stopping, "pause", lambda _seconds: [study.tell(its, state=FAIL) for its in other])
+    queue = [Recipe((*range(6), layer)) for layer in range(5)]
+    run(tiny, corpus, space=SPACE, study=study, objective=visits, strategy=lambda *_: (), queue=queue, n_trials=6)
+    assert len(other) == 4
+    assert recipes_of(scored(study)) == ["0:6", str(queue[0])]
+    assert not [trial for trial in study.trials[1:] if trial.params]
+
+
+def test_a_strategy_does_not_wait_for_a_trial_of_the_callers_own(tiny: Any, corpus: Corpus, study: Study) -> None:
+    study.ask()  # and nothing comes of it
+    run(tiny, corpus, space=SPACE, study=study, objective=visits, strategy=lambda *_: (), n_trials=6)
+    assert recipes_of(scored(study)) == ["0:6"]
+
+
+def test_a_base_that_another_worker_scores_is_not_scored_beside_it(
+    tiny: Any, corpus: Corpus, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        calls.append(len(find(model).layers))
+        return visits(model, corpus)
+
+    objective.__name__ = "visits"
+    number = pretend(study, Recipe.identity(6), LIVE)
+    enqueue(study, [Asked({}, str(WANTED))])
+
+    def pause(_seconds: float) -> None:
+        its = study.trials[number]
+        if its.state == RUNNING:
+            for name, value in {"window_nll": [6.0], "window_tokens": [1], "convention": "visits"}.items():
+                study._storage.set_trial_user_attr(its._trial_id, name, value)
+            study.tell(number, 6.0)
+
+    monkeypatch.setattr(stopping, "pause", pause)
+    run(tiny, corpus, space=SPACE, study=study, objective=objective, n_trials=2)
+    assert calls == [8]
+
+
+# ---- workers that die, or are taken for dead
+
+
+def lose(study: Study, recipe: Recipe, times: int) -> None:
+    """Let so many workers die, one after the other, that have the first of the queue in hand."""
+    with Heart(study) as heart:
+        for _ in range(times):
+            trial = study.ask()
+            trial.set_user_attr(OWNER, DEAD)
+            trial.set_user_attr("recipe", str(recipe))
+            reclaim(study, heart, unsigned=True)
+
+
+def test_a_recipe_that_was_in_the_hands_of_three_workers_that_died_fails(
+    tiny: Any, corpus: Corpus, study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny, corpus, space=SPACE, study=study, objective=visits, n_trials=1)
+    enqueue(study, [Asked({}, str(WANTED))])
+    alone = []
+    for _ in range(2):
+        lose(study, WANTED, 1)
+        first = first_queued(study)
+        assert first is not None
+        alone.append(first.comes_alone)
+    assert alone == [False, True]
+    assert capsys.readouterr().err == ""
+    lose(study, WANTED, 1)
+    assert first_queued(study) is None
+    assert study.trials[-1].user_attrs["error"] == "3 workers ended while they scored it"
+    assert capsys.readouterr().err == f"trial {study.trials[-1].number} failed: 3 workers ended while they scored it\n"
+    assert list(records.refused(study)) == [str(WANTED)]
+    run(tiny, corpus, space=SPACE, study=study, objective=visits, queue=[WANTED], n_trials=3)
+    assert str(WANTED) not in recipes_of(scored(study))
+    assert len(scored(study)) == 3
+
+
+def test_the_base_is_never_given_up(tiny: Any, corpus: Corpus, study: Study) -> None:
+    run(tiny, corpus, space=SPACE, study=study, objective=visits, n_trials=1)
+    enqueue(study, [Asked({}, "0:6")])
+    lose(study, Recipe.identity(6), 5)
+    assert first_queued(study) is not None
+    assert records.refused(study) == {}
+
+
+def test_what_may_have_killed_workers_is_scored_alone(tiny: Any, corpus: Corpus, study: Study) -> None:
+    run(tiny, corpus, space=SPACE, study=study, n_trials=1)
+    enqueue(study, [Asked({}, str(WANTED))])
+    lose(study, WANTED, 2)
+    enqueue(study, [Asked({}, str(recipe)) for recipe in all_blocks(6, 1)])
+    rounds_: list[int] = []
+    original = Engine.outcomes
+
+    def outcomes(self: Engine, recipes: Sequence[Recipe], **options: Any) -> Any:
+        rounds_.append(len(recipes))
+        return original(self, recipes, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "outcomes", outcomes)
+        run(tiny, corpus, space=SPACE, study=study, n_trials=8)
+    assert rounds_ == [6, 1] or rounds_[:2] == [1, 6]
+
+
+def test_an_error_that_ends_a_search_loses_nothing_of_the_queue(
+    tiny: Any, corpus: Corpus, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny, corpus, space=SPACE, study=study, n_trials=1)
+    queue = all_blocks(6, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_scores", lambda *_: raise_(OSError("disk")))
+        with pytest.raises(OSError, match="disk"):
+            run(tiny, corpus, space=SPACE, study=study, queue=queue, n_trials=7)
+    assert not study.get_trials(states=(RUNNING,))
+    run(tiny, corpus, space=SPACE, study=study, n_trials=7)
+    assert recipes_of(scored(study)) == ["0:6", *map(str, queue)]
+
+
+def give_up_all(study: Study) -> None:
+    """What another worker does that takes this one for dead."""
+    for trial in study.get_trials(states=(RUNNING,)):
+        enqueue(study, [Asked({}, trial.user_attrs.get("recipe"))])
+        study.tell(trial.number, state=FAIL)
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on(tiny: Any, corpus: Corpus, study: Study) -> None:
+    taken: list[int] = []
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        if len(taken) < 3 and len(find(model).layers) > 6:
+            taken.append(0)
+            give_up_all(study)
+        return visits(model, corpus)
+
+    objective.__name__ = "visits"
+    drawn = itertools.cycle([WANTED, WANTED, *all_blocks(6, 2)])
+    run(tiny, corpus, space=lambda *_: next(drawn), study=study, objective=objective, batch=3, n_trials=8)
+    assert len(taken) == 3
+    recipes = recipes_of(scored(study))
+    assert len(recipes) == len(set(recipes)) >= 8
+    assert not study.get_trials(states=(RUNNING,))
+
+
+def test_one_that_races_and_was_taken_for_dead_goes_on(tiny: Any, study: Study) -> None:
+    class GivesUp(optuna.pruners.BasePruner):
+        def prune(self, study: Study, trial: FrozenTrial) -> bool:
+            if len(taken) < 3:
+                taken.append(trial.number)
+                give_up_all(study)
+            return True
+
+    taken: list[int] = []
+
+    run(tiny, whole_corpus().split(8, 4)[0], space=SPACE, study=study, pruner=GivesUp(), batch=2, n_trials=6)
+    assert len(records.complete(study)) >= 6
+    assert not study.get_trials(states=(RUNNING,))
+
+
+# ---- code that raises
+
+
+def raise_(error: Exception) -> Any:
+    raise error
+
+
+def test_a_space_that_raises_fails_its_trial(
+    tiny: Any, corpus: Corpus, study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def space(trial: BaseTrial, _n_layers: int) -> Recipe:
+        return raise_(ZeroDivisionError("by nought")) if trial.number == 2 else Recipe((0, trial.number))
+
+    run(tiny, corpus, space=space, study=study, objective=visits, batch=4, n_trials=5)
+    [failed] = study.get_trials(states=(FAIL,))
+    assert failed.user_attrs["error"] == "asking for a recipe raised ZeroDivisionError: by nought"
+    assert f"trial {failed.number} failed: asking for a recipe raised ZeroDivisionError" in capsys.readouterr().err
+    assert len(scored(study)) == 5
+
+
+def test_a_cost_that_raises_fails_its_trial(tiny: Any, corpus: Corpus) -> None:
+    def cost(recipe: Recipe) -> float:
+        return 1 / (len(recipe) - 7)
+
+    study = optuna.create_study(directions=["minimize"] * 2)
+    run(tiny, corpus, space=SPACE, study=study, also={"cost": cost}, batch=4, n_trials=5)
+    told = {trial.user_attrs["error"] for trial in study.get_trials(states=(FAIL,)) if "error" in trial.user_attrs}
+    assert told == {"also['cost'] raised ZeroDivisionError: division by zero"}
+    assert len(scored(study)) == 5
+
+
+def test_what_lacked_memory_is_tried_once_more(tiny: Any, corpus: Corpus, study: Study) -> None:
+    calls: list[int] = []
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        if len(find(model).layers) == 8:
+            calls.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return visits(model, corpus)
+
+    objective.__name__ = "visits"
+    space = Block(max_length=1)
+    run(tiny, corpus, space=space, study=study, objective=objective, queue=[WANTED], n_trials=3)
+    assert len(calls) == 1
+    run(tiny, corpus, space=space, study=study, objective=objective, queue=[WANTED], n_trials=4)
+    assert len(calls) == 2
+    run(tiny, corpus, space=space, study=study, objective=objective, queue=[WANTED], n_trials=5)
+    assert len(calls) == 2
+    assert len(scored(study)) == 5
+
+
+def test_a_device_that_fails_ends_the_search_and_its_recipes_come_again(
+    tiny: Any, corpus: Corpus, study: Study
+) -> None:
+    run(tiny, corpus, space=SPACE, study=study, n_trials=1)
+
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    handle = find(tiny).layers[5].register_forward_pre_hook(fail)
+    with pytest.raises(ScoreError, match="the device failed, and needs a new process: CUDA error: device-side"):
+        run(tiny, corpus, space=SPACE, study=study, queue=[WANTED], n_trials=3)
+    handle.remove()
+    assert not study.get_trials(states=(RUNNING,))
+    run(tiny, corpus, space=SPACE, study=study, n_trials=2)
+    assert recipes_of(scored(study)) == ["0:6", str(WANTED)]
