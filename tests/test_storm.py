@@ -2,6 +2,7 @@
 
 import random
 import signal
+import tempfile
 import threading
 import time
 import warnings
@@ -32,10 +33,11 @@ needs_server = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    made = Postgres.new(tmp_path_factory.mktemp("postgres") / "data")
-    yield made
-    made.stop()
+def server() -> Iterator[Postgres]:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to the server's user by each new session
+        made = Postgres.new(Path(folder) / "data")
+        yield made
+        made.stop()
 
 
 def slow_perplexity(model: Any, data: Corpus) -> Score:
