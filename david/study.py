@@ -188,10 +188,8 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
             if not has_next and not elsewhere:
                 say(f"the strategy is at its end, {scored} recipes scored")
                 return
-            if not has_next:
-                stopping.pause(
-                    _WAIT
-                )  # what others have in hand may fail, or they may die; and what comes next hangs on it
+            if not has_next:  # what others have in hand may fail, or they may die; or what comes next hangs on it
+                stopping.pause(_WAIT)
                 scored = len(records.complete(study))
                 continue
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
