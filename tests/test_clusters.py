@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "experiments" / "workers"
 
 
 def of_slurm() -> list[str]:
-    text = (FOLDER / "slurm.sh").read_text(encoding="utf-8")
+    text = (FOLDER / "slurm.sh").read_text(encoding="utf-8").replace("\\\n", "")
     return shlex.split(text[text.index("srun ") :].removeprefix("srun "))
 
 
