@@ -96,14 +96,6 @@ class Given:
         finally:
             engine.dispose()
 
-    def true(self, trials: Finished) -> bool:
-        """Whether scores are those of a model that nothing has happened to."""
-        model, tokenizer = load_model(self.model)
-        seen, _ = Corpus.load(self.text, tokenizer, window=WINDOW).hold_out(WINDOWS, HELD_OUT)
-        some = list(trials.values())[-6:]
-        scores = score_recipes(model, [Recipe.parse(recipe) for recipe, _ in some], seen)
-        return all(abs(score.nll - (value or math.inf)) < 1e-5 for score, (_, value) in zip(scores, some, strict=True))
-
 
 def _study(name: str) -> str:
     return f"SELECT study_id FROM studies WHERE study_name = '{name}'"
@@ -155,7 +147,7 @@ class Case:
         self.given = Given(place.model, place.text, self.folder / "run", study=name)
         self.work: Callable[..., None] = run_command
         self.before: Finished = {}
-        self.check = True  # whether the scores can be measured again
+        self.is_plain: Callable[[Recipe], bool] = lambda _: True  # whether a recipe's score can be measured again
         self.after: Callable[[], Any] = _quiet  # what is repaired before the command is run again
 
     def start(self, **options: Any) -> Any:
@@ -219,7 +211,7 @@ def server_gone(case: Case) -> int:
 
 
 def database_full(case: Case) -> int:
-    """**disk full, under `study.db`, for a while**: the run's folder is a tmpfs of 400 kB, and 3 s later of 64 MB."""
+    """**disk full, under `study.db`, for a while**: the run's folder is a tmpfs of 240 kB, and 3 s later of 64 MB."""
     process = full(case, prepare=_quiet)
     time.sleep(3)
     resize(case.given.out, "64m")
@@ -293,7 +285,6 @@ def base_overflows(case: Case) -> int:
         for parameter in model.parameters():
             parameter.mul_(3000)
     model.half().save_pretrained(case.given.model)
-    case.after = partial(copied, case.place.model, case.given.model)
     return end(case.start())
 
 
@@ -312,7 +303,22 @@ def folder_changes(case: Case) -> int:
     code = end(process)
     again = end(case.start())
     with case.log.open("a") as log:
-        log.write(f"(the same command on the changed folder, exit code {again})\n")
+        log.write(f"(the line above: the same command on the changed folder; exit code {again})\n")
+    case.after = partial(copied, case.place.model, case.given.model)
+    return code
+
+
+def weights_overwritten(case: Case) -> int:
+    """**the model's weights change in place**: other bytes are written into the very file during the search."""
+    case.given = replace(case.given, model=case.folder / "model")
+    shutil.copytree(case.place.model, case.given.model)
+    process = case.start()
+    case.until_finished(5)
+    [weights] = case.given.model.glob("*.safetensors")
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(torch.randn(weights.stat().st_size // 8).numpy().tobytes())
+    code = end(process)
     case.after = partial(copied, case.place.model, case.given.model)
     return code
 
@@ -323,8 +329,30 @@ def interrupted(case: Case) -> int:
 
 
 def interrupted_twice(case: Case) -> int:
-    """**Ctrl-C, twice**, 20 ms apart."""
-    return signalled(case, signal.SIGINT, signal.SIGINT)
+    """**Ctrl-C, twice**, half a second apart, in a trial that takes half a minute."""
+    flag = case.folder / "slow"
+    process = case.start(prepare=partial(breaking, flag, partial(time.sleep, 0.4)))
+    case.until_finished(5)
+    flag.touch()
+    time.sleep(2)
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.5)
+    start = time.monotonic()
+    code = end(process)
+    assert time.monotonic() - start < 15, "it does not end at once"
+    flag.unlink()
+    return code
+
+
+def interrupted_while_writing(case: Case) -> int:
+    """**Ctrl-C, again** while tables and plots are written."""
+    process = case.start()
+    case.until_finished(5)
+    os.kill(process.pid, signal.SIGINT)
+    case.until(lambda: case.said("interrupted"))
+    os.kill(process.pid, signal.SIGINT)
+    return end(process)
 
 
 def terminated(case: Case) -> int:
@@ -354,14 +382,15 @@ def clock_jumps(case: Case) -> int:
     other = case.start()
     for jump, trials in (("+1d", 5), ("-30d", 9)):
         case.until_finished(trials)
-        clock.write_text(jump)
+        clock.with_suffix(".new").write_text(jump)
+        clock.with_suffix(".new").replace(clock)  # or half of it might be read
     return max(jumping.wait(90), end(other))
 
 
 FAULTS = (
     server_away, server_gone, database_full, database_full_for_good, folder_full, log_full, no_memory_in_a_layer,
-    no_memory_in_a_scorer, layer_raises, nan, infinite, overflow, base_overflows, folder_changes, interrupted,
-    interrupted_twice, terminated, killed, clock_jumps,
+    no_memory_in_a_scorer, layer_raises, nan, infinite, overflow, base_overflows, folder_changes, weights_overwritten,
+    interrupted, interrupted_twice, interrupted_while_writing, terminated, killed, clock_jumps,
 )  # fmt: skip
 
 
@@ -387,7 +416,7 @@ def resize(folder: Path, size: str) -> None:
 
 def full(case: Case, prepare: Prepare) -> Any:
     """A worker whose study no longer fits on its disk."""
-    mount(case, "400k")
+    mount(case, "240k")
     process = case.start(prepare=prepare)
     case.until(lambda: case.said("full"))
     case.before = case.given.finished()
@@ -429,7 +458,8 @@ def raises() -> None:
 
 def scored_by(case: Case, scorer: Scorer, **options: Any) -> int:
     """A worker with a scorer of its own."""
-    case.work, case.check = partial(run_search, scorer=scorer, **options), False
+    case.work = partial(run_search, scorer=scorer, **options)
+    case.is_plain = lambda recipe: len(recipe) < DEEP and max(recipe.scales) <= 1
     code = end(case.start())
     case.before = case.given.finished()
     return code
@@ -460,13 +490,11 @@ def copied(model: Path, folder: Path) -> None:
     shutil.copytree(model, folder, dirs_exist_ok=True)
 
 
-def signalled(case: Case, *numbers: int) -> int:
-    """A worker that is sent signals."""
+def signalled(case: Case, number: int) -> int:
+    """A worker that is sent a signal."""
     process = case.start()
     case.until_finished(5)
-    for number in numbers:
-        os.kill(process.pid, number)
-        time.sleep(0.02)
+    os.kill(process.pid, number)
     return end(process)
 
 
@@ -486,13 +514,14 @@ def place() -> Iterator[Place]:
     """A tiny model, a text and a database server in a folder."""
     with tempfile.TemporaryDirectory() as made, ExitStack() as undo:
         folder = Path(made)
-        model, text = folder / "model", folder / "text.txt"
+        model, text = folder / "model", folder / "text.jsonl"
         tiny_model("llama").save_pretrained(model)
         words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
         words.pre_tokenizer = pre_tokenizers.Whitespace()
         PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(model)
         numbers = random.Random(0)
-        text.write_text(" ".join(f"w{numbers.randrange(3, VOCABULARY)}" for _ in range(20000)))
+        rows = [" ".join(f"w{numbers.randrange(3, VOCABULARY)}" for _ in range(100)) for _ in range(200)]
+        text.write_text("".join(f"{json.dumps({'text': row})}\n" for row in rows))
         server = Postgres.new(folder / "postgres")
         undo.callback(server.stop)
         yield Place(folder, model, text, server, undo)
@@ -507,16 +536,28 @@ def row(here: Place, fault: Callable[[Case], int]) -> dict[str, str]:
     again = end(case.start())
     finally_ = case.given.finished()
     kept = case.before.items() <= at_end.items() <= finally_.items()
-    true = "" if not case.check else "yes" if case.given.true(finally_) else "NO"
     return {
         "fault": " ".join(str(fault.__doc__).split()),
-        "what the user sees": "<br>".join(_shown(lines)),
+        "what the user sees": "<br>".join(_shown(lines)).replace(f"{here.folder}/", ""),
         "exit code": f"{code}",
         "recipes scored at the fault, at the end": f"{_recipes(case.before)}, {_recipes(at_end)}",
         "the same again: exit code, recipes scored": f"{again}, {_recipes(finally_)} of {case.given.trials}",
         "lost": "nothing" if kept else "SOMETHING",
-        "scores true": true,
+        "scores true": _true(case, finally_),
     }
+
+
+def _true(case: Case, trials: Finished) -> str:
+    """Whether the last scores are those of a model that nothing has happened to."""
+    some = [its for its in trials.values() if its[1] is not None and case.is_plain(Recipe.parse(its[0]))][-6:]
+    if case.work is run_command:
+        model, tokenizer = load_model(case.given.model)
+        seen, _ = Corpus.load(case.given.text, tokenizer, window=WINDOW).hold_out(WINDOWS, HELD_OUT)
+    else:
+        model, seen = tiny_model("llama"), _random_windows().take(3)
+    scores = score_recipes(model, [Recipe.parse(recipe) for recipe, _ in some], seen)
+    apart = [abs(score.nll - value) for score, (_, value) in zip(scores, some, strict=True)]
+    return "" if not apart else "yes" if max(apart) < 1e-5 else f"NO, {max(apart):.1e} apart"
 
 
 def _recipes(trials: Finished) -> int:

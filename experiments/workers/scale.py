@@ -260,6 +260,8 @@ def draw(found: list[Found], path: Path) -> None:
         if cost:
             axes.plot(most, most / cost, color="0.6", zorder=0, label="nothing but the score")
         axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="trials a second", xticks=[1, 2, 4, 8])
+        axes.set_yticks([1, 2, 5, 10, 20, 50, 100])
+        axes.set_ylim(0.8, 200)
         axes.set_title(f"a score takes {cost:g} s", fontsize="medium")
         axes.minorticks_off()
         for axis in (axes.xaxis, axes.yaxis):
