@@ -538,7 +538,7 @@ def row(here: Place, fault: Callable[[Case], int]) -> dict[str, str]:
     kept = case.before.items() <= at_end.items() <= finally_.items()
     return {
         "fault": " ".join(str(fault.__doc__).split()),
-        "what the user sees": "<br>".join(_shown(lines)).replace(f"{here.folder}/", ""),
+        "what the user sees": "<br>".join(_shown([line.replace(f"{here.folder}/", "") for line in lines])),
         "exit code": f"{code}",
         "recipes scored at the fault, at the end": f"{_recipes(case.before)}, {_recipes(at_end)}",
         "the same again: exit code, recipes scored": f"{again}, {_recipes(finally_)} of {case.given.trials}",
