@@ -42,11 +42,12 @@ from tiny_models import VOCABULARY, tiny_model
 from tests.postgres import Postgres, why_not
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["david.study", "david.page", "tests.postgres", "tiny_models"])
+PROCESSES.set_forkserver_preload(["__main__", "david.study", "david.page", "david.inputs", "david.models", "datasets"])
 TRIALS = 24  # of a study
 WINDOW, WINDOWS, HELD_OUT = 64, 150, 16
 PATIENCE = 4.0  # seconds that a storage may be gone, where it is gone for good; David waits 300
 DEEP = 9  # visits from which on a recipe is too much for some scorers
+SLEEP = "import select, time; time.sleep = lambda seconds: select.select([], [], [], seconds)"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 _FINISHED = """
     SELECT trials.number, trial_user_attributes.value_json, trial_values.value
@@ -373,7 +374,8 @@ def clock_jumps(case: Case) -> int:
     """**the clock jumps**: of one of two workers, a day ahead and 30 days back (libfaketime)."""
     clock = case.folder / "clock"
     clock.write_text("+0")
-    command = [sys.executable, "-c", "from david.cli import main; main()", *case.given.arguments]
+    # libfaketime takes a sleep until a moment of the monotonic clock for one of the clock that jumps, and fails
+    command = [sys.executable, "-c", f"{SLEEP}; from david.cli import main; main()", *case.given.arguments]
     told = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     told |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "OMP_NUM_THREADS": "1"}
     with case.log.open("ab") as log:
