@@ -4,8 +4,9 @@ Heavy modules are imported in the commands that need them, so that help and resu
 """
 
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
@@ -20,6 +21,7 @@ from david.inputs import (
     recipe_of,
     tell_other_weights,
 )
+from david.messages import Unfailing
 from david.options import (
     DEFAULT_DATA,
     Bos,
@@ -241,8 +243,9 @@ def generate(
 
 def main() -> None:
     """Run the command; what David raises on purpose is one line and exit code 1."""
-    try:
-        app()
-    except DavidError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+    with redirect_stderr(cast(TextIO, Unfailing(sys.stderr))):
+        try:
+            app()
+        except DavidError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)

@@ -1,6 +1,8 @@
 """Lines to the person in front of the screen, while something runs."""
 
 import sys
+from contextlib import suppress
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -8,3 +10,24 @@ from tqdm.auto import tqdm
 def say(line: str) -> None:
     """A line to stderr, above a bar."""
     tqdm.write(line, file=sys.stderr)
+
+
+class Unfailing:
+    """A stream on which nothing fails: a log on a full disk loses lines, and ends no search."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, where that goes."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, where that goes."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -231,13 +231,14 @@ class Recipe:
         if len(text) > _MAX_FILE_BYTES:
             raise RecipeError(f"this recipe would be {len(text)} bytes; a recipe file has at most {_MAX_FILE_BYTES}")
         try:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
-                file.write(text)
+            descriptor, beside = tempfile.mkstemp(dir=target.parent)
             try:
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, target)
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.chmod(beside, 0o644)
+                os.replace(beside, target)
             except BaseException:
-                os.unlink(file.name)
+                os.unlink(beside)
                 raise
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot write recipe {target}: {_reason(error)}") from None

@@ -87,7 +87,8 @@ def put(path: Path, make: Callable[[Path], object]) -> Path:
         make(beside)
         return beside.replace(path)
     except (OSError, RecipeError) as error:
-        raise SearchError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        cause = error.__context__ if isinstance(error, RecipeError) else error
+        raise SearchError(f"cannot write {path}: {getattr(cause, 'strerror', None) or error}") from None
     finally:
         beside.unlink(missing_ok=True)
 

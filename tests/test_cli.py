@@ -3,10 +3,12 @@
 import json
 import logging
 import math
+import os
 import random
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import run as run_process
 from typing import Any
@@ -601,6 +603,17 @@ def test_the_console_script_exits_with_1_and_a_line(place: Path) -> None:
     assert found.stdout == ""
     assert found.stderr.startswith("error: cannot read '0:x'")
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_log_on_a_full_disk_ends_no_search(place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, open(os.open("/dev/full", os.O_WRONLY), "w", buffering=1) as log:
+        patch.setattr(sys, "stderr", log)
+        code, _, _ = run(f"search {ON_DATA} --windows 3 --held-out 3 --trials 3 --out full")
+        with suppress(OSError):
+            log.close()
+    assert code == 0
+    assert (place / "full" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Recipes as values: ratios, blocks, notation, and the file that carries them."""
 
 import json
+import resource
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
@@ -585,6 +586,17 @@ def test_a_base_without_layers_is_refused(make: Any, n_layers: int) -> None:
 def test_numbers_too_large_are_refused(make: Any) -> None:
     with pytest.raises(RecipeError):
         make()
+
+
+def test_a_full_disk_leaves_nothing_beside(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # bytes of a file
+    try:
+        with pytest.raises(RecipeError, match="cannot write recipe"):
+            Recipe((0, 1)).save(tmp_path / "recipe.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_save_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """What a study leaves behind: the promised files and no other, a verdict in plain words, a study found again."""
 
+import errno
 import json
 import math
 import os
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,18 @@ def test_a_file_that_cannot_be_put_in_its_place_is_told(study: Study, tmp_path: 
     (tmp_path / "leaderboard.csv").mkdir()
     with pytest.raises(SearchError, match=r"cannot write .*leaderboard\.csv: "):
         report.write(study, tmp_path)
+
+
+def test_a_recipe_that_does_not_fit_on_the_disk_is_told_in_a_line_without_the_file_beside(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # bytes of a file
+    try:
+        with pytest.raises(SearchError) as caught:
+            report.put(tmp_path / "best.json", Recipe((0, 1)).save)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == f"cannot write {tmp_path / 'best.json'}: {os.strerror(errno.EFBIG)}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_ready_folder_is_there_and_empty(tmp_path: Path) -> None:
