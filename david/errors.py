@@ -9,6 +9,7 @@ Each message says what was expected, what came, and what to do.
     ├── CorpusError    data that cannot be read or cannot fill a window
     ├── ScoreError     a score that cannot be computed, or is not a number
     └── SearchError    a study, space or output folder that cannot be used
+        └── StorageError    a storage that cannot be opened, or has been gone for too long
 """
 
 
@@ -38,6 +39,10 @@ class ScoreError(DavidError):
 
 class SearchError(DavidError):
     """A study, a space or an output folder that cannot be used."""
+
+
+class StorageError(SearchError):
+    """A storage that cannot be opened, or has been gone for too long."""
 
 
 def one_line(error: BaseException) -> str:

@@ -16,13 +16,14 @@ from david.also import Measure, values_of
 from david.claims import claim
 from david.corpus import Corpus
 from david.engine import Engine, Outcome, lacks_memory, raised
-from david.errors import DavidError, RecipeError, SearchError, SlingError
+from david.errors import DavidError, RecipeError, SearchError, SlingError, StorageError
 from david.messages import say
 from david.queueing import WANTED, first_queued, give_back, was_queued
 from david.racing import RacingPruner
 from david.recipe import Recipe
 from david.score import Score
 from david.space import Space
+from david.storage import one_look
 from david.strategy import Strategy
 from david.workers import OWNER, Heart
 
@@ -82,7 +83,8 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
         expect(run.engine.work(recipes) if race is None else race.to_come(0, recipes))
         scores = _scores(run, recipes, race, done)
         values = _values(run, recipes, scores)
-        known = _known(study)
+        with one_look(study):
+            known = _known(study)
         for i, ((notation, (trial, _)), score) in enumerate(zip(fresh.items(), scores, strict=True)):
             other, its = known.get(notation), values[i]
             if race is not None and i in race.told:
@@ -93,7 +95,8 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
                 outcomes.append(_first(_failed, study, trial, its))
             else:
                 outcomes.append(_first(_tell, study, trial, score, its))
-        known = _known(study) if again else {}
+        with one_look(study):
+            known = _known(study) if again else {}
         return outcomes + [_first(_told_again, study, trial, notation, known) for trial, notation in again]
     except BaseException as error:
         with suppress(Exception):  # where it is the storage that fails
@@ -119,7 +122,8 @@ def _ask(study: Study, run: Run, n: int, trials: list[Trial]) -> tuple[_Fresh, l
         else:
             fresh[str(recipe)] = trial, recipe
     theirs = claim(study, run.heart, {notation: trial for notation, (trial, _) in fresh.items()})
-    known = _known(study)  # after the claim: what is not in hand any longer is told
+    with one_look(study):
+        known = _known(study)  # after the claim: what is not in hand any longer is told
     passed = {notation: fresh.pop(notation)[0] for notation in [*fresh] if notation in theirs or notation in known}
     again = [(trial, notation) for notation, trial in passed.items()] + again
     left = [(trial, notation) for trial, notation in again if notation in theirs]
@@ -144,6 +148,8 @@ def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
         trial.set_user_attr(OWNER, run.heart.name)
         wanted = trial.user_attrs.get(WANTED)
         return run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
+    except StorageError:
+        raise
     except DavidError as error:
         return _first(_failed, study, trial, error)
     except UpdateFinishedTrialError:

@@ -1,16 +1,21 @@
 """Opens Optuna's storages by their URLs, and waits for a database that is gone for a while."""
 
 import abc
+import copy
 import random
+import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy
+from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, InMemoryStorage, RDBStorage, get_storage
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import (
     DBAPIError,
@@ -22,7 +27,7 @@ from sqlalchemy.exc import (
 )
 
 from david import stopping
-from david.errors import SearchError, one_line
+from david.errors import StorageError, one_line
 from david.messages import say
 
 PATIENCE = 300.0  # seconds for which a storage may be gone before a search ends
@@ -44,7 +49,7 @@ _FOR_GOOD = ("no such table", "no such column", "readonly", "read-only", "authen
 def open_storage(url: str | None) -> BaseStorage:
     """The storage of a URL: a database's (`sqlite:///…`, `postgresql://…`), or `grpc://host:port` of Optuna's proxy.
 
-    None keeps a study in memory. Raises `SearchError` where there is none that answers. Later, its calls are tried
+    None keeps a study in memory. Raises `StorageError` where there is none that answers. Later, its calls are tried
     again where it does not answer, for `PATIENCE` seconds.
     """
     if url is None:
@@ -57,9 +62,15 @@ def open_storage(url: str | None) -> BaseStorage:
         database = _database(parsed)
         return _Patient(get_storage(database), database.engine.dispose)  # type: ignore[abstract]
     except ImportError as error:
-        raise SearchError(f"the storage {shown(url)} needs another package: {_package(url)} ({error})") from error
+        raise StorageError(f"the storage {shown(url)} needs another package: {_package(url)} ({error})") from error
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
-        raise SearchError(f"the storage {shown(url)} cannot be used: {_said(error)}") from error
+        raise StorageError(f"the storage {shown(url)} cannot be used: {_said(error)}") from error
+
+
+def one_look(study: Study) -> AbstractContextManager[None]:
+    """Within this, the study is read once, as long as nothing is written: each read asks the database."""
+    storage = study._storage
+    return storage._one_look() if isinstance(storage, _Patient) else nullcontext()
 
 
 def shown(url: str) -> str:
@@ -114,10 +125,49 @@ class _Patient(BaseStorage):
     """A storage whose calls are tried again while it does not answer."""
 
     def __init__(self, inner: BaseStorage, close: Callable[[], None]) -> None:
-        self._inner, self._is_away, self._gave_up = inner, False, False
+        self._inner = inner
+        self._away: str | None = None  # the call that was not answered
+        self._gave_up = False
+        self._look: tuple[int, dict[str, Any]] | None = None  # whose thread, and what each call has found
         weakref.finalize(self, close)  # drivers warn of connections that are left to the garbage collector
 
+    @contextmanager
+    def _one_look(self) -> Iterator[None]:
+        """Within this, what is read again is not asked for again, as long as nothing is written."""
+        self._look = threading.get_ident(), {}
+        try:
+            yield
+        finally:
+            self._look = None
+
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if self._look is None or self._look[0] != threading.get_ident():
+            return self._answer(name, *args, **kwargs)
+        _, seen = self._look
+        if not name.startswith("get_"):
+            seen.clear()
+            return self._answer(name, *args, **kwargs)
+        if name == "get_all_trials":  # which is asked for by this state and by that
+            return self._of_states(seen, *args, **kwargs)
+        call = f"{name} {args} {kwargs}"
+        if call not in seen:
+            seen[call] = self._answer(name, *args, **kwargs)
+        return seen[call]
+
+    def _of_states(
+        self,
+        seen: dict[str, Any],
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        call = f"trials {study_id}"
+        if call not in seen:
+            seen[call] = self._answer("get_all_trials", study_id, deepcopy=False)
+        found = [trial for trial in seen[call] if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def _answer(self, name: str, *args: Any, **kwargs: Any) -> Any:
         pause, start = _FIRST_PAUSE, time.monotonic()
         while True:
             try:
@@ -128,18 +178,22 @@ class _Patient(BaseStorage):
                 reason = _said(error)
                 waits = _is_away(error) and not any(part in reason.lower() for part in _FOR_GOOD)
                 if self._gave_up or not waits or time.monotonic() - start >= PATIENCE:
-                    self._gave_up = True
-                    raise SearchError(f"the storage cannot be used any longer: {reason}") from error
-                if not self._is_away:
-                    self._is_away = True
+                    self._gave_up |= waits
+                    raise StorageError(f"the storage cannot be used any longer: {reason}") from error
+                if self._away is None:
                     say(f"the storage does not answer, trying again for {PATIENCE / 60:.0f} minutes: {reason}")
+                    self._away = name
             else:
-                if self._is_away:
+                if self._away is not None and (_reads(self._away) or not _reads(name)):  # a full disk can be read
                     say("the storage answers again")
-                self._is_away = self._gave_up = False
+                    self._away, self._gave_up = None, False
                 return found
             stopping.pause(pause * random.uniform(0.5, 1))  # so that workers do not come back all at once
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _reads(name: str) -> bool:
+    return name.startswith("get_")
 
 
 def _patiently(name: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from david.rounds import Run, kept, play
 from david.score import Objective, check_fits, perplexity
 from david.sling import base_depth, check_recipe
 from david.space import Space, named, params_of
+from david.storage import one_look
 from david.strategy import Refine, Strategy
 from david.strategy import named as strategy_named
 from david.workers import OWNER, Heart, alone
@@ -166,43 +168,51 @@ def search(
                 judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
         except KeyboardInterrupt:
             say(f"interrupted: {_scored(study)}; the same call goes on from here")
-        finally:
-            if out is not None:
-                page.write(study, out, top=top)
+        except BaseException:
+            with suppress(DavidError, OSError):  # what ended the search is told, not this
+                _write(study, out, top)
+            raise
+        _write(study, out, top)
     return study
+
+
+def _write(study: Study, out: str | os.PathLike[str] | None, top: int) -> None:
+    if out is not None:
+        page.write(study, out, top=top)
 
 
 def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     stale = failures = here = 0
     scored = len(records.complete(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
-        while scored < n_trials:
+        while True:
             stopping.check()
-            reclaim(study, run.heart, unsigned=not run.by_hand)
-            if stale >= _REPEATS_BEFORE_END:
-                say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
-                return
-            elsewhere = _elsewhere(study, run)
-            room = n_trials - scored - elsewhere
-            has_next = room > 0 and _has_next(study, run, room)
-            if not has_next and not elsewhere:
-                say(f"the strategy is at its end, {scored} recipes scored")
-                return
+            with one_look(study):
+                reclaim(study, run.heart, unsigned=not run.by_hand)
+                if (scored := len(records.complete(study))) >= n_trials:
+                    break
+                if stale >= _REPEATS_BEFORE_END:
+                    say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
+                    return
+                elsewhere = len(_others(study, run))
+                room = n_trials - scored - elsewhere
+                has_next = room > 0 and _has_next(study, run, room)
+                if not has_next and not elsewhere:
+                    say(f"the strategy is at its end, {scored} recipes scored")
+                    return
+                n = min(run.recipes_at_once(study), -(-room // run.heart.workers()))
+                bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
+                bar.set_postfix_str(_standing(study))
             if not has_next:  # what others have in hand may fail, or they may die; or what comes next hangs on it
                 stopping.pause(_WAIT)
-                scored = len(records.complete(study))
                 continue
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
-            n = min(run.recipes_at_once(study), -(-room // run.heart.workers()))
-            bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
-            bar.set_postfix_str(_standing(study))
             own = study.sampler
             if stale >= _REPEATS_BEFORE_RANDOM:
                 study.sampler = store.sampler_named("random", run.seed, len(study.get_trials(deepcopy=False)))
             try:
-                outcomes = play(
-                    study, run, n, expect=partial(_expect, bar, each * (n_trials - scored - n)), done=bar.update
-                )
+                later = each * (n_trials - scored - n)
+                outcomes = play(study, run, n, expect=partial(_expect, bar, later), done=bar.update)
             finally:
                 study.sampler = own
             stale = stale + len(outcomes) if set(outcomes) == {"duplicate"} else 0
@@ -213,7 +223,6 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 here += outcome == "scored"
             if failures >= _FAILURES_BEFORE_END:
                 raise SearchError(f"{failures} recipes in a row failed; the last one's reason stands above")
-            scored = len(records.complete(study))
         bar.total = bar.n
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
@@ -226,11 +235,6 @@ def _has_next(study: Study, run: Run, room: int) -> bool:
     return first_queued(study) is not None
 
 
-def _elsewhere(study: Study, run: Run) -> int:
-    """How many trials other workers have in hand."""
-    return len(_others(study, run))
-
-
 def _others(study: Study, run: Run) -> list[FrozenTrial]:
     """The trials that other workers have in hand; what a caller asks of a study of his own is none of them."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -240,7 +244,7 @@ def _others(study: Study, run: Run) -> list[FrozenTrial]:
 def _await_others(study: Study, run: Run) -> None:
     """Wait until the others have finished what they have in hand: one of it may be the best."""
     told = False
-    while running := _elsewhere(study, run):
+    while running := len(_others(study, run)):
         stopping.check()
         if not told:
             say(f"waiting for {running} recipes that other workers have in hand")

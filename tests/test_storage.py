@@ -3,6 +3,9 @@
 import multiprocessing
 import signal
 import sqlite3
+import threading
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import pytest
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
 
 from david import stopping, storage
-from david.errors import SearchError
-from david.storage import open_storage, shown
+from david.errors import SearchError, StorageError
+from david.storage import one_look, open_storage, shown
 
 
 @pytest.fixture
@@ -187,3 +191,76 @@ def test_several_workers_may_make_a_database_at_once(tmp_path: Path) -> None:
         each.join(120)
     assert [each.exitcode for each in workers] == [0] * 4
     assert len(optuna.get_all_study_names(sqlite(tmp_path))) == 1
+
+
+def reads(monkeypatch: pytest.MonkeyPatch, opened: Any) -> list[str]:
+    """What is asked of the storage behind."""
+    asked: list[str] = []
+    for name in ("get_all_trials", "get_study_user_attrs"):
+        inner = getattr(opened._inner, name)
+        monkeypatch.setattr(opened._inner, name, partial(noted, asked, name, inner))
+    return asked
+
+
+def noted(asked: list[str], name: str, inner: Any, *args: Any, **kwargs: Any) -> Any:
+    asked.append(name)
+    return inner(*args, **kwargs)
+
+
+def test_in_one_look_each_is_read_once_until_something_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    study = optuna.create_study(storage=opened)
+    study.enqueue_trial({})
+    study.tell(study.ask(), 1.0)
+    study.enqueue_trial({})
+    asked = reads(monkeypatch, opened)
+    with one_look(study):
+        for _ in range(3):
+            assert [trial.number for trial in study.get_trials(states=[TrialState.WAITING])] == [1]
+            assert [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))] == [0]
+            assert study.user_attrs == {}
+        assert Counter(asked) == {"get_all_trials": 1, "get_study_user_attrs": 1}
+        study.set_user_attr("name", "value")
+        study.enqueue_trial({})
+        assert len(study.get_trials(states=[TrialState.WAITING])) == 2
+        assert study.user_attrs == {"name": "value"}
+    asked.clear()
+    study.get_trials()
+    study.get_trials()
+    assert asked == ["get_all_trials"] * 2
+
+
+def test_another_thread_does_not_see_with_the_same_look(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=open_storage(sqlite(tmp_path)))
+    with one_look(study):
+        assert study.user_attrs == {}
+        thread = threading.Thread(target=study.set_user_attr, args=("name", "value"))
+        thread.start()
+        thread.join()
+        assert study.user_attrs == {}  # it is one look
+    assert study.user_attrs == {"name": "value"}
+
+
+def test_a_full_disk_that_can_be_read_is_still_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    study = optuna.create_study(storage=opened)
+    with monkeypatch.context() as patch:
+        patch.setattr(opened._inner, "set_study_user_attr", full)
+        for tries in range(3):
+            with pytest.raises(StorageError, match="disk is full"):
+                study.set_user_attr("name", tries)
+            waited = len(pauses)
+            assert study.user_attrs == {}
+            assert tries == 0 or len(pauses) == waited
+    assert sum(pauses) <= storage.PATIENCE + storage._LONGEST_PAUSE
+    assert "answers again" not in capsys.readouterr().err
+    study.set_user_attr("name", 4)
+    assert "answers again" in capsys.readouterr().err
+
+
+def full(*_: Any) -> None:
+    raise away("database or disk is full")
