@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+LONGEST = 10_000  # visits of a recipe, and layers of a base: a hundred times those of the deepest models
+
 
 class Part(BaseModel):
     """A part of a recipe file: read strictly, never changed; no NaN or infinity, no unknown keys."""
@@ -17,7 +19,7 @@ class Base(Part):
     model: str | None = None
     revision: str | None = None
     architecture: str | None = None
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=LONGEST)
     fingerprint: str | None = None
 
 
