@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from david.cli_studies import profile, report, scan, search
-from david.errors import DavidError, RecipeError
+from david.errors import DavidError, RecipeError, one_line, plain
 from david.inputs import (
     bytes_of,
     corpus_of,
@@ -236,7 +236,10 @@ def generate(
     torch.manual_seed(seed)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
-    loaded.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    try:
+        loaded.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    except RuntimeError as error:  # probabilities that are no numbers
+        raise DavidError(f"no token can be drawn at temperature {temperature:g}: {one_line(error)}") from error
 
 
 def main() -> None:
@@ -244,5 +247,5 @@ def main() -> None:
     try:
         app()
     except DavidError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {plain(str(error))}\n")
         sys.exit(1)

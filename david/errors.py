@@ -40,6 +40,11 @@ class SearchError(DavidError):
     """A study, a space or an output folder that cannot be used."""
 
 
+def plain(text: str) -> str:
+    """A text on one line, of characters that print: what breaks a line, moves a cursor or turns text is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(error: BaseException) -> str:
     """What another library's error says, on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
