@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from david.errors import CorpusError, RecipeError, ScoreError
+from david.errors import CorpusError, ModelError, RecipeError, ScoreError
 from david.options import Convention
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def load(model: str, dtype: str | None, device: str | None, *, proved: bool = Tr
     from david.layers import is_proved
     from david.models import load_model
 
+    if device is not None and device.startswith("meta"):
+        raise ModelError("on the device meta weights have no values: give cpu, or an accelerator")
     transformers.logging.set_verbosity_error()
     logging.getLogger("datasets").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -53,6 +53,7 @@ HEAVY = [
     "sources",
     "cuts",
     "corpus",
+    "files",
     "models",
     "card",
     "rebuilt",
