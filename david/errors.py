@@ -11,6 +11,10 @@ Each message says what was expected, what came, and what to do.
     └── SearchError    a study, space or output folder that cannot be used
 """
 
+import re
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
 
 class DavidError(Exception):
     """The root of everything David raises on purpose."""
@@ -41,8 +45,8 @@ class SearchError(DavidError):
 
 
 def plain(text: str) -> str:
-    """A text on one line, of characters that print: what breaks a line, moves a cursor or turns text is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A text on one line: what breaks a line, moves a cursor, turns text around or is half a character is escaped."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What a recipe file tells beside the recipe itself: its base, its scores, the trial it came from, what made it."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -11,6 +12,11 @@ class Part(BaseModel):
     """A part of a recipe file: read strictly, never changed; no NaN or infinity, no unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name could be a model's on the Hub: one or two words, none that leads to a file."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
 
 
 class Base(Part):
