@@ -15,6 +15,7 @@ from david.inputs import (
     bytes_of,
     corpus_of,
     load,
+    named_base,
     objective_of,
     one_of,
     recipe_of,
@@ -185,9 +186,7 @@ def export(
     from david.recipe import Recipe
 
     wanted = Recipe.of(recipe)
-    source = model or (wanted.base.model if wanted.base is not None else None)
-    if source is None:
-        raise RecipeError("the recipe does not name its base: say which with --model")
+    source = model or named_base(wanted)
 
     from david import checkpoint
 

@@ -328,7 +328,7 @@ def test_export_writes_a_checkpoint_that_is_the_recipe_and_says_where(run: Run, 
     tokens = torch.arange(12).unsqueeze(0)
     ours = Recipe(recipe.repeat_map, base=Base(model="model", num_layers=6))
     ours.save(place / "ours.json")
-    for k, line in enumerate(("export ours.json", "export --model model")):
+    for k, line in enumerate(("export --model model ours.json", "export --model model")):
         code, printed, err = run(line, *([str(recipe)] if k else []), f"stacked{k}", "--max-shard-size", "50KB")
         assert code == 0, err
         assert re.fullmatch(rf"stacked{k}: 8 layers, \d+\.\d kB\n", printed)
