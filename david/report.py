@@ -268,7 +268,7 @@ def readable(what: str) -> Iterator[None]:
     """`SearchError` where a study holds what no search writes: others can write into a storage, too."""
     try:
         yield
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, StorageInternalError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StorageInternalError) as error:
         reason = one_line(error.__cause__ or error)
         raise SearchError(f"{what} is damaged, or others have written into it: {reason}") from error
 

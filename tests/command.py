@@ -1,18 +1,24 @@
 """The command run as its console script does, in a folder with a tiny model; and what it says of wrong input."""
 
 import json
+import logging
 import random
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import transformers
 from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from david import cli
+from david.origin import LONGEST
 from david.recipe import Recipe
 
 WINDOW = 16
@@ -20,6 +26,9 @@ ON_DATA = "model --data data.txt --window 16"
 SCORE = f"score {ON_DATA} --windows 2"
 SEARCH = f"search {ON_DATA} --windows 3 --held-out 4 --top 2 --out run"
 CHOICES = "--data choices.jsonl --prompt-column q --column a --gold-column right --window 16"
+
+MOST = f"at most {LONGEST} visits"
+TURNED = "\u202e"  # what follows is read from right to left
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -60,6 +69,16 @@ def runner(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
+@contextmanager
+def same_levels() -> Iterator[None]:
+    """The levels of others' loggers, which the command quietens, are afterwards as before."""
+    levels = transformers.logging.get_verbosity(), optuna.logging.get_verbosity(), logging.getLogger("datasets").level
+    yield
+    transformers.logging.set_verbosity(levels[0])
+    optuna.logging.set_verbosity(levels[1])
+    logging.getLogger("datasets").setLevel(levels[2])
+
+
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every file below a folder with its bytes, every folder with None."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
@@ -78,3 +97,27 @@ def refusal(run: Run, place: Path, line: str, *more: str, told: str = "") -> str
     assert (code, out) == (1, "")
     assert after == before
     return said[-1]
+
+
+def matches(says: str, line: str) -> bool:
+    """Whether a pattern is in a line; where not, the test fails with both."""
+    return re.search(says, line) is not None or pytest.fail(f"{says!r} is not in {line!r}")
+
+
+def written(name: str, data: str | bytes) -> Callable[[Path], None]:
+    """A folder in which a file is another."""
+
+    def write(folder: Path) -> None:
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+    return write
+
+
+def cut(name: str, share: float) -> Callable[[Path], None]:
+    """A folder in which a file ends too early."""
+
+    def shorten(folder: Path) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: int(share * len(whole))])
+
+    return shorten

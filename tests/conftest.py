@@ -6,7 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on the Hub
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in a process for each core
 
-import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """The command, run in `place`; it quietens others' loggers, which are as before afterwards."""
-    import optuna
-    import transformers
+    from tests.command import runner, same_levels
 
-    from tests.command import runner
+    with same_levels():
+        yield runner(place, monkeypatch, capsys)
 
-    levels = transformers.logging.get_verbosity(), optuna.logging.get_verbosity(), logging.getLogger("datasets").level
-    yield runner(place, monkeypatch, capsys)
-    transformers.logging.set_verbosity(levels[0])
-    optuna.logging.set_verbosity(levels[1])
-    logging.getLogger("datasets").setLevel(levels[2])
+
+@pytest.fixture
+def bad(place: Path) -> Iterator[Path]:
+    """A place for what is wrong: a file or a folder `bad`, gone afterwards."""
+    yield place / "bad"
+    for path in place.glob("bad*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture
