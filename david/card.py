@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from david import __version__
 from david.models import DEMO, describe
-from david.origin import Base, Versions
+from david.origin import Base, Versions, is_hub_id
 from david.recipe import Recipe
 
 
@@ -42,8 +42,8 @@ def _published(base: Base) -> str | None:
     name = base.model or ""
     if name == DEMO:
         return name
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
-    return name if is_id and base.revision is not None and not os.path.exists(name) else None
+    is_revision = re.fullmatch(r"[\w./-]+", base.revision or "", re.ASCII) is not None  # a recipe can say anything
+    return name if is_hub_id(name) and is_revision and not os.path.exists(name) else None
 
 
 def loader(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> str:

@@ -11,11 +11,12 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 
 from david.cli_studies import profile, report, scan, search
-from david.errors import DavidError, RecipeError
+from david.errors import DavidError, RecipeError, one_line, plain
 from david.inputs import (
     bytes_of,
     corpus_of,
     load,
+    named_base,
     objective_of,
     one_of,
     recipe_of,
@@ -187,9 +188,7 @@ def export(
     from david.recipe import Recipe
 
     wanted = Recipe.of(recipe)
-    source = model or (wanted.base.model if wanted.base is not None else None)
-    if source is None:
-        raise RecipeError("the recipe does not name its base: say which with --model")
+    source = model or named_base(wanted)
 
     from david import checkpoint
 
@@ -238,7 +237,10 @@ def generate(
     torch.manual_seed(seed)
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
-    loaded.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    try:
+        loaded.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    except RuntimeError as error:  # probabilities that are no numbers
+        raise DavidError(f"no token can be drawn at temperature {temperature:g}: {one_line(error)}") from error
 
 
 def main() -> None:
@@ -247,5 +249,5 @@ def main() -> None:
         try:
             app()
         except DavidError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {plain(str(error))}\n")
             sys.exit(1)

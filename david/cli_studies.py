@@ -272,8 +272,9 @@ def report(
     target = out or folder
     if target is None:
         raise SearchError("say where to write: --out FOLDER")
-    page.write(opened, target, top=top)
-    print_run(opened, target, top, as_json)
+    with reports.readable(f"the study {opened.study_name!r}"):
+        page.write(opened, target, top=top)
+        print_run(opened, target, top, as_json)
 
 
 def _leave() -> None:

@@ -12,6 +12,10 @@ Each message says what was expected, what came, and what to do.
         └── StorageError    a storage that cannot be opened, or has been gone for too long
 """
 
+import re
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
 
 class DavidError(Exception):
     """The root of everything David raises on purpose."""
@@ -43,6 +47,11 @@ class SearchError(DavidError):
 
 class StorageError(SearchError):
     """A storage that cannot be opened, or has been gone for too long."""
+
+
+def plain(text: str) -> str:
+    """A text on one line: what breaks a line, moves a cursor, turns text around or is half a character is escaped."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(error: BaseException) -> str:

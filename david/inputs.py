@@ -1,13 +1,15 @@
 """What the options of a command stand for: a model, a corpus, a recipe. Heavy modules load where they are needed."""
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from david.errors import CorpusError, RecipeError, ScoreError
+from david.errors import CorpusError, ModelError, RecipeError, ScoreError
 from david.options import Convention
+from david.origin import is_hub_id
 
 if TYPE_CHECKING:
     from david.corpus import Corpus
@@ -24,6 +26,8 @@ def load(model: str, dtype: str | None, device: str | None, *, proved: bool = Tr
     from david.layers import is_proved
     from david.models import load_model
 
+    if device is not None and device.startswith("meta"):
+        raise ModelError("on the device meta weights have no values: give cpu, or an accelerator")
     transformers.logging.set_verbosity_error()
     logging.getLogger("datasets").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -116,6 +120,16 @@ def strategy_of(
         return None
     begin = None if start is None else recipe_of(start, None, base_depth(loaded), loaded)
     return named(name, max_length=max_length, max_visits=max_visits, start=begin)
+
+
+def named_base(wanted: "Recipe") -> str:
+    """The base that a recipe names, on the Hub or demo: what a recipe says of this machine's files is not followed."""
+    source = None if wanted.base is None else wanted.base.model
+    if source is None:
+        raise RecipeError("the recipe does not name its base: say which with --model")
+    if source != "demo" and (os.path.exists(source) or not is_hub_id(source)):
+        raise RecipeError(f"the recipe names a path as its base, {source!r}: if it is meant, say so with --model")
+    return source
 
 
 def tell_other_weights(wanted: "Recipe", loaded: Any) -> None:

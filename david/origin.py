@@ -1,8 +1,11 @@
 """What a recipe file tells beside the recipe itself: its base, its scores, the trial it came from, what made it."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+LONGEST = 10_000  # visits of a recipe, and layers of a base: a hundred times those of the deepest models
 
 
 class Part(BaseModel):
@@ -11,13 +14,18 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name could be a model's on the Hub: one or two words, none that leads to a file."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
+
+
 class Base(Part):
     """The model a recipe was made on. Only the number of layers decides; the rest tells a receiver what to look for."""
 
     model: str | None = None
     revision: str | None = None
     architecture: str | None = None
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=LONGEST)
     fingerprint: str | None = None
 
 

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from david import plot, records, report, table
 from david.drawing import VOID, drawing
+from david.errors import plain
 from david.origin import Data, numbers_of
 from david.picture import svg_picture
 from david.recipe import Recipe
@@ -379,7 +380,7 @@ _SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
 @cache
 def _template() -> TemplateModule:
     text = resources.files("david").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
     made.filters |= {
         "figure": _figure,
         "signed": _signed,
@@ -389,6 +390,11 @@ def _template() -> TemplateModule:
         "tone": _tone,
     }
     return made.from_string(text).module
+
+
+def _seen(value: Any) -> Any:
+    """Text as it is put into the page, before it is escaped: no character of it acts without being seen."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _part(name: str, *given: object) -> Markup:

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
+from david.errors import plain
+
 _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
 
 
@@ -124,7 +126,8 @@ def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: p
 
     A line joins those of a `front` of both (see `table.front`).
     """
-    return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"NLL against {name}", name)
+    told = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
+    return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"NLL against {told}", told)
 
 
 def _against(table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: Axes, title: str, across: str) -> Axes:

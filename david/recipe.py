@@ -8,13 +8,14 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
 from david.errors import RecipeError
-from david.origin import Base, Measurement, Origin, Part, Versions
+from david.origin import LONGEST, Base, Measurement, Origin, Part, Versions
 from david.picture import svg_picture, text_picture
 
 _MAX_FILE_BYTES = 1_000_000
@@ -64,11 +65,12 @@ class Recipe:
     made_with: Versions | None = field(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        repeat_map = tuple(_as_layer(layer) for layer in _as_sequence(self.repeat_map, "repeat map"))
+        repeat_map = tuple(_as_layer(layer) for layer in _as_sequence(self.repeat_map, "repeat map", "visits"))
         if not repeat_map:
             raise RecipeError("a repeat map needs at least one visit; got an empty one")
         scales = self.scales
-        scales = (1.0,) * len(repeat_map) if scales is None else tuple(map(_as_scale, _as_sequence(scales, "scales")))
+        given = (1.0,) * len(repeat_map) if scales is None else _as_sequence(scales, "scales", "scales")
+        scales = tuple(map(_as_scale, given))
         if len(scales) != len(repeat_map):
             raise RecipeError(f"scales must be as many as visits: {len(repeat_map)} visits, {len(scales)} scales")
         object.__setattr__(self, "repeat_map", repeat_map)
@@ -105,6 +107,7 @@ class Recipe:
             first, last = (min(int(depth * n_layers + 1e-9), n_layers - 1) for depth in (start, end))
             visits += range(reached, first)
             visits += range(first, last + 1)
+            _check_length(len(visits))
             reached = last + 1
         visits += range(reached, n_layers)
         written = "ratios " + ", ".join(f"({start:g}, {end:g})" for start, end in slices)
@@ -125,6 +128,7 @@ class Recipe:
         reached = 0
         parts = [_as_block(block, n_layers) for block in _as_sequence(blocks, "blocks")]
         for start, stop, times, scale in sorted(parts, key=lambda part: (part[1], part[0])):
+            _check_length(len(visits) + (stop - start) * times)
             visits += range(reached, stop)
             scales += [1.0] * (stop - reached)
             visits += list(range(start, stop)) * (times - 1)
@@ -154,8 +158,9 @@ class Recipe:
                     "one for a scale"
                 )
             start, stop = int(match[1]), int(match[2] or int(match[1]) + 1)
-            if not 0 < stop - start <= _MAX_FILE_BYTES:
+            if start >= stop:
                 raise RecipeError(f"the range {start}:{stop} must go upwards: its end is not in it, as in Python")
+            _check_length(len(visits) + stop - start)
             visits += range(start, stop)
             scales += [_as_scale(match[3] or 1.0, text=True)] * (stop - start)
         return cls(tuple(visits), tuple(scales))
@@ -194,6 +199,7 @@ class Recipe:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "the document"
+            where = where if len(where) <= 60 else f"{where[:59]}…"
             raise RecipeError(f"not a valid david.recipe version 1: {where}: {first['msg']}") from None
         return cls(
             tuple(file.repeat_map),
@@ -312,13 +318,21 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _as_sequence(value: Any, name: str) -> Sequence[Any]:
+def _as_sequence(value: Any, name: str, of: str = "parts") -> Sequence[Any]:
     if isinstance(value, (str, bytes, dict)):
         raise RecipeError(f"{name} must be a sequence; got {_short(value)}")
     try:
-        return list(value)
+        parts = list(islice(value, LONGEST + 1))
     except TypeError:
         raise RecipeError(f"{name} must be a sequence; got {_short(value)}") from None
+    if len(parts) > LONGEST:
+        raise RecipeError(f"a recipe has at most {LONGEST} {of}; this one has more")
+    return parts
+
+
+def _check_length(visits: int) -> None:
+    if visits > LONGEST:
+        raise RecipeError(f"a recipe has at most {LONGEST} visits; this one has more")
 
 
 def _as_layer(value: Any) -> int:
@@ -328,6 +342,8 @@ def _as_layer(value: Any) -> int:
         raise RecipeError(f"a layer must be a whole number from 0 on; got {_short(value)}") from None
     if isinstance(value, bool) or layer < 0:
         raise RecipeError(f"a layer must be a whole number from 0 on; got {_short(value)}")
+    if layer > LONGEST:
+        raise RecipeError(f"a base has at most {LONGEST} layers; got {layer if layer < 10**18 else 'a number beyond'}")
     return layer
 
 

@@ -4,7 +4,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import sqlalchemy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 
 from david import plot, records, table
@@ -23,7 +25,7 @@ from david.errors import RecipeError, SearchError, one_line
 from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
-from david.storage import open_storage
+from david.storage import open_storage, shown
 from david.verdict import BETTER, UNDECIDED, Difference
 from david.workers import LOCKED
 
@@ -243,18 +245,33 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
         if not (Path(folder) / "study.db").is_file():
             raise SearchError(f"{os.fspath(folder)} holds no run: expected a study.db in it")
     assert storage is not None
+    where = folder or shown(storage)
     try:
         url = sqlalchemy.make_url(storage)
-        if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
-            raise FileNotFoundError(f"there is no file {url.database}")  # SQLite would make one
+        if url.get_backend_name() == "sqlite" and url.database:
+            if not Path(url.database).is_file():
+                raise FileNotFoundError(f"there is no file {url.database}")  # SQLite would make one
+            if not Path(url.database).stat().st_size:
+                raise FileNotFoundError(f"the file {url.database} is empty")  # … or fill it
+    except (OSError, ValueError, sqlalchemy.exc.ArgumentError) as error:
+        raise SearchError(f"the storage {where} cannot be used: {one_line(error)}") from error
+    with readable(f"the storage {where}"):
         opened = open_storage(storage)
         names = [name for name in optuna.get_all_study_names(opened) if not name.endswith(LOCKED)]
-    except (OSError, sqlalchemy.exc.ArgumentError) as error:
-        raise SearchError(f"the storage {folder or storage} cannot be used: {one_line(error)}") from error
-    wanted = name or (names[0] if len(names) == 1 else None)
-    if wanted is None or wanted not in names:
-        raise SearchError(f"name one of the studies in {folder or storage}: {', '.join(names) or 'it has none'}")
-    return optuna.load_study(study_name=wanted, storage=opened)
+        wanted = name or (names[0] if len(names) == 1 else None)
+        if wanted is None or wanted not in names:
+            raise SearchError(f"name one of the studies in {where}: {', '.join(names) or 'it has none'}")
+        return optuna.load_study(study_name=wanted, storage=opened)
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """`SearchError` where a study holds what no search writes: others can write into a storage, too."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StorageInternalError) as error:
+        reason = one_line(error.__cause__ or error)
+        raise SearchError(f"{what} is damaged, or others have written into it: {reason}") from error
 
 
 def storage_in(folder: str | os.PathLike[str]) -> str:

@@ -137,7 +137,7 @@ class _Given:
 
 
 def _is_whole(number: float) -> bool:
-    return abs(number - round(number)) < 1e-6
+    return math.isfinite(number) and abs(number - round(number)) < 1e-6
 
 
 def _on_grid(scale: float) -> float:

@@ -150,7 +150,8 @@ def _read_hub(source: str, rows: str | None, column: str) -> list[Any]:
 def _column(table: Any, column: str, source: str) -> list[Any]:
     if column not in table.column_names:
         raise CorpusError(
-            f"{source} has no column {column!r}: it has {', '.join(table.column_names)}; name one of them"
+            f"{source} has no column {column!r}: it has {', '.join(table.column_names[:20])}"
+            f"{' and more' * (len(table.column_names) > 20)}; name one of them"
         )
     return list(table[column])
 
@@ -161,9 +162,11 @@ def _rows(values: list[Any], rows: str | None, source: str) -> tuple[list[Any], 
 
 
 def _slice_parts(rows: str) -> tuple[str | None, str | None, str | None]:
-    match = re.fullmatch(r"\s*([\w.-]+)?\s*(?:\[\s*(\d+%?)?\s*:\s*(\d+%?)?\s*\])?\s*", rows)
+    match = re.fullmatch(r"\s*([\w.-]+)?\s*(?:\[\s*(\d{1,18}%?)?\s*:\s*(\d{1,18}%?)?\s*\])?\s*", rows)
     if not match or not rows.strip():
-        raise CorpusError(f"cannot read the slice {rows!r}: expected such as test, test[:200], train[10%:20%], [5:50]")
+        raise CorpusError(
+            f"cannot read the slice {reprlib.repr(rows)}: expected such as test, test[:200], train[10%:20%], [5:50]"
+        )
     return match[1], match[2], match[3]
 
 
@@ -171,7 +174,11 @@ def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
     def row(bound: str | None, default: int) -> int:
         if bound is None:
             return default
-        return int(bound[:-1]) * length // 100 if bound.endswith("%") else int(bound)
+        if not bound.endswith("%"):
+            return int(bound)
+        if int(bound[:-1]) > 100:
+            raise CorpusError(f"the slice {rows} reaches {bound} of {source}: there is no more than 100%")
+        return int(bound[:-1]) * length // 100
 
     _, low, high = _slice_parts(rows)
     start, stop = row(low, 0), row(high, length)

@@ -14,7 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from david import report
+from david import records, report, table
 from david.corpus import Corpus
 from david.errors import SearchError
 from david.messages import say
@@ -55,9 +55,16 @@ def open_study(
     The sampler's seed is drawn from (`seed`, trials so far), so that a resumed study does not draw its beginning again.
     """
     check_sampler(sampler, values)
-    study = optuna.create_study(
-        storage=open_storage(storage), study_name=name, directions=["minimize"] * values, load_if_exists=True
-    )
+    if seed < 0:
+        raise SearchError(f"a seed must be 0 or more; got {seed}")
+    opened = open_storage(storage)
+    with report.readable(f"the study {name!r}"):
+        study = optuna.create_study(
+            storage=opened, study_name=name, directions=["minimize"] * values, load_if_exists=True
+        )
+        if "david" in study.user_attrs:
+            table.trials(study)
+            records.finalists(study)
     study.sampler = sampler if isinstance(sampler, BaseSampler) else sampler_named(sampler, seed, len(study.trials))
     return study
 

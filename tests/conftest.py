@@ -6,6 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on the Hub
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in a process for each core
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +30,31 @@ def tiny() -> Any:
     from tiny_models import tiny_model
 
     return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and data, where the command is run."""
+    from tests.command import furnish
+
+    return furnish(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """The command, run in `place`; it quietens others' loggers, which are as before afterwards."""
+    from tests.command import runner, same_levels
+
+    with same_levels():
+        yield runner(place, monkeypatch, capsys)
+
+
+@pytest.fixture
+def bad(place: Path) -> Iterator[Path]:
+    """A place for what is wrong: a file or a folder `bad`, gone afterwards."""
+    yield place / "bad"
+    for path in place.glob("bad*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ HEAVY = [
     "sources",
     "cuts",
     "corpus",
+    "files",
     "models",
     "card",
     "rebuilt",

@@ -11,22 +11,31 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import optuna
 import pytest
 from optuna import Study
+from optuna.trial import create_trial
 from PIL import Image
 
 import david
 from david import page, records, report, table
+from david.card import card, told
 from david.errors import SearchError
+from david.models import describe
+from david.origin import Base
+from david.picture import svg_picture
 from david.recipe import Recipe
 from david.space import all_blocks
 from tests.studies import add, data, judge, new_study
 
 BASE, BEST, OTHER = "0:6", "0:4, 2:6", "0:3, 1:3*0.5, 3:6"
 HOSTILE = """</style></svg>'"><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}"""
+UNSEEN = "\x00\x1b[2J\u202ecba\u2066\r\nnext"  # acts on who reads it without being seen
+SHOWN = r"\x00\x1b[2J\u202ecba\u2066\r\nnext"
 VOID = {"meta", "link", "br", "img"}
 SHAPES = {"path", "line", "rect", "circle", "use", "image", "defs", "g", "clippath", "text"}
 
@@ -238,8 +247,6 @@ def test_the_same_study_gives_the_same_page_and_leaves_matplotlib_as_it_was(judg
 
 
 def test_a_study_of_anothers_is_refused() -> None:
-    import optuna
-
     with pytest.raises(SearchError, match="not one of David's"):
         page.page(optuna.create_study())
 
@@ -394,6 +401,65 @@ def test_only_the_top_recipes_have_pictures(judged: Study) -> None:
 
 
 # Safe
+
+
+def test_names_of_strategies_measures_and_recipes_are_text_too() -> None:
+    """Also in what matplotlib draws, which takes what stands between two dollars for a formula."""
+    name = "also $\\" + HOSTILE + UNSEEN + "$"
+    about = new_study(6, also=[[name, "measure " + HOSTILE + UNSEEN]]).user_attrs["david"]
+    study = optuna.create_study(directions=["minimize"] * 2, study_name="study " + UNSEEN)
+    study.set_user_attr("david", about)
+    kept = {
+        "strategy": "strategy " + HOSTILE + UNSEEN,
+        "window_nll": [1.0],
+        "window_tokens": [1],
+        "convention": "window",
+    }
+    for recipe, nll in ((BASE, 2.0), (BEST, 1.5), (OTHER, 1.75)):
+        study.add_trial(create_trial(values=[nll, -nll], user_attrs={**kept, "recipe": recipe}))
+    add(study, None, None, state="FAIL", error="error " + HOSTILE + UNSEEN)
+    source = page.page(study)
+    check_document(source)
+    document = Document(source)
+    for said in ("measure", "strategy", "error"):
+        assert f"{said} {HOSTILE}{SHOWN}" in document.text, said
+    assert f"“study {SHOWN}”" in document.text
+    assert not set(source) & set("\x00\x1b\u202e\u2066\r")
+    assert not document.all("img")
+
+
+def test_random_recipes_that_others_wrote_into_a_study_are_text(judged: Study) -> None:
+    records.keep_baseline(judged, records.Baseline(1, 1, {"recipe " + HOSTILE + UNSEEN: 2.5}))
+    source = page.page(judged)
+    check_document(source)
+    assert f"recipe {HOSTILE}{SHOWN}" in Document(source).text
+
+
+@pytest.mark.parametrize("title", [HOSTILE, "a & b", '"quoted"'])
+def test_a_picture_of_a_recipe_has_its_title_as_text(title: str) -> None:
+    drawn = Document(svg_picture([0, 1, 1], [1, 0.5, 1], 2, title))
+    assert {tag for tag, _ in drawn.elements} == {"svg", "rect", "title", "line", "text"}
+    assert title in drawn.text
+
+
+def test_a_recipe_in_a_notebook_is_a_picture_without_anything_its_file_says() -> None:
+    base = Base(model=HOSTILE, num_layers=6)
+    recipe = Recipe((0, 1, 1), base=base, written_as=HOSTILE)
+    drawn = recipe._repr_html_()
+    assert {tag for tag, _ in Document(drawn).elements} == {"svg", "rect", "title", "line", "text"}
+    assert "alert" not in drawn
+
+
+def test_a_model_card_holds_nothing_that_a_recipe_says_but_names_of_the_hub(tiny: Any) -> None:
+    fingerprint = describe(tiny).fingerprint
+    for revision in (HOSTILE, "main`\n# Owned", "a" * 40):
+        base = Base(model="owner/name", revision=revision, num_layers=6, fingerprint=fingerprint)
+        kept = told(tiny, Recipe((0, 1, 1), base=base, written_as=HOSTILE))
+        text = card(kept, "AutoModelForCausalLM", 1, "float32", "1 MB")
+        assert ("owner/name" in text) is (revision == "a" * 40)
+        assert not {"alert", "Owned", "<script"} & set(re.findall(r"alert|Owned|<script", text))
+    hostile = Base(model=HOSTILE, revision="main", num_layers=6, fingerprint=fingerprint)
+    assert "alert" not in card(told(tiny, Recipe((0,), base=hostile)), "AutoModelForCausalLM", 1, "float32", "1 MB")
 
 
 def test_what_a_study_says_of_itself_is_text_whatever_it_holds() -> None:
