@@ -53,6 +53,15 @@ def difference(model: nn.Module) -> str | None:
     return None
 
 
+def overwritten(model: nn.Module) -> str | None:
+    """Which file of weights was written to in place, which weights in memory may be a view of; None where none was."""
+    for path, before in sorted(_LOADED.get(model, {}).items()):
+        now = _stamp(path)
+        if path.suffix != ".json" and now is not None and now.number == before.number and now != before:
+            return path.name
+    return None
+
+
 def _stamp(path: Path) -> Stamp | None:
     try:
         told = path.stat()

@@ -12,6 +12,7 @@ from david.corpus import Corpus
 from david.engine import Engine
 from david.errors import DavidError
 from david.messages import say
+from david.models import changed
 from david.parts import scattered
 from david.recipe import Recipe
 from david.rounds import Run
@@ -30,6 +31,8 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, pr
     wanted = [trial for trial in picked if records.held_out(study, trial) is None]
     if not wanted and not _baseline_is_due(study, baseline):
         return
+    if said := changed(run.model):
+        say(f"the model's files are not what they were when it was loaded ({said}): the study goes by what was loaded")
     run.engine.let_go()
     engine = run.engine_on(held_out)
     if wanted:

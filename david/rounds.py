@@ -11,12 +11,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from david import records, stopping
+from david import files, layers, records, stopping
 from david.also import Measure, values_of
 from david.claims import claim
 from david.corpus import Corpus
 from david.engine import Engine, Outcome, lacks_memory, raised
-from david.errors import DavidError, RecipeError, SearchError, SlingError, StorageError
+from david.errors import DavidError, ModelError, RecipeError, SearchError, SlingError, StorageError
 from david.messages import say
 from david.queueing import WANTED, first_queued, give_back, was_queued
 from david.racing import RacingPruner
@@ -170,12 +170,24 @@ def _scores(run: Run, recipes: Sequence[Recipe], race: "_Race | None", done: Tel
     """The score of each recipe; Ctrl-C ends it between two batches of windows."""
 
     def drop(windows: range, nll: Mapping[int, Sequence[float]]) -> list[int]:
+        _check_weights(run.model)
         dropped = [] if race is None else race(windows, nll)
         if windows.stop < len(run.engine.corpus):
             stopping.check()
         return dropped
 
-    return run.engine.outcomes(recipes, drop=drop, done=done)
+    outcomes = run.engine.outcomes(recipes, drop=drop, done=done)
+    _check_weights(run.model)
+    return outcomes
+
+
+def _check_weights(model: nn.Module) -> None:
+    """`ModelError` where weights on disk, which those in memory may be a view of, were written over."""
+    if name := files.overwritten(layers.unwrapped(model)):
+        raise ModelError(
+            f"{name} was written over while the search ran, and with it maybe the model in memory: what was scored "
+            "before stands; start again, on the model that the study was made on"
+        )
 
 
 class _Race:

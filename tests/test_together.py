@@ -1,7 +1,9 @@
 """What a search makes of other workers' doings, of recipes that kill, and of a caller's code that raises."""
 
 import itertools
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,8 +16,9 @@ from david import records, rounds, stopping
 from david.claims import TICKET
 from david.corpus import Corpus
 from david.engine import Engine
-from david.errors import ScoreError
+from david.errors import ModelError, ScoreError, SearchError
 from david.layers import find
+from david.models import load_model
 from david.queueing import Asked, enqueue, first_queued, reclaim
 from david.recipe import Recipe
 from david.score import Score
@@ -286,3 +289,46 @@ def test_a_device_that_fails_ends_the_search_and_its_recipes_come_again(
     assert not study.get_trials(states=(RUNNING,))
     run(tiny, corpus, space=SPACE, study=study, n_trials=2)
     assert recipes_of(scored(study)) == ["0:6", str(WANTED)]
+
+
+# ---- a model whose files change
+
+
+def test_weights_that_are_written_over_end_the_search_before_a_wrong_score_is_told(
+    place: Path, bad: Path, study: Study
+) -> None:
+    shutil.copytree(place / "model", bad)
+    model, _ = load_model(bad, device="cpu")
+    weights, calls = bad / "model.safetensors", itertools.count()
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        if next(calls) == 2:
+            with weights.open("r+b") as file:
+                file.seek(-1000, 2)
+                file.write(bytes(1000))
+        return visits(model, corpus)
+
+    objective.__name__ = "visits"
+    data = Corpus(torch.ones(3, 16, dtype=torch.long), (0, 1, 2), source="ones", slice=None, sha256="0" * 64, bos=False)
+    with pytest.raises(ModelError, match=r"model\.safetensors was written over while the search ran"):
+        run(model, data, space=SPACE, study=study, objective=objective, n_trials=9)
+    assert len(scored(study)) == 2
+    assert not study.get_trials(states=(RUNNING,))
+    changed, _ = load_model(bad, device="cpu")
+    with pytest.raises(SearchError, match="another base"):
+        run(changed, data, space=SPACE, study=study, objective=visits, n_trials=9)
+
+
+def test_files_that_were_replaced_by_others_are_told_of_and_the_search_goes_by_what_was_loaded(
+    place: Path, bad: Path, study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place / "model", bad)
+    model, _ = load_model(bad, device="cpu")
+    shutil.copy(bad / "model.safetensors", bad / "beside")
+    (bad / "beside").replace(bad / "model.safetensors")
+    tokens = torch.arange(96).reshape(6, 16) % 50
+    data = Corpus(tokens, tuple(range(6)), source="some", slice=None, sha256="0" * 64, bos=False)
+    seen, unseen = data.split(3, 3)
+    run(model, seen, held_out=unseen, space=SPACE, study=study, objective=visits, n_trials=3)
+    assert len(scored(study)) == 3
+    assert "model.safetensors is another file of the same size" in capsys.readouterr().err
