@@ -23,7 +23,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from david import layers, memory
 from david.card import card, loader, told
-from david.errors import DavidError, SearchError, SlingError, one_line
+from david.errors import DavidError, ModelError, SearchError, SlingError, one_line
+from david.models import changed
 from david.rebuilt import RUNS, Rebuilt, Weights, rebuilt
 from david.recipe import Recipe
 from david.report import check_folder
@@ -51,7 +52,8 @@ def export(
 
     Raises `RecipeError` for a recipe that does not fit the model; `SlingError` for what no checkpoint of this type can
     say (scales, quantised weights, adapters, a map that its configuration has no words for); `SearchError` for a folder
-    that is not empty or cannot be written, or too little room on its disk. Nothing is written then.
+    that is not empty or cannot be written, or too little room on its disk; `ModelError` where the files of the model
+    have changed since it was loaded. Nothing is written then.
 
     Example:
         >>> export(model, "0:12, 8:30", "stacked", tokenizer=tokenizer)  # doctest: +SKIP
@@ -63,6 +65,8 @@ def export(
         raise DavidError(f"expected a tokenizer, as load_model gives it; got {type(tokenizer).__name__}")
     wanted = Recipe.of(recipe)
     check_recipe(wanted)
+    if said := changed(model):
+        raise ModelError(f"the model's files are not what they were when it was loaded: {said}; load it again")
     _refuse_weights(model)
     model = layers.unwrapped(model)
     beside = view(model, wanted)

@@ -209,7 +209,7 @@ def test_slices_in_per_cent_that_touch_share_no_row_and_leave_none_out(tmp_path:
         ("[50%:10%]", "empty"),
         ("[10:]", "empty"),
         ("[:11]", "reaches row 11, but"),
-        ("[:200%]", "reaches row 20, but"),
+        ("[:200%]", "reaches 200% of"),
         ("", "cannot read the slice"),
         ("[-1:]", "cannot read the slice"),
         ("[3]", "cannot read the slice"),

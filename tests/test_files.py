@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from david.checkpoint import export
 from david.errors import ModelError
 from david.models import changed, load_model
 from tests.test_models import write_gguf
@@ -42,6 +43,15 @@ def test_of_a_gguf_file_the_file_itself_is_watched_and_of_what_was_not_loaded_no
     path.unlink()
     assert changed(model) == "bad.gguf is gone"
     assert changed(tiny) is None
+
+
+def test_a_model_whose_files_have_changed_is_not_exported(place: Path, bad: Path) -> None:
+    shutil.copytree(place / "model", bad)
+    model, _ = load_model(bad, device="cpu")
+    (bad / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"not what they were when it was loaded: config\.json has 2 bytes, and had"):
+        export(model, [0, 1], place / "new")
+    assert not (place / "new").exists()
 
 
 def test_a_model_that_changes_while_it_is_loaded_is_refused(
