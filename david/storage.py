@@ -3,6 +3,7 @@
 import abc
 import copy
 import random
+import re
 import threading
 import time
 import warnings
@@ -43,6 +44,7 @@ _POSTGRESQL = {  # libpq's: of a connection that has gone silent, as where a mac
 }
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # what a proxy says that is gone, or whose database is
 _LOCKED = 60  # seconds that a worker waits for another's hand on an SQLite file
+_SECRET = re.compile(r"(?<=:)(?!//)[^@]+(?=@)|(?<=password=)[^&]*")
 _FOR_GOOD = ("no such table", "no such column", "readonly", "read-only", "authentication", "permission denied")
 
 
@@ -74,11 +76,8 @@ def one_look(study: Study) -> AbstractContextManager[None]:
 
 
 def shown(url: str) -> str:
-    """A URL as it may be shown: without its password."""
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
+    """A URL as it may be shown: without its password, also where that is an option, or the URL cannot be read."""
+    return _SECRET.sub("***", url)
 
 
 def _database(url: URL) -> RDBStorage:

@@ -33,6 +33,10 @@ STORAGES = {
     "a driver that is not there": ("mysql://me:secret@127.0.0.1/x", "needs another package", "needs another package"),
     "an unknown driver": ("evil://me:secret@127.0.0.1/x", "Can't load plugin", "Can't load plugin"),
     "a password of a file": ("sqlite://me:secret@/gone.db", "cannot be used", "cannot be used"),
+    "a port that is no number": ("postgresql://me:secret@127.0.0.1:abc/x", "invalid literal", "invalid literal"),
+    "a password as an option": ("postgresql://me@127.0.0.1:{port}/x?password=secret", "refused", "refused"),
+    "a URL without a driver": ("me:secret@host/x", "Could not parse", "Could not parse"),
+    "a URL without a colon": ("postgresql//me:secret@host/x", "Could not parse", "Could not parse"),
     "no URL": ("study", "Could not parse", "Could not parse"),
     "nothing": ("", "Could not parse", "Could not parse"),
 }
