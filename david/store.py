@@ -109,26 +109,44 @@ def check_sampler(sampler: str | BaseSampler, values: int) -> None:
 def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
     """Write into the study what it is made on, and `once` what made it; `SearchError` where it was made on another.
 
-    Of the base, its weights count, not the place they were loaded from. Held-out data may come later; another sampler
-    or pruner may go on, with a word.
+    Another sampler or pruner may go on, with a word.
     """
+    check_signed(study, about)
     before = study.user_attrs.get("david")
     if before is None:
         study.set_user_attr("david", about | once)
         return
-    for key, value in about.items():
-        if key not in before or (key == "held_out_data" and (value is None or before[key] is None)):
-            continue
-        if not (same_weights(before[key], value) if key == "base" else before[key] == value):
-            raise SearchError(
-                f"the study {study.study_name!r} was made with another {key.replace('_', ' ')}: {before[key]}, "
-                f"now {value}; give the same, or another study or folder"
-            )
     for key in ("sampler", "pruner"):
         if key in before and before[key] != once[key]:
             say(f"the study was begun with the {key} {before[key]}, and goes on with {once[key]}")
     if before["held_out_data"] is None:
         study.set_user_attr("david", before | {"held_out_data": about["held_out_data"]})
+
+
+def check_signed(study: Study, about: Mapping[str, Any]) -> None:
+    """`SearchError` where a study was made on another base, corpus, space or objective.
+
+    Of the base, its weights count, not the place they were loaded from. Held-out data may come later.
+    """
+    before = study.user_attrs.get("david", {})
+    for key, value in about.items():
+        if key not in before or (key == "held_out_data" and (value is None or before[key] is None)):
+            continue
+        if not (same_weights(before[key], value) if key == "base" else before[key] == value):
+            one, other = _apart(before[key], value)
+            raise SearchError(
+                f"the study {study.study_name!r} was made with another {key.replace('_', ' ')}: {one}, now {other}; "
+                "give the same, or another study or folder"
+            )
+
+
+def _apart(one: Any, other: Any) -> tuple[str, str]:
+    """Two values as texts; of dictionaries what they differ in."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return str(one), str(other)
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    first, second = (", ".join(f"{key} {its.get(key)!r}" for key in keys) for its in (one, other))
+    return first, second
 
 
 def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -133,9 +133,10 @@ def search(
     about = _about(model, space, corpus, held_out, objective, also)
     if study is None:
         study = store.open_for(out, storage, study_name, sampler, seed, 1 + len(also))
+    _check_directions(study, list(also))
+    store.check_signed(study, about)
     if out is not None:
         report.ready_folder(out)
-    _check_directions(study, list(also))
     if racing is not None:
         study.pruner = racing
     own_seed = None if by_hand or isinstance(sampler, BaseSampler) else seed

@@ -523,7 +523,7 @@ def other_model() -> Any:
     ("what", "other", "names"),
     [
         ("model", other_model, ["base", "fingerprint"]),
-        ("model", lambda: tiny_model("llama", num_hidden_layers=5), ["'num_layers': 6", "'num_layers': 5"]),
+        ("model", lambda: tiny_model("llama", num_hidden_layers=5), ["num_layers 6", "num_layers 5"]),
         ("corpus", lambda: whole_corpus("another", 2).take(3), ["search data", "'random'", "'another'"]),
         ("corpus", lambda: whole_corpus().take(2), ["search data", "'0:3'", "'0:2'"]),
         ("space", lambda: Blocks(count=2), ["space", "Block(max_length=2", "Blocks(count=2"]),
