@@ -40,7 +40,22 @@ class SearchError(DavidError):
     """A study, a space or an output folder that cannot be used."""
 
 
-def one_line(error: BaseException) -> str:
-    """What another library's error says, on one line of at most 300 characters."""
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, on one line of at most so many characters, all of them printable."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read or written, as the system says it, without the name of the file."""
+    return getattr(error, "strerror", None) or one_line(error)
+
+
+def brief(value: object) -> str:
+    """What came instead of what was expected, as Python writes it, on one line of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of thousands of digits, or an object's own
+        return f"{type(value).__name__} that cannot be shown"
+    return text if len(text) <= 60 else text[:57] + "…"

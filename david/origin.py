@@ -2,7 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+MOST = 10_000  # layers of a base, visits of a recipe: a hundred times what any has
+_MOST_WINDOWS = 1_000_000
 
 
 class Part(BaseModel):
@@ -17,7 +20,7 @@ class Base(Part):
     model: str | None = None
     revision: str | None = None
     architecture: str | None = None
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=MOST)
     fingerprint: str | None = None
 
 
@@ -25,6 +28,22 @@ def _as_ranges(windows: Any) -> Any:
     """Files of before held one half-open range of windows as two numbers."""
     pair = isinstance(windows, list | tuple) and len(windows) == 2 and all(isinstance(end, int) for end in windows)
     return f"{windows[0]}:{windows[1]}" if pair else windows
+
+
+def _checked(windows: str | None) -> str | None:
+    expected = f"expected the numbers of at most {_MOST_WINDOWS} windows, such as '0:12' or '7, 3, 20:22'"
+    try:
+        some = sum(max(0, part.stop - part.start) for part in _ranges(windows or ""))
+    except ValueError:
+        raise ValueError(expected) from None
+    if some > _MOST_WINDOWS:
+        raise ValueError(expected)
+    return windows
+
+
+def _ranges(windows: str) -> list[range]:
+    parts = (part.partition(":") for part in windows.split(",") if windows)
+    return [range(int(start), int(stop) if stop else int(start) + 1) for start, _, stop in parts]
 
 
 class Data(Part):
@@ -38,7 +57,7 @@ class Data(Part):
     source: str
     slice: str | None = None
     sha256: str
-    windows: Annotated[str | None, BeforeValidator(_as_ranges)] = None
+    windows: Annotated[str | None, BeforeValidator(_as_ranges), AfterValidator(_checked)] = None
     tokens_sha256: str | None = None
     documents: int | None = None
     scored_sha256: str | None = None
@@ -46,8 +65,7 @@ class Data(Part):
 
 def numbers_of(windows: str) -> list[int]:
     """The numbers of windows that half-open ranges such as `"7, 3, 20:22"` stand for."""
-    parts = (part.partition(":") for part in windows.split(","))
-    return [number for start, _, stop in parts for number in range(int(start), int(stop or int(start) + 1))]
+    return [number for part in _ranges(windows) for number in part]
 
 
 class Convention(Part):
