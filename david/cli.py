@@ -3,6 +3,7 @@
 Heavy modules are imported in the commands that need them, so that help and results open in a blink.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from david.cli_studies import profile, report, scan, search
-from david.errors import DavidError, RecipeError
+from david.errors import DavidError, RecipeError, one_line
 from david.inputs import (
     bytes_of,
+    check_recipe,
     corpus_of,
     load,
     objective_of,
@@ -80,6 +82,7 @@ def score(
 
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
+    check_recipe(recipe, ratios)
     loaded, tokenizer = load(model, dtype, device)
     corpus = corpus_of(
         tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride
@@ -216,6 +219,9 @@ def generate(
 
     Example: david generate demo --recipe "0:12, 8:30" --prompt "Once upon a time"
     """
+    if not math.isfinite(temperature):
+        raise DavidError(f"--temperature must be a number from 0 on; got {temperature}")
+    check_recipe(recipe, ratios)
     loaded, tokenizer = load(model, dtype, device)
     import torch
     from transformers import TextStreamer
@@ -244,5 +250,5 @@ def main() -> None:
     try:
         app()
     except DavidError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(error, 1000)}\n")
         sys.exit(1)

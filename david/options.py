@@ -59,7 +59,7 @@ Workers = Annotated[
     str, typer.Option(help="Processes on this machine: a number, which share its cores, or auto: one a device.")
 ]
 StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
-Seed = Annotated[int, typer.Option(help="The sampler's seed.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The sampler's seed.")]
 Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
 Baseline = Annotated[
     int, typer.Option(min=0, help="Random recipes, as deep as the best, that are measured on held-out windows too.")
