@@ -19,7 +19,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from david import plot, records, table
-from david.errors import RecipeError, SearchError, one_line
+from david.errors import RecipeError, SearchError, one_line, reason
 from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
@@ -239,16 +239,16 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
         raise SearchError("give a run's folder or a storage URL, one of the two")
     if folder is not None:
         storage = storage_in(folder)
-        if not (Path(folder) / "study.db").is_file():
+        if not os.path.isfile(Path(folder) / "study.db"):
             raise SearchError(f"{os.fspath(folder)} holds no run: expected a study.db in it")
     assert storage is not None
     try:
-        url = sqlalchemy.make_url(storage)
-        if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
+        url = sqlalchemy.make_url(storage)  # a ValueError of its own where the port is no number
+        if url.get_backend_name() == "sqlite" and url.database and not os.path.isfile(url.database):
             raise FileNotFoundError(f"there is no file {url.database}")  # SQLite would make one
         opened = open_storage(storage)
         names = [name for name in optuna.get_all_study_names(opened) if not name.endswith(LOCKED)]
-    except (OSError, sqlalchemy.exc.ArgumentError) as error:
+    except (OSError, ValueError, sqlalchemy.exc.ArgumentError) as error:
         raise SearchError(f"the storage {folder or storage} cannot be used: {one_line(error)}") from error
     wanted = name or (names[0] if len(names) == 1 else None)
     if wanted is None or wanted not in names:
@@ -264,20 +264,20 @@ def storage_in(folder: str | os.PathLike[str]) -> str:
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """`SearchError` unless files can be written into a folder, or one can be made there. Makes nothing."""
     wanted = Path(folder)
-    existing = next((place for place in (wanted, *wanted.absolute().parents) if place.exists()), wanted)
+    existing = next((place for place in (wanted, *wanted.absolute().parents) if os.path.exists(place)), wanted)
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
-    except OSError as error:
-        raise SearchError(f"the output folder {wanted} cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise SearchError(f"the output folder {wanted} cannot be written: {reason(error)}") from None
 
 
 def ready_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder where there is none, and make sure that files can be written there; `SearchError` if not."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SearchError(f"the output folder {os.fspath(folder)} cannot be made: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise SearchError(f"the output folder {os.fspath(folder)} cannot be made: {reason(error)}") from None
     check_folder(folder)
 
 
