@@ -10,7 +10,7 @@ from torch import nn
 from david import memory
 from david.corpus import Corpus
 from david.engine import Engine, Outcome
-from david.errors import DavidError, ScoreError, SearchError
+from david.errors import DavidError, ScoreError, SearchError, one_line
 from david.forward import input_device
 from david.recipe import Recipe
 from david.score import Objective, perplexity
@@ -92,6 +92,10 @@ def _told(name: str, cost: Callable[[Recipe], float], recipes: Sequence[Recipe])
             found = float(cost(recipe))
         except DavidError as error:
             return error
+        except Exception as error:  # the caller's own code, as an objective is
+            failure = ScoreError(f"also[{name!r}] raised {type(error).__name__}: {one_line(error)}")
+            failure.__cause__ = error
+            return failure
         return ScoreError(f"also[{name!r}] is not a number") if math.isnan(found) else found
 
     return [value(recipe) for recipe in recipes]

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ from optuna.trial import FixedTrial
 from david import (
     Corpus,
     David,
+    RacingPruner,
     Recipe,
+    Score,
     export,
     load_model,
     multiple_choice,
     perplexity,
     score_recipes,
+    search,
     sources,
     space,
     strategy,
@@ -387,6 +391,38 @@ def test_any_way_to_score(convention: Any, batch: int, budget: int) -> None:
         score_recipes(model(), [Recipe.identity(6)], few, memory_budget=budget)
     with pytest.raises(ScoreError):
         multiple_choice(model(), few, batch=batch)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *[{"n_trials": -1}, {"top": -1}, {"top": 10**9}, {"baseline": -1}, {"batch": 0}, {"batch": 10**9}],
+        *[{"seed": -1}, {"seed": 2**70}, {"memory_budget": -5}, {"memory_budget": 10**30}],
+        *[{"sampler": ""}, {"pruner": "\ud800"}, {"space": "\0"}, {"strategy": "x" * 10**5}],
+        *[{"study_name": ""}, {"study_name": "\ud800"}, {"study_name": "x" * 10**5}],
+        *[{"out": "a\0"}, {"out": "x" * 300}, {"out": "\ud800"}, {"storage": ""}, {"storage": "://"}],
+        *[{"also": {"": len}}, {"also": {"x": lambda _recipe: "a"}}, {"queue": [Recipe([9])]}],
+    ],
+    ids=str,
+)
+def test_any_way_to_search(options: dict[str, Any]) -> None:
+    windows = replace(text(), windows=text().windows % 8)
+    asked = {"space": "block", "n_trials": 2, "top": 1, "baseline": 1, "progress": False} | options
+    with contextlib.suppress(DavidError):
+        search(model(), windows.part(0, 2), held_out=windows.part(2, 4), **asked)
+
+
+@some(max_examples=60)
+@given(NUMBER, NUMBER)
+def test_any_pruner_is_made_or_refused_as_optunas_own_are(finalists: Any, level: Any) -> None:
+    with contextlib.suppress(ValueError):
+        RacingPruner(finalists, level=level)
+
+
+def test_a_score_of_nothing_is_not_a_number() -> None:
+    nothing = Score((), (), (), "window")
+    assert math.isnan(nothing.nll)
+    assert math.isnan(nothing.perplexity)
 
 
 @some(max_examples=60)
