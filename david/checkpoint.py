@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from david import layers, memory
 from david.card import card, loader, told
-from david.errors import DavidError, ModelError, SearchError, SlingError, one_line
+from david.errors import DavidError, ModelError, SearchError, SlingError, one_line, reason
 from david.models import changed
 from david.rebuilt import RUNS, Rebuilt, Weights, rebuilt
 from david.recipe import Recipe
@@ -58,8 +58,7 @@ def export(
     Example:
         >>> export(model, "0:12, 8:30", "stacked", tokenizer=tokenizer)  # doctest: +SKIP
     """
-    target = Path(folder).resolve()
-    check_target(target)
+    target = check_target(folder)
     limit = memory.as_bytes(max_shard_size, "the shard size")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise DavidError(f"expected a tokenizer, as load_model gives it; got {type(tokenizer).__name__}")
@@ -88,9 +87,12 @@ def export(
     return Path(folder)
 
 
-def check_target(folder: str | os.PathLike[str]) -> None:
-    """`SearchError` unless a checkpoint can be written there: nothing is there yet, or an empty folder."""
-    target = Path(folder)
+def check_target(folder: str | os.PathLike[str]) -> Path:
+    """The whole path; `SearchError` unless a checkpoint can be written there: nothing is there, or an empty folder."""
+    try:
+        target = Path(folder).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, links in a circle
+        raise SearchError(f"{os.fspath(folder)} cannot be written: {reason(error)}") from None
     if Path.cwd().is_relative_to(target.absolute()):
         raise SearchError(
             f"{target} is where this command runs: give a folder that is new, such as {target / 'stacked'}"
@@ -103,9 +105,10 @@ def check_target(folder: str | os.PathLike[str]) -> None:
         raise SearchError(
             f"{target} is not empty: give a folder that is new or empty, so that nothing is mixed or lost"
         )
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not target.is_dir():
         raise SearchError(f"{target} is a file: give a folder that is new or empty")
-    check_folder(target.absolute().parent)
+    check_folder(target.parent)
+    return target
 
 
 def check_recipe(recipe: Recipe) -> None:

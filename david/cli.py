@@ -3,6 +3,7 @@
 Heavy modules are imported in the commands that need them, so that help and results open in a blink.
 """
 
+import math
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -14,6 +15,7 @@ from david.cli_studies import profile, report, scan, search
 from david.errors import DavidError, RecipeError, one_line, plain
 from david.inputs import (
     bytes_of,
+    check_recipe,
     corpus_of,
     load,
     named_base,
@@ -83,6 +85,7 @@ def score(
 
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
+    check_recipe(recipe, ratios)
     loaded, tokenizer = load(model, dtype, device)
     corpus = corpus_of(
         tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride
@@ -217,6 +220,9 @@ def generate(
 
     Example: david generate demo --recipe "0:12, 8:30" --prompt "Once upon a time"
     """
+    if not math.isfinite(temperature):
+        raise DavidError(f"--temperature must be a number from 0 on; got {temperature}")
+    check_recipe(recipe, ratios)
     loaded, tokenizer = load(model, dtype, device)
     import torch
     from transformers import TextStreamer

@@ -10,6 +10,7 @@ from david.errors import SearchError
 from david.inputs import (
     as_range,
     bytes_of,
+    check_recipe,
     corpus_of,
     load,
     objective_of,
@@ -104,6 +105,7 @@ def search(
     n_workers = fleet.number_of(workers, device)
     strengths = None if scales is None else as_range(scales, "--scales")
     wanted = named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
+    check_recipe(start, None)
 
     from david.sling import base_depth, can_run
     from david.study import search as run_search

@@ -206,8 +206,10 @@ class Corpus:
         more or fewer of the same sides. Of each document one window comes before a second of any. Where no share does,
         as in a text of one document, the parts follow one another as `split` has them.
 
-        Raises `CorpusError` when there are fewer windows than asked for.
+        Raises `CorpusError` when there are fewer windows than asked for, or for a negative seed.
         """
+        if seed < 0:
+            raise CorpusError(f"the seed must be 0 or more; got {seed}")
         consecutive, items = self.split(search, held_out), self.items()
         firsts = self._at([item.start for item in items])
         for share in _SHARES:

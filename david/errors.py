@@ -49,12 +49,26 @@ class StorageError(SearchError):
     """A storage that cannot be opened, or has been gone for too long."""
 
 
-def plain(text: str) -> str:
-    """A text on one line: what breaks a line, moves a cursor, turns text around or is half a character is escaped."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+def plain(text: str, most: int = 1000) -> str:
+    """A text on one line of at most so many characters: what breaks it, moves a cursor or turns it round is escaped."""
+    text = _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def one_line(error: BaseException) -> str:
     """What another library's error says, on one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
+    return plain(" ".join(str(error).split()) or type(error).__name__, 300)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read or written, as the system says it, without the name of the file."""
+    return getattr(error, "strerror", None) or one_line(error)
+
+
+def brief(value: object) -> str:
+    """What came instead of what was expected, as Python writes it, on one line of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of thousands of digits, or an object's own
+        return f"{type(value).__name__} that cannot be shown"
+    return text if len(text) <= 60 else text[:57] + "…"

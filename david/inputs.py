@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from david.errors import CorpusError, ModelError, RecipeError, ScoreError
+from david.errors import CorpusError, ModelError, RecipeError, ScoreError, brief
 from david.options import Convention
 from david.origin import is_hub_id
 
@@ -107,6 +107,12 @@ def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, load
     return wanted
 
 
+def check_recipe(recipe: str | None, ratios: str | None) -> None:
+    """What is wrong with a recipe by itself, where one is given, told before a model is loaded."""
+    if recipe is not None:
+        recipe_of(recipe, ratios, None)
+
+
 def strategy_of(
     name: str | None, start: str | None, max_length: int | None, max_visits: int | None, loaded: Any
 ) -> "Strategy | None":
@@ -153,5 +159,5 @@ def as_range(text: str, option: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(":"))
     except ValueError:
-        raise RecipeError(f"cannot read {option} {text!r}: expected low:high, such as 0.1:1") from None
+        raise RecipeError(f"cannot read {option} {brief(text)}: expected low:high, such as 0.1:1") from None
     return low, high

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from david.errors import ScoreError
-from david.verdict import document_numbers, effective_number
+from david.verdict import as_numbers, check_drawing, document_numbers, effective_number, token_counts
 
 _AT_ONCE = 2**22  # numbers of a resampling that are in memory at once
 
@@ -51,12 +51,13 @@ def luck(
     A raced recipe has not seen all windows, and has NaN for the others: those it has seen stand in for them again, in
     turn, token for token, as if it had gone on like that. Only recipes that saw all windows can be the `best`. Recipes
     with an infinite NLL, or no window at all, are left out. Fewer than two windows tell nothing of luck. Raises
-    `ScoreError` where the windows do not pair.
+    `ScoreError` where the windows do not pair, or an option is out of range.
     """
-    told, scored = np.array(differences, dtype=float), np.asarray(tokens, dtype=float)
-    if not told.size:
+    check_drawing(resamples, seed)
+    if not len(differences):  # type: ignore[arg-type]
         return Luck(*[math.nan] * 4)
-    if told.ndim != 2 or not told.shape[1] == len(scored) == len(tokens if documents is None else documents):
+    told, scored = as_numbers(differences, 2), token_counts(tokens)
+    if not told.shape[1] == len(scored) == len(scored if documents is None else documents):
         raise ScoreError(f"windows must pair: differences {list(told.shape)}, tokens of {len(scored)} windows")
     told = told[~np.isinf(told).any(axis=1) & ~np.isnan(told).all(axis=1)]
     whole = ~np.isnan(told).any(axis=1)

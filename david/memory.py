@@ -10,7 +10,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook  # type: ignore[import-untyped]
 from torch import nn
 
-from david.errors import DavidError
+from david.errors import DavidError, brief
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -24,10 +24,11 @@ def free(device: torch.device) -> int:
 
 def as_bytes(size: int | str, what: str) -> int:
     """A size as a number of bytes: one already, or text such as `"5GB"`; `DavidError` where it is no size."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(size).upper())
+    text = size.strip().upper() if isinstance(size, str) else brief(size)
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([KMGT]?I?)B?", text)
     read = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
     if read < 1:
-        raise DavidError(f"cannot read {what} {size!r}: expected a number of bytes, or text such as '5GB'")
+        raise DavidError(f"cannot read {what} {brief(size)}: expected a number of bytes, or text such as '5GB'")
     return read
 
 

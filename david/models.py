@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from david import files, layers
-from david.errors import ModelError, one_line
+from david.errors import ModelError, brief, one_line
 from david.explain import Costs
 from david.origin import Base
 from david.sling import base_depth, base_layers
@@ -194,20 +194,20 @@ def _locate(source: str) -> tuple[str, dict[str, Any]]:
     """What to give `from_pretrained` for a source: a folder or Hub id, and further options."""
     if not source.strip():
         raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, or demo")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if source == DEMO:
         return str(_demo_folder()), {}
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):  # which, unlike Path's, is False for a name too long
             raise ModelError(f"no such file: {source}")
         return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    if os.path.isdir(path):
+        if not os.path.isfile(path / "config.json"):
             raise ModelError(f"{source} holds no model: expected a config.json in it, as save_pretrained writes")
         _check_config(path / "config.json")
         return str(path), {}
-    if path.exists() or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
-        raise ModelError(f"no such model: {source!r} (give a Hub id, a folder, a .gguf file, or demo)")
+    if os.path.exists(path) or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
+        raise ModelError(f"no such model: {brief(source)} (give a Hub id, a folder, a .gguf file, or demo)")
     _say(f"nothing here is called {source}: asking the Hub")
     return source, {}
 
@@ -309,7 +309,7 @@ def _make_demo(beside: Path) -> Path:
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ModelError(f"unknown dtype {dtype!r}: expected float32, bfloat16 or float16")
+        raise ModelError(f"unknown dtype {brief(dtype)}: expected float32, bfloat16 or float16")
     return kind
 
 
@@ -319,8 +319,8 @@ def _device(device: str | None) -> torch.device:
         return found or torch.device("cpu")
     try:
         return torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}: {one_line(error)}") from None
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"unknown device {brief(device)}: {one_line(error)}") from None
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,9 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_MOST_WINDOWS = 1_000_000
 
 LONGEST = 10_000  # visits of a recipe, and layers of a base: a hundred times those of the deepest models
 
@@ -35,6 +37,22 @@ def _as_ranges(windows: Any) -> Any:
     return f"{windows[0]}:{windows[1]}" if pair else windows
 
 
+def _checked(windows: str | None) -> str | None:
+    expected = f"expected the numbers of at most {_MOST_WINDOWS} windows, such as '0:12' or '7, 3, 20:22'"
+    try:
+        some = sum(max(0, part.stop - part.start) for part in _ranges(windows or ""))
+    except ValueError:
+        raise ValueError(expected) from None
+    if some > _MOST_WINDOWS:
+        raise ValueError(expected)
+    return windows
+
+
+def _ranges(windows: str) -> list[range]:
+    parts = (part.partition(":") for part in windows.split(",") if windows)
+    return [range(int(start), int(stop) if stop else int(start) + 1) for start, _, stop in parts]
+
+
 class Data(Part):
     """The text of a score: `sha256` is of its UTF-8 bytes.
 
@@ -46,7 +64,7 @@ class Data(Part):
     source: str
     slice: str | None = None
     sha256: str
-    windows: Annotated[str | None, BeforeValidator(_as_ranges)] = None
+    windows: Annotated[str | None, BeforeValidator(_as_ranges), AfterValidator(_checked)] = None
     tokens_sha256: str | None = None
     documents: int | None = None
     scored_sha256: str | None = None
@@ -54,8 +72,7 @@ class Data(Part):
 
 def numbers_of(windows: str) -> list[int]:
     """The numbers of windows that half-open ranges such as `"7, 3, 20:22"` stand for."""
-    parts = (part.partition(":") for part in windows.split(","))
-    return [number for start, _, stop in parts for number in range(int(start), int(stop or int(start) + 1))]
+    return [number for part in _ranges(windows) for number in part]
 
 
 class Convention(Part):

@@ -63,7 +63,8 @@ def upward_runs(path: tuple[int, ...]) -> list[range]:
 
 def again(path: tuple[int, ...]) -> list[bool]:
     """For each visit, whether its layer was visited before."""
-    return [layer in path[:visit] for visit, layer in enumerate(path)]
+    first: dict[int, int] = {}
+    return [first.setdefault(layer, visit) < visit for visit, layer in enumerate(path)]
 
 
 def slices_of(path: tuple[int, ...], n_layers: int, steps: int, widest: int) -> list[tuple[int, int]] | None:

@@ -34,11 +34,12 @@ def svg_picture(
     def corner(visit: int, layer: int) -> tuple[float, float]:
         return left + step * visit, top + row * (n_layers - 1 - layer)
 
-    marks = []
+    marks: list[str] = []
+    seen: set[int] = set()
     for visit, (layer, scale) in enumerate(zip(repeat_map, scales, strict=True)):
         x, y = corner(visit, layer)
-        again = layer in repeat_map[:visit]
-        colour = "#e8743b" if again else "#3b82c4"
+        colour = "#e8743b" if layer in seen else "#3b82c4"
+        seen.add(layer)
         opacity = min(1.0, 0.25 + 0.75 * abs(scale))
         note = f"visit {visit}: layer {layer}" + ("" if scale == 1 else f", scale {scale:g}")
         marks.append(

@@ -1,5 +1,6 @@
 """A recipe: which layers of a base run, in which order, how strongly. A value, never changed in place."""
 
+import codecs
 import json
 import math
 import operator
@@ -12,23 +13,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 
-from david.errors import RecipeError
+from david.errors import RecipeError, brief, reason
 from david.origin import LONGEST, Base, Measurement, Origin, Part, Versions
 from david.picture import svg_picture, text_picture
 
 _MAX_FILE_BYTES = 1_000_000
+_MAX_ERRORS = 1000  # of a file: they are told by the first, but take a kilobyte each
 
 
 class _File(Part):
     format: Literal["david.recipe"]
     version: Annotated[int, Field(ge=1, le=1)]
     base: Base | None = None
-    repeat_map: list[int]
-    scales: list[float] | None = None
+    repeat_map: Annotated[list[int], FailFast()]
+    scales: Annotated[list[float] | None, FailFast()] = None
     written_as: str | None = None
-    scores: tuple[Measurement, ...] = ()
+    scores: Annotated[tuple[Measurement, ...], FailFast()] = ()
     search: Origin | None = None
     made_with: Versions | None = None
 
@@ -46,7 +48,7 @@ class Recipe:
     """Base layers in the order of their visits, and the strength of each visit.
 
     Two recipes are equal when their maps and scales are. Errors: `RecipeError` for an empty map, a negative or
-    non-integer layer, a scale that is not finite, or scales of another length than the map.
+    non-integer layer, a scale that is not finite, scales of another length than the map, or more visits than `LONGEST`.
 
     Example:
         >>> recipe = Recipe.from_blocks(12, [(4, 8, 2)])
@@ -82,7 +84,8 @@ class Recipe:
     @classmethod
     def identity(cls, n_layers: int) -> "Recipe":
         """The base itself: layers 0 … n_layers − 1, each once."""
-        return cls(tuple(range(_as_depth(n_layers))), base=Base(num_layers=n_layers))
+        n_layers = _as_depth(n_layers)
+        return cls(tuple(range(n_layers)), base=Base(num_layers=n_layers))
 
     @classmethod
     def from_ratios(cls, n_layers: int, ratios: Iterable[tuple[float, float]]) -> "Recipe":
@@ -149,11 +152,13 @@ class Recipe:
         """
         visits: list[int] = []
         scales: list[float] = []
+        if len(text) > _MAX_FILE_BYTES:
+            raise RecipeError(f"a notation of {len(text)} characters is too long: it can have {_MAX_FILE_BYTES}")
         for part in text.strip().removeprefix("[").removesuffix("]").split(","):
-            match = re.fullmatch(r"\s*(\d{1,9})(?::(\d{1,9}))?\s*(?:\*\s*(\S+))?\s*", part, re.ASCII)
+            match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?\s*+(?:\*\s*(\S+))?", part.strip(), re.ASCII)
             if match is None or text.strip().startswith("[") != text.strip().endswith("]"):
                 raise RecipeError(
-                    f"cannot read {_short(part.strip())} in {_short(text)}: expected the path of a recipe JSON, or "
+                    f"cannot read {brief(part.strip())} in {brief(text)}: expected the path of a recipe JSON, or "
                     "ranges of layers such as '0:12, 8:30' (half-open, as in Python), single layers, and '*0.5' behind "
                     "one for a scale"
                 )
@@ -183,23 +188,24 @@ class Recipe:
             with open(path, "rb") as file:
                 text = file.read(_MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:
-            raise RecipeError(f"cannot read recipe {os.fspath(path)}: {_reason(error)}") from None
-        if len(text) > _MAX_FILE_BYTES:
-            raise RecipeError(f"recipe {os.fspath(path)} is over {_MAX_FILE_BYTES} bytes: not a recipe")
+            raise RecipeError(f"cannot read recipe {os.fspath(path)}: {reason(error)}") from None
         try:
-            return cls.from_json(text)
+            return cls.from_json(text.removeprefix(codecs.BOM_UTF8))
         except RecipeError as error:
             raise RecipeError(f"{os.fspath(path)}: {error}") from None
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Recipe":
-        """The recipe that a `david.recipe` JSON document holds."""
+        """The recipe that a `david.recipe` JSON document holds, of a megabyte at most."""
+        if len(text) > _MAX_FILE_BYTES:
+            raise RecipeError(f"over {_MAX_FILE_BYTES} bytes: not a recipe")
         try:
             file = _File.model_validate_json(text)
         except ValidationError as error:
+            if error.error_count() > _MAX_ERRORS:
+                raise RecipeError(f"not a david.recipe: {error.error_count()} places in it are wrong") from None
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the document"
-            where = where if len(where) <= 60 else f"{where[:59]}…"
+            where = brief(".".join(map(str, first["loc"]))).strip("'\"") or "the document"
             raise RecipeError(f"not a valid david.recipe version 1: {where}: {first['msg']}") from None
         return cls(
             tuple(file.repeat_map),
@@ -247,7 +253,7 @@ class Recipe:
                 os.unlink(beside)
                 raise
         except (OSError, ValueError) as error:
-            raise RecipeError(f"cannot write recipe {target}: {_reason(error)}") from None
+            raise RecipeError(f"cannot write recipe {target}: {reason(error)}") from None
 
     def check(self, n_layers: int) -> None:
         """`RecipeError` unless every layer of the map exists in a base of `n_layers` layers."""
@@ -301,7 +307,7 @@ class Recipe:
         return f"Recipe({self}: {len(self)} visits of {self.n_layers} layers)"
 
     def _repr_html_(self) -> str:
-        return svg_picture(self.repeat_map, self.scales, self.n_layers, _short(str(self)).strip("'"))
+        return svg_picture(self.repeat_map, self.scales, self.n_layers, brief(str(self)).strip("'"))
 
 
 def _segment_text(segment: Segment) -> str:
@@ -313,18 +319,13 @@ def _block_text(start: int, stop: int, times: int, scale: float) -> str:
     return f"({start}, {stop}) ×{times}" + ("" if scale == 1 else f" at {scale:g}")
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def _as_sequence(value: Any, name: str, of: str = "parts") -> Sequence[Any]:
     if isinstance(value, (str, bytes, dict)):
-        raise RecipeError(f"{name} must be a sequence; got {_short(value)}")
+        raise RecipeError(f"{name} must be a sequence; got {brief(value)}")
     try:
         parts = list(islice(value, LONGEST + 1))
     except TypeError:
-        raise RecipeError(f"{name} must be a sequence; got {_short(value)}") from None
+        raise RecipeError(f"{name} must be a sequence; got {brief(value)}") from None
     if len(parts) > LONGEST:
         raise RecipeError(f"a recipe has at most {LONGEST} {of}; this one has more")
     return parts
@@ -339,9 +340,9 @@ def _as_layer(value: Any) -> int:
     try:
         layer = operator.index(value)
     except TypeError:
-        raise RecipeError(f"a layer must be a whole number from 0 on; got {_short(value)}") from None
+        raise RecipeError(f"a layer must be a whole number from 0 on; got {brief(value)}") from None
     if isinstance(value, bool) or layer < 0:
-        raise RecipeError(f"a layer must be a whole number from 0 on; got {_short(value)}")
+        raise RecipeError(f"a layer must be a whole number from 0 on; got {brief(value)}")
     if layer > LONGEST:
         raise RecipeError(f"a base has at most {LONGEST} layers; got {layer if layer < 10**18 else 'a number beyond'}")
     return layer
@@ -357,32 +358,28 @@ def _as_depth(n_layers: Any) -> int:
 def _as_scale(value: Any, *, text: bool = False) -> float:
     try:
         scale = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise RecipeError(f"a scale must be a number; got {_short(value)}") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's of several numbers
+        raise RecipeError(f"a scale must be a number; got {brief(value)}") from None
     if isinstance(value, bool) or (isinstance(value, str) and not text) or not math.isfinite(scale):
-        raise RecipeError(f"a scale must be a finite number; got {_short(value)}")
+        raise RecipeError(f"a scale must be a finite number; got {brief(value)}")
     return scale
 
 
 def _as_ratio(value: Any) -> tuple[float, float]:
     try:
         start, end = (math.nan if isinstance(bound, bool | str) else float(bound) for bound in value)
-    except (TypeError, ValueError, OverflowError):
-        raise RecipeError(f"a ratio slice must be two numbers (start, end); got {_short(value)}") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise RecipeError(f"a ratio slice must be two numbers (start, end); got {brief(value)}") from None
     if not 0 <= start <= end <= 1:
-        raise RecipeError(f"a ratio slice needs two numbers 0 ≤ start ≤ end ≤ 1; got {_short(tuple(value))}")
+        raise RecipeError(f"a ratio slice needs two numbers 0 ≤ start ≤ end ≤ 1; got {brief(tuple(value))}")
     return start, end
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _as_block(value: Any, n_layers: int) -> tuple[int, int, int, float]:
     parts = _as_sequence(value, "a block")
     if len(parts) not in (3, 4):
-        raise RecipeError(f"a block must be (i, j, times) or (i, j, times, scale); got {_short(value)}")
+        raise RecipeError(f"a block must be (i, j, times) or (i, j, times, scale); got {brief(value)}")
     start, stop, times = map(_as_layer, parts[:3])
     if not start < stop <= n_layers or times < 1:
-        raise RecipeError(f"a block needs 0 ≤ i < j ≤ {n_layers} and times ≥ 1; got {_short(value)}")
+        raise RecipeError(f"a block needs 0 ≤ i < j ≤ {n_layers} and times ≥ 1; got {brief(value)}")
     return start, stop, times, _as_scale(parts[3]) if len(parts) == 4 else 1.0

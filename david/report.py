@@ -21,7 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 
 from david import plot, records, table
-from david.errors import RecipeError, SearchError, one_line
+from david.errors import RecipeError, SearchError, one_line, reason
 from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
 from david.recipe import Recipe
@@ -242,14 +242,14 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
         raise SearchError("give a run's folder or a storage URL, one of the two")
     if folder is not None:
         storage = storage_in(folder)
-        if not (Path(folder) / "study.db").is_file():
+        if not os.path.isfile(Path(folder) / "study.db"):
             raise SearchError(f"{os.fspath(folder)} holds no run: expected a study.db in it")
     assert storage is not None
     where = folder or shown(storage)
     try:
-        url = sqlalchemy.make_url(storage)
+        url = sqlalchemy.make_url(storage)  # a ValueError of its own where the port is no number
         if url.get_backend_name() == "sqlite" and url.database:
-            if not Path(url.database).is_file():
+            if not os.path.isfile(url.database):
                 raise FileNotFoundError(f"there is no file {url.database}")  # SQLite would make one
             if not Path(url.database).stat().st_size:
                 raise FileNotFoundError(f"the file {url.database} is empty")  # … or fill it
@@ -282,20 +282,20 @@ def storage_in(folder: str | os.PathLike[str]) -> str:
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """`SearchError` unless files can be written into a folder, or one can be made there. Makes nothing."""
     wanted = Path(folder)
-    existing = next((place for place in (wanted, *wanted.absolute().parents) if place.exists()), wanted)
+    existing = next((place for place in (wanted, *wanted.absolute().parents) if os.path.exists(place)), wanted)
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
-    except OSError as error:
-        raise SearchError(f"the output folder {wanted} cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise SearchError(f"the output folder {wanted} cannot be written: {reason(error)}") from None
 
 
 def ready_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder where there is none, and make sure that files can be written there; `SearchError` if not."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SearchError(f"the output folder {os.fspath(folder)} cannot be made: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise SearchError(f"the output folder {os.fspath(folder)} cannot be made: {reason(error)}") from None
     check_folder(folder)
 
 

@@ -45,8 +45,8 @@ class Score:
 
     @property
     def nll(self) -> float:
-        """Mean NLL in nats over the scored tokens."""
-        return sum(self.window_nll) / self.tokens
+        """Mean NLL in nats over the scored tokens; NaN where there are none."""
+        return sum(self.window_nll) / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from optuna.trial import BaseTrial
 
-from david.errors import RecipeError, SearchError
+from david.errors import RecipeError, SearchError, brief
 from david.recipe import Recipe
 
 Space = Callable[[BaseTrial, int], Recipe]
@@ -16,6 +16,7 @@ Scales = tuple[float, float] | None
 BlockPart = tuple[int, int, int, float]  # start, stop, times, scale
 
 _SCALE_STEP = 0.05
+_HIGHEST = 1000  # of scales: a strength beyond it is nothing but a mistake
 
 
 def suggest_scale(trial: BaseTrial, name: str, scales: Scales) -> float:
@@ -92,9 +93,12 @@ def check_scales(scales: Scales) -> None:
     """`SearchError` unless the range of scales is none, or goes up by whole steps of the grid."""
     if scales is None:
         return
-    whole = len(scales) == 2 and all(map(math.isfinite, scales)) and scales[0] < scales[1]
+    whole = len(scales) == 2 and -_HIGHEST <= scales[0] < scales[1] <= _HIGHEST
     if not whole or not _is_whole((scales[1] - scales[0]) / _SCALE_STEP):
-        raise SearchError(f"scales must be a range (low, high), a multiple of {_SCALE_STEP} apart; got {scales}")
+        raise SearchError(
+            f"scales must be a range (low, high) within ±{_HIGHEST}, a multiple of {_SCALE_STEP} apart; "
+            f"got {brief(scales)}"
+        )
 
 
 class _Lowest:

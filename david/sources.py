@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 import re
 import reprlib
 import string
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from david.errors import CorpusError, one_line
+from david.errors import CorpusError, brief, one_line
 
 BUILT_IN = "python-topics"
 _READERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -67,17 +68,17 @@ def questions_of(source: str, rows: str | None, prompt: str, answers: str, gold:
 
 
 def _whole_number(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | str) and re.fullmatch(r"\d+", str(value)) else None
+    return int(value) if isinstance(value, int | str) and re.fullmatch(r"\d{1,9}", brief(value).strip("'")) else None
 
 
 def _values(source: str, rows: str | None, column: str) -> tuple[list[Any], int]:
     """What a column holds in a source's rows, and the number of the first of these."""
-    path = Path(source).expanduser()
-    if rows is not None and _slice_parts(rows)[0] not in (None, "train") and (source == BUILT_IN or path.is_file()):
+    path = Path(os.path.expanduser(source))  # Path's own raises for a user who is not there
+    if rows is not None and _slice_parts(rows)[0] not in (None, "train") and (source == BUILT_IN or is_file(source)):
         raise CorpusError(f"{source} has no split {_slice_parts(rows)[0]!r}: slice it as [:200]")
     if source == BUILT_IN:
         return _rows(list(_topics().values()), rows, source)
-    if path.is_file():
+    if is_file(source):
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
             raise CorpusError(
@@ -99,7 +100,7 @@ def _topics() -> dict[str, str]:
 
 def is_file(source: str) -> bool:
     """Whether a source is a local file."""
-    return Path(source).expanduser().is_file()
+    return os.path.isfile(os.path.expanduser(source))  # which, unlike Path's, are False for a name too long
 
 
 def is_text(source: str) -> bool:
@@ -162,11 +163,10 @@ def _rows(values: list[Any], rows: str | None, source: str) -> tuple[list[Any], 
 
 
 def _slice_parts(rows: str) -> tuple[str | None, str | None, str | None]:
-    match = re.fullmatch(r"\s*([\w.-]+)?\s*(?:\[\s*(\d{1,18}%?)?\s*:\s*(\d{1,18}%?)?\s*\])?\s*", rows)
-    if not match or not rows.strip():
-        raise CorpusError(
-            f"cannot read the slice {reprlib.repr(rows)}: expected such as test, test[:200], train[10%:20%], [5:50]"
-        )
+    match = re.fullmatch(r"([\w.-]{1,99})? *(?:\[ *(\d{1,18}%?)? *: *(\d{1,18}%?)? *\])?", rows.strip())
+    if not match or not match[0]:
+        expected = "expected such as test, test[:200], train[10%:20%], [5:50]"
+        raise CorpusError(f"cannot read the slice {brief(rows)}: {expected}")
     return match[1], match[2], match[3]
 
 
@@ -181,6 +181,7 @@ def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
         return int(bound[:-1]) * length // 100
 
     _, low, high = _slice_parts(rows)
+    rows = rows.strip()
     start, stop = row(low, 0), row(high, length)
     if stop > length:
         raise CorpusError(f"the slice {rows} reaches row {stop}, but {source} has {length} rows")

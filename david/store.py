@@ -89,6 +89,8 @@ def open_for(
 
 def sampler_named(name: str, seed: int, n_trials: int) -> BaseSampler:
     """A sampler with a seed of its own for a study of so many trials."""
+    if seed < 0:
+        raise SearchError(f"seed must be 0 or more; got {seed}")
     begun = 0 if name == "qmc" else n_trials  # whose sequence goes on where it stopped: the study keeps the place
     own = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
     with warnings.catch_warnings():

@@ -168,7 +168,7 @@ def named(
 ) -> Strategy:
     """The strategy that a name on the command line stands for: `scan`, `beam` or `refine`."""
     if start is not None and name != "refine":
-        raise SearchError(f"only refine starts from a recipe; got it with {name}")
+        raise SearchError(f"only refine starts from a recipe; got it with {name!r}")
     match name:
         case "scan":
             return Scan(max_length, max_visits)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from david.errors import ScoreError
+from david.errors import ScoreError, brief
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
 
@@ -60,13 +60,16 @@ def paired_difference(
     some better in a quarter of studies on four documents. By t that is at most 3 in 100, or 8 where differences lean
     far to one side, so t is the default; experiments/verdict has the numbers.
 
-    Raises `ScoreError` where the windows do not pair.
+    Raises `ScoreError` where the windows do not pair, or an option is out of range.
     """
-    if not len(recipe_nll) == len(base_nll) == len(tokens) == len(documents or tokens):
+    if not len(recipe_nll) == len(base_nll) == len(tokens) == len(tokens if documents is None else documents):
         raise ScoreError(f"windows must pair: {len(recipe_nll)} of the recipe, {len(base_nll)} of the base")
     if method not in ("t", "bootstrap"):
-        raise ScoreError(f"the method must be 't' or 'bootstrap'; got {method!r}")
-    mine, its, scored = (np.asarray(values, dtype=float) for values in (recipe_nll, base_nll, tokens))
+        raise ScoreError(f"the method must be 't' or 'bootstrap'; got {brief(method)}")
+    if finalists < 1:
+        raise ScoreError(f"finalists must be at least 1; got {finalists}")
+    check_drawing(resamples, seed)
+    mine, its, scored = as_numbers(recipe_nll), as_numbers(base_nll), token_counts(tokens)
     infinite = not np.all(np.isfinite(mine)), not np.all(np.isfinite(its))
     if infinite == (True, True):
         return Difference(math.nan, -math.inf, math.inf)
@@ -84,6 +87,31 @@ def paired_difference(
     spread = math.sqrt((1 - 1 / len(left)) * float(left @ left))
     half = spread and spread * float(stats.t.ppf(1 - outside / 2, effective_number(scored) - 1))
     return Difference(mean, mean - half, mean + half)
+
+
+def as_numbers(values: Any, dimensions: int = 1) -> NDArray[Any]:
+    """An array of numbers; `ScoreError` for what is none."""
+    try:
+        found = np.array(values, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        found = np.array(math.nan)
+    if found.ndim != dimensions:
+        raise ScoreError(f"expected numbers in {dimensions} dimension(s); got {brief(values)}")
+    return found
+
+
+def token_counts(tokens: Any) -> NDArray[Any]:
+    """The scored tokens of windows `[W]`; `ScoreError` where there is no window, or one has none."""
+    found = as_numbers(tokens)
+    if not found.size or not np.all(np.isfinite(found)) or found.min() <= 0:
+        raise ScoreError(f"expected the scored tokens of each window, 1 or more; got {brief(tokens)}")
+    return found
+
+
+def check_drawing(resamples: int, seed: int) -> None:
+    """`ScoreError` unless something can be drawn so often, from this seed."""
+    if resamples < 1 or seed < 0:
+        raise ScoreError(f"resamples must be at least 1 and the seed 0 or more; got {resamples} and {seed}")
 
 
 def effective_number(tokens: NDArray[Any]) -> float:
@@ -148,7 +176,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Correla
     """
     if len(first) != len(second):
         raise ScoreError(f"scores must pair: {len(first)} of the first, {len(second)} of the second")
-    both = np.array([first, second], dtype=float)
+    both = np.array([as_numbers(first), as_numbers(second)])
     both = both[:, ~np.isnan(both).any(axis=0)]
     pairs = both.shape[1]
     if pairs < 4 or (both == both[:, :1]).all(axis=1).any():

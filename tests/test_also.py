@@ -289,10 +289,11 @@ def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) 
         run(model, seen, objective=multiple_choice, pruner="race", n_trials=3)
 
 
-def test_a_cost_that_raises_fails_its_trial_alone(model: Any, sides: tuple[Corpus, ...]) -> None:
+@pytest.mark.parametrize("error", [ScoreError("seven is too many"), ZeroDivisionError(), KeyError("seven")])
+def test_a_cost_that_raises_fails_its_trial_alone(model: Any, sides: tuple[Corpus, ...], error: Exception) -> None:
     def cost(recipe: Recipe) -> float:
         if len(recipe) == 7:
-            raise ScoreError("seven is too many")
+            raise error
         return 1.0
 
     study = run(

@@ -87,7 +87,11 @@ def other_weights(place: Path) -> str:
 
 
 JOINS: dict[str, tuple[Callable[[Path], str], str, str]] = {
-    "another model": (other_weights, "another base: model 'model', fingerprint .*now model 'bad_model', fingerprint ", ""),
+    "another model": (
+        other_weights,
+        "another base: model 'model', .*now model 'bad_model', fingerp",
+        "",
+    ),
     "other windows": (lambda _: "search model --data data.txt --window 32", "another window: 16, now 32", ""),
     "another text": (lambda _: "search model --data bad.txt --window 16", "another search data: .*now .*bad.txt", ""),
     "another space": (

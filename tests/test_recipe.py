@@ -377,7 +377,7 @@ DATA = st.builds(
     source=TEXT,
     slice=MAYBE_TEXT,
     sha256=TEXT,
-    windows=MAYBE_TEXT,
+    windows=st.sampled_from([None, "", "7", "0:12", "7, 3, 20:22"]),
     tokens_sha256=MAYBE_TEXT,
     documents=st.none() | COUNT,
 )
