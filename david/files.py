@@ -1,5 +1,6 @@
 """The files of a model on disk: whether they are what they were when it was loaded."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ def stamps(folder: Path, gguf: str | None = None) -> Stamps:
     """The stamps of what a model is read from: a GGUF file, or a folder's configuration and weights; else nothing."""
     if gguf is not None:
         paths = [folder / gguf]
-    elif folder.is_dir():
+    elif os.path.isdir(folder):  # which, unlike Path's, is False for a name too long
         paths = [path for path in folder.iterdir() if path.suffix in _ENDS and "token" not in path.name]
     else:
         paths = []  # on the Hub, whose cache names files by what is in them

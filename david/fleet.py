@@ -13,6 +13,7 @@ from david import stopping
 from david.errors import SearchError
 from david.messages import say
 
+_MOST = 256  # workers on one machine
 _COMMAND = [sys.executable, "-c", "from david.cli import main; main()"]
 
 
@@ -22,8 +23,8 @@ def number_of(workers: str, device: str | None) -> int:
         wanted = None if workers == "auto" else int(workers)
     except ValueError:
         wanted = 0
-    if wanted is not None and wanted < 1:
-        raise SearchError(f"--workers must be auto, or 1 or more; got {workers}")
+    if wanted is not None and not 1 <= wanted <= _MOST:
+        raise SearchError(f"--workers must be auto, or 1 to {_MOST}; got {workers}")
     if wanted != 1 and device not in (None, "cpu"):
         raise SearchError(f"--workers {workers} gives each worker a device of its own: leave --device {device} out")
     if wanted is not None:

@@ -40,7 +40,7 @@ def _as_ranges(windows: Any) -> Any:
 def _checked(windows: str | None) -> str | None:
     expected = f"expected the numbers of at most {_MOST_WINDOWS} windows, such as '0:12' or '7, 3, 20:22'"
     try:
-        some = sum(max(0, part.stop - part.start) for part in _ranges(windows or ""))
+        some = sum(max(0, part.stop - part.start) for part in ranges_of(windows or ""))
     except ValueError:
         raise ValueError(expected) from None
     if some > _MOST_WINDOWS:
@@ -48,7 +48,8 @@ def _checked(windows: str | None) -> str | None:
     return windows
 
 
-def _ranges(windows: str) -> list[range]:
+def ranges_of(windows: str) -> list[range]:
+    """The numbers of windows that half-open ranges such as `"7, 3, 20:22"` stand for."""
     parts = (part.partition(":") for part in windows.split(",") if windows)
     return [range(int(start), int(stop) if stop else int(start) + 1) for start, _, stop in parts]
 
@@ -68,11 +69,6 @@ class Data(Part):
     tokens_sha256: str | None = None
     documents: int | None = None
     scored_sha256: str | None = None
-
-
-def numbers_of(windows: str) -> list[int]:
-    """The numbers of windows that half-open ranges such as `"7, 3, 20:22"` stand for."""
-    return [number for part in _ranges(windows) for number in part]
 
 
 class Convention(Part):

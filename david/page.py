@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from david import plot, records, report, table
 from david.drawing import VOID, drawing
 from david.errors import plain
-from david.origin import Data, numbers_of
+from david.origin import Data, ranges_of
 from david.picture import svg_picture
 from david.recipe import Recipe
 from david.verdict import BETTER, UNDECIDED, WORSE
@@ -347,7 +347,7 @@ def _data(data: Mapping[str, Any] | None, window: int) -> list[tuple[str, str, b
     return [
         ("Source", data["source"], False),
         ("Slice", data["slice"] or "all of it", False),
-        ("Windows", f"{len(numbers_of(data['windows'] or '0:0'))} of {window} tokens{spread}", False),
+        ("Windows", f"{sum(map(len, ranges_of(data['windows'] or '0:0')))} of {window} tokens{spread}", False),
         ("Their numbers", data["windows"] or "not told", True),
         ("SHA-256 of the text", data["sha256"], True),
         *([("SHA-256 of the tokens", tokens, True)] if (tokens := data["tokens_sha256"]) else []),
@@ -438,7 +438,7 @@ def _windows(run: _Run | None, data: Mapping[str, Any]) -> str:
     told = Data(**data)
     if run is not None and records.unit_of(run.study) == records.QUESTION:
         return f"{_count(told.documents or 0, 'question')} of {told.source}"
-    return f"{_count(len(numbers_of(told.windows or '0:0')), 'window')} of {told.source}"
+    return f"{_count(sum(map(len, ranges_of(told.windows or '0:0'))), 'window')} of {told.source}"
 
 
 def _rounded_up(value: float) -> float:

@@ -45,7 +45,16 @@ _POSTGRESQL = {  # libpq's: of a connection that has gone silent, as where a mac
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # what a proxy says that is gone, or whose database is
 _LOCKED = 60  # seconds that a worker waits for another's hand on an SQLite file
 _SECRET = re.compile(r"(?<=:)(?!//)[^@]+(?=@)|(?<=password=)[^&]*")
-_FOR_GOOD = ("no such table", "no such column", "readonly", "read-only", "authentication", "permission denied")
+_FOR_GOOD = (  # what waiting does not mend
+    "no such table",
+    "no such column",
+    "readonly",
+    "read-only",
+    "authentication",
+    "permission denied",
+    "malformed",
+    "could not decode",
+)
 
 
 def open_storage(url: str | None) -> BaseStorage:

@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler
 
 from david import records, report, table
 from david.corpus import Corpus
-from david.errors import SearchError
+from david.errors import SearchError, brief, plain
 from david.messages import say
 from david.origin import Data
 from david.racing import RacingPruner
@@ -57,6 +57,8 @@ def open_study(
     check_sampler(sampler, values)
     if seed < 0:
         raise SearchError(f"a seed must be 0 or more; got {seed}")
+    if name != plain(name, len(name)):
+        raise SearchError(f"a study's name must be one line of whole characters; got {brief(name)}")
     opened = open_storage(storage)
     with report.readable(f"the study {name!r}"):
         study = optuna.create_study(

@@ -25,7 +25,7 @@ from david.errors import DavidError, SearchError
 from david.judging import judge
 from david.messages import say
 from david.models import describe
-from david.origin import numbers_of
+from david.origin import ranges_of
 from david.queueing import Asked, enqueue, first_queued, reclaim
 from david.recipe import Recipe
 from david.rounds import Run, kept, play
@@ -399,7 +399,8 @@ def _tell_seen(corpus: Corpus, held_out: Corpus | None, start: Sequence[Recipe])
         say("search and held-out windows are parts of one document: unseen by the search, but much like what it saw")
     scores = [score for recipe in start for score in recipe.scores if score.convention.window == held_out.window]
     windows = [its.data.windows for its in scores if its.data.sha256 == held_out.sha256 and its.data.windows]
-    seen = set(held_out.numbers) & {number for text in windows for number in numbers_of(text)}
+    ranges = [some for text in windows for some in ranges_of(text)]
+    seen = [number for number in held_out.numbers if any(number in some for some in ranges)]
     if seen:
         say(f"the recipe to start from was scored on {len(seen)} of the held-out windows before: it has seen them")
 

@@ -45,7 +45,7 @@ from david.inputs import as_range
 from david.luck import luck
 from david.memory import as_bytes
 from david.neighbours import STEPS, neighbours
-from david.origin import MOST
+from david.origin import LONGEST
 from david.parts import again, blocks_of, slices_of, upward_runs
 from david.sources import questions_of
 from david.store import sampler_named
@@ -158,17 +158,17 @@ def test_any_costs_are_explained(recipe: Recipe, n_layers: int, costs: list[int]
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Recipe([MOST + 1]),
+        lambda: Recipe([LONGEST + 1]),
         lambda: Recipe([-(10**5000)]),
         lambda: Recipe(count()),  # type: ignore[arg-type]
         lambda: Recipe([0], count()),  # type: ignore[arg-type]
-        lambda: Recipe([0] * (MOST + 1)),
+        lambda: Recipe([0] * (LONGEST + 1)),
         lambda: Recipe([0], [torch.ones(2)]),  # type: ignore[list-item]
-        lambda: Recipe.identity(MOST + 1),
-        lambda: Recipe.from_ratios(MOST, [(0, 1)] * MOST),
+        lambda: Recipe.identity(LONGEST + 1),
+        lambda: Recipe.from_ratios(LONGEST, [(0, 1)] * LONGEST),
         lambda: Recipe.from_ratios(9, [(0, torch.ones(2))]),  # type: ignore[list-item]
-        lambda: Recipe.from_blocks(9, [(0, 9, MOST)]),
-        lambda: Recipe.from_blocks(MOST, [(0, MOST, MOST)] * 99),
+        lambda: Recipe.from_blocks(9, [(0, 9, LONGEST)]),
+        lambda: Recipe.from_blocks(LONGEST, [(0, LONGEST, LONGEST)] * 99),
         lambda: Recipe.parse("0:999999999"),
         lambda: Recipe.parse("999999999"),
         lambda: Recipe.parse("0:9999," * 9 + "0"),
@@ -189,7 +189,7 @@ def test_numbers_of_numpy_make_a_base() -> None:
 
 def test_the_deepest_recipe_is_drawn_in_a_moment() -> None:
     deepest = Recipe([*range(5000)] * 2)
-    assert deepest._repr_html_().count("<rect") == MOST + 1
+    assert deepest._repr_html_().count("<rect") == LONGEST + 1
     assert sum(again(deepest.repeat_map)) == 5000
 
 
@@ -403,7 +403,6 @@ def test_any_way_to_score(convention: Any, batch: int, budget: int) -> None:
         *[{"out": "a\0"}, {"out": "x" * 300}, {"out": "\ud800"}, {"storage": ""}, {"storage": "://"}],
         *[{"also": {"": len}}, {"also": {"x": lambda _recipe: "a"}}, {"queue": [Recipe([9])]}],
     ],
-    ids=str,
 )
 def test_any_way_to_search(options: dict[str, Any]) -> None:
     windows = replace(text(), windows=text().windows % 8)

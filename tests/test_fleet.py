@@ -32,9 +32,9 @@ def test_auto_is_one_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fleet.number_of("auto", None) == 1
 
 
-@pytest.mark.parametrize("workers", ["0", "-1", "many", "1.5", ""])
+@pytest.mark.parametrize("workers", ["0", "-1", "257", "many", "1.5", ""])
 def test_what_is_no_number_of_workers_is_refused(workers: str) -> None:
-    with pytest.raises(SearchError, match="--workers must be auto, or 1 or more; got"):
+    with pytest.raises(SearchError, match="--workers must be auto, or 1 to 256; got"):
         fleet.number_of(workers, None)
 
 

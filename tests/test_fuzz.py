@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from david.errors import RecipeError
-from david.origin import MOST
+from david.origin import LONGEST
 from david.recipe import Recipe
 from tests.fuzz.targets import TARGETS
 
@@ -124,7 +124,7 @@ def test_a_recipe_file_that_is_made_to_hurt_is_refused_in_a_line_a_moment_and_li
 
 
 def test_the_deepest_recipe_file_is_read(tmp_path: Path) -> None:
-    deepest = Recipe([0, 1] * (MOST // 2), [0.1, 1 / 3] * (MOST // 2))
+    deepest = Recipe([0, 1] * (LONGEST // 2), [0.1, 1 / 3] * (LONGEST // 2))
     deepest.save(tmp_path / "r.json")
     assert Recipe.load(tmp_path / "r.json") == deepest
 

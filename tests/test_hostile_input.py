@@ -53,8 +53,8 @@ RECIPES: dict[str, tuple[str | bytes, str]] = {
     "infinity": (HEAD + '[0], "scales": [1e999]}', "scales.0: Input should be a finite number"),
     "an empty map": (HEAD + "[]}", "a repeat map needs at least one visit; got an empty one"),
     "scales of another length": (HEAD + '[0, 1], "scales": [1]}', "2 visits, 1 scales"),
-    "ten megabytes": (HEAD + f'[0], "written_as": "{"x" * 10_000_000}"}}', "is over 1000000 bytes: not a recipe"),
-    "a million visits": (HEAD + f"[{'0,' * 999_999}0]}}", "is over 1000000 bytes: not a recipe"),
+    "ten megabytes": (HEAD + f'[0], "written_as": "{"x" * 10_000_000}"}}', ": over 1000000 bytes: not a recipe"),
+    "a million visits": (HEAD + f"[{'0,' * 999_999}0]}}", ": over 1000000 bytes: not a recipe"),
     "400,000 visits in a megabyte": (HEAD + f"[{'0,' * 399_999}0]}}", MOST),
 }
 
@@ -78,7 +78,7 @@ NOTATIONS = {
     "another script's digit": ("²", "cannot read '²'"),
     "a screen cleared": ("\x1b[2J", r"cannot read '\x1b[2J'"),
     "turned text": (TURNED + "0:6", r"cannot read '\u202e0:6'"),
-    "a device that never ends": ("/dev/zero", "recipe /dev/zero is over 1000000 bytes: not a recipe"),
+    "a device that never ends": ("/dev/zero", "/dev/zero: over 1000000 bytes: not a recipe"),
     "a device that is empty": ("/dev/null", "the document: Invalid JSON: EOF"),
     "a folder": (".", "cannot read recipe .: Is a directory"),
     "a file of another kind": ("data.txt", "data.txt: not a valid david.recipe version 1"),
@@ -290,7 +290,7 @@ OPTIONS = {
     "scales beyond any": (f"{SEARCH} --out new --scales 0:1e308", [], "scales must be a range (low, high)"),
     "scales that are no numbers": (f"{SEARCH} --out new --scales nan:1", [], "scales must be a range (low, high)"),
     "unknown pruner": (f"{SEARCH} --out new --pruner best", [], "unknown pruner 'best': expected race or wilcoxon"),
-    "no workers": (f"{SEARCH} --out new --workers 0", [], "--workers must be auto, or 1 or more; got 0"),
+    "no workers": (f"{SEARCH} --out new --workers 0", [], "--workers must be auto, or 1 to 256; got 0"),
     "too few visits": (f"{SEARCH} --out new --max-visits 3", [], "max_visits must be at least 6, the base's layers"),
     "an output folder that cannot be": (f"{SEARCH} --out /proc/new", [], "the output folder /proc/new cannot be"),
     "a report into a file": ("report run --out data.txt", [], "run holds no run: expected a study.db in it"),

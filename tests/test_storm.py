@@ -179,7 +179,7 @@ def test_a_worker_with_another_space_is_refused(server: Postgres) -> None:
 
 def serve(folder: Path, port: int) -> None:
     """Optuna's proxy before an SQLite file."""
-    inner = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    inner = optuna.storages.get_storage(f"sqlite:///{folder / 'study.db'}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is experimental
         optuna.storages.run_grpc_proxy_server(inner, host="127.0.0.1", port=port)
