@@ -7,8 +7,10 @@ their trials were asked for.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from optuna import Study
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from david import stopping
@@ -24,11 +26,11 @@ def claim(study: Study, heart: Heart, wanted: Mapping[str, Trial]) -> dict[str, 
     The others are this worker's until their trials are told.
     """
     for recipe, trial in wanted.items():
-        trial.set_user_attr("recipe", recipe)
+        _write(trial, "recipe", recipe)
     rivals, tickets = _rivals(study, heart, wanted), {}
     for recipe, trial in wanted.items():
         tickets[recipe] = 1 + max((its.user_attrs.get(TICKET, 0) for its in rivals.get(recipe, ())), default=0)
-        trial.set_user_attr(TICKET, tickets[recipe])
+        _write(trial, TICKET, tickets[recipe])
     taken: dict[str, int] = {}
     while True:
         open_ = {recipe: trial for recipe, trial in wanted.items() if recipe not in taken}
@@ -42,6 +44,11 @@ def claim(study: Study, heart: Heart, wanted: Mapping[str, Trial]) -> dict[str, 
             return taken
         stopping.check()
         stopping.pause(_WAIT)
+
+
+def _write(trial: Trial, name: str, value: object) -> None:
+    with suppress(UpdateFinishedTrialError):  # taken for dead, this worker can no longer tell it anyway
+        trial.set_user_attr(name, value)
 
 
 def _rivals(study: Study, heart: Heart, wanted: Mapping[str, Trial]) -> dict[str, Sequence[FrozenTrial]]:

@@ -99,8 +99,9 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
             known = _known(study) if again else {}
         return outcomes + [_first(_told_again, study, trial, notation, known) for trial, notation in again]
     except BaseException as error:
+        by_recipe = isinstance(error, Exception) and not isinstance(error, StorageError | ModelError)
         with suppress(Exception):  # where it is the storage that fails
-            _let_go(study, trials, was_lost=not isinstance(error, KeyboardInterrupt))
+            _let_go(study, trials, was_lost=by_recipe)
         raise
 
 
@@ -112,7 +113,7 @@ def _ask(study: Study, run: Run, n: int, trials: list[Trial]) -> tuple[_Fresh, l
     for i in range(n):
         trials.append(trial := study.ask())
         if (run.strategy is not None or (i and run.batch is None)) and not was_queued(study, trial):
-            study.tell(trial, state=TrialState.FAIL)  # others have taken what was left of the queue
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)  # others took what was left of the queue
             break
         recipe = _proposal(study, run, trial)
         if isinstance(recipe, str):

@@ -76,6 +76,12 @@ def test_one_that_is_still_choosing_is_waited_for(
     assert taken == ({RECIPE: other.number} if theirs else {})
 
 
+def test_a_trial_that_another_has_ended_is_no_error(study: Study, heart: Heart) -> None:
+    trial = asked(study, heart.name)
+    study.tell(trial, state=TrialState.FAIL)
+    assert claim(study, heart, {RECIPE: trial}) == {}
+
+
 def test_of_many_that_look_at_once_one_runs_each_recipe(tmp_path: Path) -> None:
     url, n_workers, rounds = f"sqlite:///{tmp_path / 'study.db'}", 4, 5
     optuna.create_study(storage=open_storage(url), study_name="david")

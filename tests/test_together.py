@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from david import records, rounds, stopping
 from david.claims import TICKET
 from david.corpus import Corpus
 from david.engine import Engine
-from david.errors import ModelError, ScoreError, SearchError
+from david.errors import ModelError, ScoreError, SearchError, StorageError
 from david.layers import find
 from david.models import load_model
 from david.queueing import Asked, enqueue, first_queued, reclaim
@@ -183,6 +184,22 @@ def test_an_error_that_ends_a_search_loses_nothing_of_the_queue(
     assert recipes_of(scored(study)) == ["0:6", *map(str, queue)]
 
 
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [(StorageError("gone"), 0), (ModelError("changed"), 0), (KeyboardInterrupt(), 0), (OSError(), 1)],
+)
+def test_only_what_a_recipe_may_be_the_cause_of_counts_against_it(
+    error: BaseException, times: int, tiny: Any, corpus: Corpus, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny, corpus, space=SPACE, study=study, n_trials=1)
+    monkeypatch.setattr(rounds, "_scores", lambda *_: raise_(error))
+    with suppress(type(error)):
+        run(tiny, corpus, space=SPACE, study=study, queue=[WANTED], n_trials=2)
+    first = first_queued(study)
+    assert first is not None
+    assert first.lost == times
+
+
 def give_up_all(study: Study) -> None:
     """What another worker does that takes this one for dead."""
     for trial in study.get_trials(states=(RUNNING,)):
@@ -226,7 +243,7 @@ def test_one_that_races_and_was_taken_for_dead_goes_on(tiny: Any, study: Study) 
 # ---- code that raises
 
 
-def raise_(error: Exception) -> Any:
+def raise_(error: BaseException) -> Any:
     raise error
 
 
