@@ -206,7 +206,10 @@ def test_two_workers_share_a_strategy(name: str, tmp_path: Path) -> None:
         each.join(120)
     assert [each.exitcode for each in workers] == [0, 0]
     trials = trials_of(tmp_path)
-    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.WAITING}
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.WAITING, TrialState.FAIL}
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]  # what was left to the other worker
+    assert all("duplicate_of" in trial.user_attrs or "recipe" not in trial.user_attrs for trial in failed)
+    assert not [trial for trial in failed if "error" in trial.user_attrs]
     first = {trial.user_attrs["recipe"]: trial.value for trial in trials if trial.values}
     assert len({trial.user_attrs[OWNER] for trial in trials if OWNER in trial.user_attrs}) == 2
     seen, _ = corpus().split(3, 3)
