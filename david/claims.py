@@ -46,6 +46,13 @@ def claim(study: Study, heart: Heart, wanted: Mapping[str, Trial]) -> dict[str, 
         stopping.pause(_WAIT)
 
 
+def held(study: Study, heart: Heart, trials: Sequence[Trial]) -> list[Trial]:
+    """Those of these trials that are this worker's: where Optuna gave one to two, the last that signed it has it."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    mine = {trial.number for trial in running if trial.user_attrs.get(OWNER) == heart.name}
+    return [trial for trial in trials if trial.number in mine]
+
+
 def _write(trial: Trial, name: str, value: object) -> None:
     with suppress(UpdateFinishedTrialError):  # taken for dead, this worker can no longer tell it anyway
         trial.set_user_attr(name, value)

@@ -52,9 +52,11 @@ def beside(n_workers: int, out: Path) -> Iterator[None]:
     torch.set_num_threads(int(shares[0]["OMP_NUM_THREADS"]))
     out.mkdir(parents=True, exist_ok=True)
     logs = [out / f"worker-{i}.log" for i in range(1, n_workers)]
-    others = [_start(log, share) for log, share in zip(logs, shares[1:], strict=True)]
+    others: list[subprocess.Popen[bytes]] = []
     try:
-        with stopping.passed_on(partial(_send, others)), _ended_by(signal.SIGTERM):
+        with stopping.passed_on(partial(_send, others)), _ended_by("SIGTERM"), _ended_by("SIGHUP"):
+            for log, share in zip(logs, shares[1:], strict=True):
+                others.append(_start(log, share))
             yield
             codes = [other.wait() for other in others]
     except BaseException:
@@ -66,8 +68,12 @@ def beside(n_workers: int, out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _ended_by(number: int) -> Iterator[None]:
+def _ended_by(name: str) -> Iterator[None]:
     """Within this, a signal that nobody listens to ends the process as an exception does, not without a word."""
+    number = getattr(signal, name, None)
+    if number is None or signal.getsignal(number) == signal.SIG_IGN:
+        yield
+        return
     before = signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         yield
@@ -89,13 +95,21 @@ def _share(worker: int, n_workers: int, n_devices: int) -> dict[str, str]:
 def _start(log: Path, share: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with log.open("ab") as told:
         return subprocess.Popen(
-            [*_COMMAND, *sys.argv[1:], "--workers", "1"],
+            [*_COMMAND, *_alone(sys.argv[1:])],
             env={**os.environ, **share},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=told,
             start_new_session=True,  # or a terminal's Ctrl-C would reach them twice
         )
+
+
+def _alone(arguments: Sequence[str]) -> list[str]:
+    """A command's arguments with one worker in the place of several."""
+    places = [i for i, each in enumerate(arguments) if each == "--workers" or each.startswith("--workers=")]
+    left_out = {j for i in places for j in (i, i + ("=" not in arguments[i]))}
+    name, *rest = [each for i, each in enumerate(arguments) if i not in left_out]
+    return [name, "--workers", "1", *rest]
 
 
 def _send(others: Sequence[subprocess.Popen[bytes]], number: int) -> None:

@@ -45,10 +45,19 @@ def enqueue(study: Study, wanted: Sequence[Asked]) -> None:
             _queue(study, asked)
 
 
+def queued(study: Study) -> list[Asked]:
+    """What waits, in its order."""
+    return [_asked(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+
+
 def first_queued(study: Study) -> Asked | None:
     """What is asked for next; None where nothing waits."""
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    return _asked(waiting[0]) if waiting else None
+    return next(iter(queued(study)), None)
+
+
+def comes_alone(trial: Trial) -> bool:
+    """Whether what a trial was asked for may have killed the workers that had it in hand, and others with it."""
+    return bool(trial.user_attrs.get(_LOST, 0) >= _LOST_TOGETHER)
 
 
 def was_queued(study: Study, trial: Trial) -> bool:

@@ -13,12 +13,12 @@ from torch import nn
 
 from david import files, layers, records, stopping
 from david.also import Measure, values_of
-from david.claims import claim
+from david.claims import claim, held
 from david.corpus import Corpus
 from david.engine import Engine, Outcome, lacks_memory, raised
 from david.errors import DavidError, ModelError, RecipeError, SearchError, SlingError, StorageError
 from david.messages import say
-from david.queueing import WANTED, first_queued, give_back, was_queued
+from david.queueing import WANTED, comes_alone, give_back, queued, was_queued
 from david.racing import RacingPruner
 from david.recipe import Recipe
 from david.score import Score
@@ -58,26 +58,30 @@ class Run:
 
     def recipes_at_once(self, study: Study) -> int:
         """How many to ask for: the base comes alone, so that the others find its states."""
-        queued = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        first = first_queued(study)
-        if records.base_trial(study) is None or (first is not None and first.comes_alone):
+        waiting = queued(study)
+        together = next((i for i, asked in enumerate(waiting) if asked.comes_alone), None)
+        if records.base_trial(study) is None or together == 0:
             return 1
+        n = self._recipes_at_once(len(waiting))
+        return n if together is None else min(n, together)
+
+    def _recipes_at_once(self, waiting: int) -> int:
         if self.batch is not None:
-            return self.batch if self.strategy is None else max(1, min(self.batch, queued))
+            return self.batch if self.strategy is None else max(1, min(self.batch, waiting))
         if self.racing or self.engine.streamed:
-            return max(1, queued)
-        return max(1, min(queued, _QUEUED_AT_ONCE)) if self.engine.shares else 1
+            return max(1, waiting)
+        return max(1, min(waiting, _QUEUED_AT_ONCE)) if self.engine.shares else 1
 
 
-def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[str]:
+def play(study: Study, run: Run, n: int, *, until: float = math.inf, expect: Tell, done: Tell) -> list[str]:
     """Ask, run and tell so many trials; of each, whether it was scored, a duplicate, refused by the model, or failed.
 
-    They are fewer where the queue is at its end. `expect` is told how much work is still to come, in visits of a
-    window, as far as is known; `done` what is done.
+    They are fewer where the queue is at its end, or `until` so many recipes are scored or in hand. `expect` is told how
+    much work is still to come, in visits of a window, as far as is known; `done` what is done.
     """
     trials: list[Trial] = []
     try:
-        fresh, again, outcomes = _ask(study, run, n, trials)
+        fresh, again, outcomes = _ask(study, run, n, until, trials)
         recipes = [recipe for _, recipe in fresh.values()]
         race = _Race(study, run, list(fresh.values()), expect) if run.racing else None
         expect(run.engine.work(recipes) if race is None else race.to_come(0, recipes))
@@ -105,15 +109,23 @@ def play(study: Study, run: Run, n: int, *, expect: Tell, done: Tell) -> list[st
         raise
 
 
-def _ask(study: Study, run: Run, n: int, trials: list[Trial]) -> tuple[_Fresh, list[tuple[Trial, str]], list[str]]:
+def _ask(
+    study: Study, run: Run, n: int, until: float, trials: list[Trial]
+) -> tuple[_Fresh, list[tuple[Trial, str]], list[str]]:
     """Ask for so many `trials`: which are to be scored, by their notations; which are known; what became of others."""
     fresh: _Fresh = {}
     again: list[tuple[Trial, str]] = []
     outcomes: list[str] = []
     for i in range(n):
+        with one_look(study):
+            if i and len(records.complete(study)) + len(in_hand(study, run)) >= until:
+                break  # others have asked meanwhile
         trials.append(trial := study.ask())
         if (run.strategy is not None or (i and run.batch is None)) and not was_queued(study, trial):
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)  # others took what was left of the queue
+            break
+        if i and comes_alone(trial):
+            _let_go(study, [trial], was_lost=False)
             break
         recipe = _proposal(study, run, trial)
         if isinstance(recipe, str):
@@ -122,14 +134,24 @@ def _ask(study: Study, run: Run, n: int, trials: list[Trial]) -> tuple[_Fresh, l
             again.append((trial, str(recipe)))
         else:
             fresh[str(recipe)] = trial, recipe
+        if comes_alone(trial):
+            break
     theirs = claim(study, run.heart, {notation: trial for notation, (trial, _) in fresh.items()})
     with one_look(study):
         known = _known(study)  # after the claim: what is not in hand any longer is told
+        trials[:] = held(study, run.heart, trials)
+    fresh = {notation: its for notation, its in fresh.items() if its[0] in trials}
     passed = {notation: fresh.pop(notation)[0] for notation in [*fresh] if notation in theirs or notation in known}
-    again = [(trial, notation) for notation, trial in passed.items()] + again
+    again = [(trial, notation) for notation, trial in passed.items()] + [its for its in again if its[0] in trials]
     left = [(trial, notation) for trial, notation in again if notation in theirs]
     outcomes += [_first(_left_to, study, trial, notation, theirs[notation]) for trial, notation in left]
     return fresh, [(trial, notation) for trial, notation in again if notation not in theirs], outcomes
+
+
+def in_hand(study: Study, run: Run) -> list[FrozenTrial]:
+    """The trials that workers have in hand; what a caller asks of a study of his own is none of them."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [trial for trial in running if OWNER in trial.user_attrs or not run.by_hand]
 
 
 def _let_go(study: Study, trials: Sequence[Trial], *, was_lost: bool) -> None:

@@ -11,6 +11,8 @@ from david.messages import say
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _asked: int | None = None  # the signal that asked to end
+_when = 0.0  # … and came then
+_ONE_SIGNAL = 1.0  # seconds: a scheduler may tell every process, and the first worker the others once more
 _pausing = False
 _listening = False
 _listeners: list[Callable[[int], None]] = []
@@ -48,9 +50,14 @@ def passed_on(to: Callable[[int], None]) -> Iterator[None]:
         _listeners.remove(to)
 
 
+def is_asked() -> bool:
+    """Whether a signal has asked this thread to end."""
+    return _listening and _asked is not None and _in_main_thread()
+
+
 def check() -> None:
     """`KeyboardInterrupt` where a signal has asked to end."""
-    if _listening and _asked is not None and _in_main_thread():
+    if is_asked():
         raise KeyboardInterrupt
 
 
@@ -77,8 +84,10 @@ def _in_main_thread() -> bool:
 
 
 def _ask(number: int, _frame: FrameType | None) -> None:
-    global _asked
-    first, _asked = _asked is None, number
+    global _asked, _when
+    if number == signal.SIGTERM == _asked and time.monotonic() - _when < _ONE_SIGNAL:
+        return
+    first, _asked, _when = _asked is None, number, time.monotonic()
     for to in _listeners:
         to(number)
     if _pausing or not first:

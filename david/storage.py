@@ -32,6 +32,7 @@ from david.errors import StorageError, one_line
 from david.messages import say
 
 PATIENCE = 300.0  # seconds for which a storage may be gone before a search ends
+_LAST_PATIENCE = 10.0  # … where it has been asked to end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries
 _MAKING = 20  # tries to make the tables of a new database, which several workers may do at once
 _CONNECT = 10  # seconds until a database that does not answer counts as gone
@@ -149,9 +150,10 @@ class _Patient(BaseStorage):
             self._look = None
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if self._look is None or self._look[0] != threading.get_ident():
+        look = self._look
+        if look is None or look[0] != threading.get_ident():
             return self._answer(name, *args, **kwargs)
-        _, seen = self._look
+        _, seen = look
         if not name.startswith("get_"):
             seen.clear()
             return self._answer(name, *args, **kwargs)
@@ -185,7 +187,8 @@ class _Patient(BaseStorage):
                     raise
                 reason = _said(error)
                 waits = _is_away(error) and not any(part in reason.lower() for part in _FOR_GOOD)
-                if self._gave_up or not waits or time.monotonic() - start >= PATIENCE:
+                patience = min(PATIENCE, _LAST_PATIENCE) if stopping.is_asked() else PATIENCE
+                if self._gave_up or not waits or time.monotonic() - start >= patience:
                     self._gave_up |= waits
                     raise StorageError(f"the storage cannot be used any longer: {reason}") from error
                 if self._away is None:
@@ -196,7 +199,11 @@ class _Patient(BaseStorage):
                     say("the storage answers again")
                     self._away, self._gave_up = None, False
                 return found
-            stopping.pause(pause * random.uniform(0.5, 1))  # so that workers do not come back all at once
+            try:
+                stopping.pause(pause * random.uniform(0.5, 1))  # so that workers do not come back all at once
+            except KeyboardInterrupt:
+                self._gave_up = True  # what is still to be told waits no more
+                raise
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 

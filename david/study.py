@@ -28,14 +28,14 @@ from david.models import describe
 from david.origin import ranges_of
 from david.queueing import Asked, enqueue, first_queued, reclaim
 from david.recipe import Recipe
-from david.rounds import Run, kept, play
+from david.rounds import Run, in_hand, kept, play
 from david.score import Objective, check_fits, perplexity
 from david.sling import base_depth, check_recipe
 from david.space import Space, named, params_of
 from david.storage import one_look
 from david.strategy import Refine, Strategy
 from david.strategy import named as strategy_named
-from david.workers import OWNER, Heart, alone
+from david.workers import Heart, alone
 
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
@@ -169,6 +169,9 @@ def search(
                 judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
         except KeyboardInterrupt:
             say(f"interrupted: {_scored(study)}; the same call goes on from here")
+            with suppress(DavidError, OSError):  # the storage may be gone, or the study not begun
+                _write(study, out, top)
+            return study
         except BaseException:
             with suppress(DavidError, OSError):  # what ended the search is told, not this
                 _write(study, out, top)
@@ -195,7 +198,7 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 if stale >= _REPEATS_BEFORE_END:
                     say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
                     return
-                elsewhere = len(_others(study, run))
+                elsewhere = len(in_hand(study, run))
                 room = n_trials - scored - elsewhere
                 has_next = room > 0 and _has_next(study, run, room)
                 if not has_next and not elsewhere:
@@ -213,7 +216,7 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 study.sampler = store.sampler_named("random", run.seed, len(study.get_trials(deepcopy=False)))
             try:
                 later = each * (n_trials - scored - n)
-                outcomes = play(study, run, n, expect=partial(_expect, bar, later), done=bar.update)
+                outcomes = play(study, run, n, until=n_trials, expect=partial(_expect, bar, later), done=bar.update)
             finally:
                 study.sampler = own
             stale = stale + len(outcomes) if set(outcomes) == {"duplicate"} else 0
@@ -236,16 +239,10 @@ def _has_next(study: Study, run: Run, room: int) -> bool:
     return first_queued(study) is not None
 
 
-def _others(study: Study, run: Run) -> list[FrozenTrial]:
-    """The trials that other workers have in hand; what a caller asks of a study of his own is none of them."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [trial for trial in running if OWNER in trial.user_attrs or not run.by_hand]
-
-
 def _await_others(study: Study, run: Run) -> None:
     """Wait until the others have finished what they have in hand: one of it may be the best."""
     told = False
-    while running := len(_others(study, run)):
+    while running := len(in_hand(study, run)):
         stopping.check()
         if not told:
             say(f"waiting for {running} recipes that other workers have in hand")
@@ -268,7 +265,7 @@ def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> Asked:
 def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     """Put the base first and the queue behind it, where the study does not have them yet."""
     base = Recipe.identity(run.n_layers)
-    running = {trial.user_attrs.get("recipe") for trial in _others(study, run)}
+    running = {trial.user_attrs.get("recipe") for trial in in_hand(study, run)}
     waits = str(base) in running or first_queued(study) in (None, _asked(run, base))
     if records.base_trial(study) is None and not waits:
         _score_base(study, run, base)  # a queue that was left behind would come before it

@@ -30,6 +30,7 @@ LOCKED = " (locked)"  # ends the name of a study that is there for as long as on
 _EVERY = 15.0  # seconds between two beats
 _GRACE = 8  # beats of one's own without one of another's: that one is dead
 _UNSIGNED = 10.0  # seconds: a worker signs its trial a moment after asking; longer without a name is death
+_LAST = 5.0  # seconds that an end waits for a beat
 _WAIT = 0.5  # seconds between two looks at what another does
 
 _HERE: set[str] = set()  # the workers of this process
@@ -46,6 +47,16 @@ def _machine() -> str:
 
 
 MACHINE = _machine()
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and has not ended, be it that nobody has asked how."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # another user's
+        return True
 
 
 class Heart:
@@ -79,7 +90,7 @@ class Heart:
         """Stop, and say so."""
         self._ended.set()
         if not self._alone:
-            self._thread.join(_EVERY)
+            self._thread.join(_LAST)  # it may be waiting for a storage that is gone
             with suppress(Exception):  # whatever ended the search is told, not this
                 self._study.set_user_attr(BEAT + self.name, None)
         _HERE.discard(self.name)
@@ -95,7 +106,7 @@ class Heart:
             return True
         machine, _, rest = worker.partition(":")
         pid = rest.partition(":")[0]
-        if machine == MACHINE and pid.isdecimal() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+        if machine == MACHINE and pid.isdecimal() and (int(pid) == os.getpid() or not _runs(int(pid))):
             return False
         beat, heard = self._heard.setdefault(worker, (0, self._beats))
         return beat is not None and self._beats - heard < _GRACE
