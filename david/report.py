@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def write_profile(layers: pd.DataFrame, distances: pd.DataFrame, folder: str | o
 
 def put(path: Path, make: Callable[[Path], object]) -> Path:
     """Have a file made beside its place, then rename it into it; `SearchError` where that fails."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    beside = path.with_name(f".{secrets.token_hex(4)}.{path.name}")  # containers that share a folder have one pid
     try:
         make(beside)
         return beside.replace(path)

@@ -43,6 +43,17 @@ def test_a_device_for_several_is_refused() -> None:
         fleet.number_of("2", "cuda:1")
 
 
+@pytest.mark.parametrize(
+    "given", ["search demo --workers 3 --trials 9", "search --workers=3 demo --trials 9", "search --workers 3 -- demo"]
+)
+def test_the_others_are_started_as_one_each(given: str) -> None:
+    found = fleet._alone(given.split())
+    assert found[:3] == ["search", "--workers", "1"]
+    assert [each for each in found[3:] if each != "--"] == [
+        each for each in ["demo", "--trials", "9"] if each in given.split()
+    ]
+
+
 def test_each_worker_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

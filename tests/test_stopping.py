@@ -104,6 +104,17 @@ def test_what_a_process_was_started_to_ignore_it_ignores() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_one_sigterm_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    with stopping.gently():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # of a scheduler, and of the first worker
+        now[0] += 5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
 def test_signals_are_passed_on() -> None:
     told: list[int] = []
     with stopping.passed_on(told.append), stopping.gently():

@@ -140,6 +140,35 @@ def test_a_signal_that_came_before_does_not_keep_a_score_from_being_told(
             stopping.check()
 
 
+def test_where_it_has_been_asked_to_end_a_storage_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    fail(monkeypatch, opened, [away()] * 1000)
+    with stopping.gently():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StorageError):
+            opened.get_all_studies()
+    assert sum(pauses) <= storage._LAST_PATIENCE + storage._LONGEST_PAUSE
+
+
+def test_whoever_ends_while_the_storage_is_gone_waits_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    opened = open_storage(sqlite(tmp_path))
+    fail(monkeypatch, opened, [away()] * 1000)
+    monkeypatch.setattr(stopping, "pause", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        opened.get_all_studies()
+    with pytest.raises(StorageError):
+        opened.get_all_studies()
+    assert pauses == []
+
+
+def interrupt(_seconds: float) -> None:
+    raise KeyboardInterrupt
+
+
 def test_another_error_is_raised_as_it_is(tmp_path: Path, pauses: list[float]) -> None:
     with pytest.raises(KeyError):
         open_storage(sqlite(tmp_path)).get_study_id_from_name("none")

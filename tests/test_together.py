@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch
 from optuna import Study
-from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState, create_trial
 
 from david import records, rounds, stopping
 from david.claims import TICKET
@@ -20,8 +20,9 @@ from david.engine import Engine
 from david.errors import ModelError, ScoreError, SearchError, StorageError
 from david.layers import find
 from david.models import load_model
-from david.queueing import Asked, enqueue, first_queued, reclaim
+from david.queueing import Asked, enqueue, first_queued, queued, reclaim
 from david.recipe import Recipe
+from david.rounds import Run
 from david.score import Score
 from david.space import Block, all_blocks
 from david.workers import MACHINE, OWNER, Heart
@@ -170,6 +171,94 @@ def test_what_may_have_killed_workers_is_scored_alone(tiny: Any, corpus: Corpus,
     assert rounds_ == [6, 1] or rounds_[:2] == [1, 6]
 
 
+def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study: Study) -> None:
+    run(tiny, corpus, space=SPACE, study=study, n_trials=1)
+    killer, *innocent = [Recipe((*range(6), first, second)) for first in range(6) for second in range(6)][:20]
+    enqueue(study, [Asked({}, str(recipe)) for recipe in (*innocent[:12], killer, *innocent[12:])])
+    with Heart(study) as heart:
+        for _ in range(40):  # rounds of workers, who die where the killer is among theirs
+            todo = run_of(study, tiny, corpus, heart)
+            trials = [study.ask() for _ in range(min(8, todo.recipes_at_once(study), len(queued(study))))]
+            for trial in trials:
+                trial.set_user_attr(OWNER, DEAD)
+                trial.set_user_attr("recipe", trial.user_attrs["wanted"])
+            if str(killer) not in [trial.user_attrs["recipe"] for trial in trials]:
+                for trial in trials:
+                    study.tell(trial, 1.0)
+            reclaim(study, heart, unsigned=True)
+    assert queued(study) == []
+    assert list(records.refused(study)) == [str(killer)]
+
+
+def run_of(study: Study, model: Any, corpus: Corpus, heart: Heart) -> Run:
+    return Run(model, Engine, Engine(model, corpus), SPACE, None, 0, None, racing=False, by_hand=False, heart=heart)
+
+
+def test_what_comes_alone_does_so_also_where_others_have_taken_what_stood_before_it(
+    tiny: Any, corpus: Corpus, study: Study
+) -> None:
+    run(tiny, corpus, space=SPACE, study=study, n_trials=1)
+    enqueue(study, [Asked({}, str(WANTED))])
+    lose(study, WANTED, 2)
+    enqueue(study, [Asked({}, "0:5")])
+    scored_together: list[int] = []
+    original = rounds._scores
+
+    def scores(run: Run, recipes: Sequence[Recipe], race: Any, done: Any) -> Any:
+        scored_together.append(len(recipes))
+        return original(run, recipes, race, done)
+
+    with Heart(study) as heart, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "_scores", scores)
+        rounds.play(study, run_of(study, tiny, corpus, heart), 2, expect=lambda _: None, done=lambda _: None)
+        assert [asked.recipe for asked in queued(study)] == ["0:5"]
+        lose(study, Recipe.parse("0:5"), 2)
+        enqueue(study, [Asked({}, "0:4")])
+        first = queued(study)[0]
+        assert (first.recipe, first.lost) == ("0:5", 2)
+    assert scored_together == [1]
+
+
+def test_a_batch_ends_at_the_target_where_others_ask_meanwhile(tiny: Any, corpus: Corpus, study: Study) -> None:
+    drawn = iter([Recipe.identity(6), *all_blocks(6, 3)])
+
+    def space(trial: BaseTrial, _n_layers: int) -> Recipe:
+        if trial.number == 2:  # another worker is faster
+            for recipe in all_blocks(6, 1):
+                kept = {"recipe": str(recipe), "window_nll": [7.0], "window_tokens": [1], "convention": "visits"}
+                study.add_trial(create_trial(value=7.0, user_attrs=kept))
+        return next(drawn) if isinstance(trial, Trial) else Recipe.identity(6)
+
+    run(tiny, corpus, space=space, study=study, objective=visits, batch=8, n_trials=9)
+    assert 9 <= len(records.complete(study)) <= 10
+
+
+def test_a_trial_that_two_workers_got_is_run_by_the_one_that_signed_last(
+    tiny: Any, corpus: Corpus, study: Study
+) -> None:
+    def space(trial: BaseTrial, _n_layers: int) -> Recipe:
+        if isinstance(trial, Trial) and trial.number == 2:
+            trial.set_user_attr(OWNER, LIVE)  # as SQLite may let it happen
+            theirs.append(trial)
+        return Recipe((0, 1 + trial.number % 5)) if isinstance(trial, Trial) and trial.number else Recipe.identity(6)
+
+    theirs: list[Trial] = []
+
+    def objective(model: Any, corpus: Corpus) -> Score:
+        if theirs and study.trials[2].state == RUNNING:
+            for name, its in {"window_nll": [2.0], "window_tokens": [1], "convention": "visits"}.items():
+                theirs[0].set_user_attr(name, its)
+            theirs[0].set_user_attr("recipe", "0, 3")
+            study.tell(theirs[0], 2.0)
+        return visits(model, corpus)
+
+    objective.__name__ = "visits"
+    run(tiny, corpus, space=space, study=study, objective=objective, batch=3, n_trials=5)
+    assert study.trials[2].user_attrs[OWNER] == LIVE
+    assert study.trials[2].state == TrialState.COMPLETE
+    assert len(recipes_of(scored(study))) == len(set(recipes_of(scored(study)))) == 5
+
+
 def test_an_error_that_ends_a_search_loses_nothing_of_the_queue(
     tiny: Any, corpus: Corpus, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +395,15 @@ def test_a_device_that_fails_ends_the_search_and_its_recipes_come_again(
     assert not study.get_trials(states=(RUNNING,))
     run(tiny, corpus, space=SPACE, study=study, n_trials=2)
     assert recipes_of(scored(study)) == ["0:6", str(WANTED)]
+
+
+def test_an_end_before_anything_is_begun_is_told_as_one(
+    tiny: Any, corpus: Corpus, study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("david.store.sign", lambda *_: raise_(KeyboardInterrupt()))
+    run(tiny, corpus, space=SPACE, study=study, n_trials=2, out=tmp_path / "run")
+    assert capsys.readouterr().err.startswith("interrupted: ")
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 # ---- a model whose files change

@@ -61,6 +61,19 @@ def test_a_worker_of_this_machine_is_dead_when_its_process_is(study: Study, dead
         assert heart.lives(f"{MACHINE}:1:ab")
 
 
+def test_a_worker_that_was_killed_is_dead_also_before_anybody_asks_how(study: Study) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with Heart(study) as heart:
+        assert heart.lives(f"{MACHINE}:{child.pid}:ab")
+        child.kill()
+        patience = time.monotonic() + 20
+        while heart.lives(f"{MACHINE}:{child.pid}:ab") and time.monotonic() < patience:
+            time.sleep(0.05)
+        assert child.returncode is None
+        assert not heart.lives(f"{MACHINE}:{child.pid}:ab")
+    child.communicate()
+
+
 @pytest.mark.parametrize("machine", [socket.gethostname(), f"{socket.gethostname()}/another", "a:b:c", ""])
 def test_a_process_that_cannot_be_seen_from_here_is_not_looked_for(
     machine: str, study: Study, dead_process: int
