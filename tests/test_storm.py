@@ -74,10 +74,20 @@ def finished(trials: list[FrozenTrial]) -> dict[int, tuple[str, float | None]]:
     return {trial.number: (trial.user_attrs["recipe"], trial.value) for trial in complete}
 
 
+def finished_so_far(url: str, name: str) -> dict[int, tuple[str, float | None]]:
+    try:
+        return finished(trials_of(url, name))
+    except (SearchError, KeyError):  # the server is gone just now, or nobody has made the study yet
+        return {}
+
+
 def storm(
     url: str, name: str, n_workers: int, n_trials: int, *, pause: Callable[[], float], out: Path | None = None
 ) -> list[FrozenTrial]:
-    """Let workers search, kill one after each pause and replace it, until the study has its trials; these."""
+    """Let workers search, kill one after each pause and replace it, until the study has its trials; these.
+
+    After the first kills the next one waits for a trial, where the machine is slower than the pauses.
+    """
     processes, seeds = context(), iter(range(10**6))
     draw = random.Random(name)
 
@@ -91,17 +101,18 @@ def storm(
     kills, patience = 0, time.monotonic() + 240
     while len(seen) < 0.9 * n_trials and time.monotonic() < patience:
         time.sleep(pause())
+        slow = time.monotonic() + 15
+        while kills >= 3 and len(finished_so_far(url, name)) <= len(seen) and time.monotonic() < slow:
+            time.sleep(0.2)
         victim = draw.randrange(n_workers)
         running[victim].kill()
         running[victim].join()
         kills += running[victim].exitcode == -signal.SIGKILL
         running[victim] = start()
-        try:
-            now = finished(trials_of(url, name))
-        except (SearchError, KeyError):  # the server is gone just now, or nobody has made the study yet
-            continue
-        assert seen.items() <= now.items()
-        seen = now
+        now = finished_so_far(url, name)
+        if now:
+            assert seen.items() <= now.items()
+            seen = now
     for each in running:
         each.join(180)
     for i, each in enumerate(running):
