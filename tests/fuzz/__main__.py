@@ -15,6 +15,8 @@ _SLOW = 1.0  # seconds of its own that a case may take
 
 
 def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+        sys.exit(f"say what to fuzz: python -m tests.fuzz {'|'.join(TARGETS)} [FOLDER…] [-max_total_time=SECONDS]")
     target = TARGETS[sys.argv.pop(1)]
 
     def timed(data: bytes) -> None:
