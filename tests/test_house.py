@@ -71,7 +71,22 @@ HEAVY = [
     "study",
     "measures",
 ]
-ORDER = [*LIGHT, *HEAVY, "chat", "options", "inputs", "printing", "fleet", "cli_studies", "cli"]
+ORDER = [
+    *LIGHT,
+    *HEAVY,
+    "widgets",
+    "chat",
+    "options",
+    "inputs",
+    "printing",
+    "fleet",
+    "cli_studies",
+    "cli_scores",
+    "cli_recipes",
+    "cli_models",
+    "cli_talk",
+    "cli",
+]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
 NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")
