@@ -56,7 +56,10 @@ def export(
     have changed since it was loaded. Nothing is written then.
 
     Example:
-        >>> export(model, "0:12, 8:30", "stacked", tokenizer=tokenizer)  # doctest: +SKIP
+        >>> folder = export(model, "0:12, 8:30", "stacked", tokenizer=tokenizer)
+        >>> stacked, _ = load_model(folder)
+        >>> stacked.config.num_hidden_layers
+        34
     """
     target = check_target(folder)
     limit = memory.as_bytes(max_shard_size, "the shard size")

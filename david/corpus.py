@@ -99,6 +99,10 @@ class Corpus:
         `score.multiple_choice`).
 
         Raises `CorpusError` when the data cannot be read, a slice reaches beyond it, or it cannot fill a window.
+
+        Example:
+            >>> Corpus.load(tokenizer=tokenizer, window=128).take(8)  # the help topics of this Python
+            Corpus(python-topics: windows 0:8 of 128 tokens)
         """
         source = os.fspath(source)
         tokenizer = _checked(tokenizer, source, window, prompt, gold, stride, rolling, bos)
@@ -207,6 +211,11 @@ class Corpus:
         as in a text of one document, the parts follow one another as `split` has them.
 
         Raises `CorpusError` when there are fewer windows than asked for, or for a negative seed.
+
+        Example:
+            >>> windows, others = corpus.hold_out(12, 24)
+            >>> len(windows), len(others), windows.shared_tokens(others)
+            (12, 24, 0)
         """
         if seed < 0:
             raise CorpusError(f"the seed must be 0 or more; got {seed}")

@@ -69,6 +69,11 @@ def score_recipes(
 
     Raises `RecipeError` or `SlingError` for a recipe that the model cannot run, and `ScoreError` where one cannot be
     scored; what a model or an objective raises comes out as it is.
+
+    Example:
+        >>> base, deeper = score_recipes(model, [Recipe.identity(30), Recipe.parse("0:12, 8:30")], corpus)
+        >>> base.nll == perplexity(model, corpus).nll, deeper.tokens == base.tokens
+        (True, True)
     """
     for recipe in recipes:
         check_recipe(model, recipe)

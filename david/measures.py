@@ -38,8 +38,10 @@ def measure(
     Raises `SearchError` for a study that was made on another model.
 
     Example:
-        >>> answers = Corpus.load("gsm8k.jsonl", tokenizer, prompt="question", column="answer")  # doctest: +SKIP
-        >>> measure(study, model, answers.take(50), name="gsm8k").rho  # doctest: +SKIP
+        >>> answers = Corpus.load("gsm8k.jsonl", tokenizer, prompt="question", column="answer")
+        >>> found = measure(study, model, answers.take(4), name="gsm8k")
+        >>> -1 <= found.rho <= 1, found.pairs
+        (True, 6)
     """
     if most < 2:
         raise SearchError(f"most must be at least 2; got {most}")

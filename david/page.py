@@ -49,7 +49,8 @@ def page(study: Study, *, top: int = 5) -> str:
     Raises `SearchError` for a study that is not one of David's.
 
     Example:
-        >>> IPython.display.HTML(page(study))  # doctest: +SKIP
+        >>> page(study)[:15]
+        '<!DOCTYPE html>'
     """
     run = _Run(
         study, records.about(study), table.trials(study), table.leaderboard(study, top), table.blocks(study), top

@@ -50,7 +50,7 @@ class RacingPruner(BasePruner):
     another. With at most `finalists` such trials none is given up.
 
     Example:
-        >>> study = optuna.create_study(pruner=RacingPruner(finalists=5))  # doctest: +SKIP
+        >>> study = optuna.create_study(pruner=RacingPruner(finalists=5))
     """
 
     def __init__(self, finalists: int = 6, *, level: float = _LEVEL) -> None:

@@ -29,6 +29,11 @@ class Score:
     `documents` is the document each window begins in; `convention` names which tokens were scored. `window_bytes` is
     how many UTF-8 bytes these stand for, empty where that is not known. A score of multiple-choice questions has a
     question for a window and counts it as one token; `right` tells which were answered right.
+
+    Example:
+        >>> score = Score(window_nll=(4.0, 8.0), window_tokens=(2, 2), documents=(0, 1), convention="window")
+        >>> score.tokens, score.nll, round(score.perplexity, 3)
+        (4, 3.0, 20.086)
     """
 
     window_nll: tuple[float, ...]
@@ -75,6 +80,13 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
 
     Raises `ScoreError` when the windows do not fit the model, or when a window's NLL is not a number (an infinite
     one is a score).
+
+    Example:
+        >>> score = perplexity(model, corpus)
+        >>> score.tokens == len(corpus) * (corpus.window - 1), score.nll > 0
+        (True, True)
+        >>> perplexity(model, corpus, convention="llamacpp").convention
+        'llamacpp'
     """
     check_kind(corpus, questions=False)
     return windows_score(model, corpus, convention, batch)
@@ -89,6 +101,11 @@ def multiple_choice(model: nn.Module, corpus: Corpus, *, batch: int = 1) -> Scor
     share, a softmax over these likelihoods, which falls as the right answer leads further.
 
     Raises `ScoreError` as `perplexity` does, and for a corpus without questions.
+
+    Example:
+        >>> questions = Corpus.load("questions.jsonl", tokenizer, prompt="question", column="answers", gold="right")
+        >>> multiple_choice(model, questions).accuracy in (0.0, 0.5, 1.0)
+        True
     """
     check_kind(corpus, questions=True)
     return by_question(windows_score(model, corpus, "window", batch), corpus)

@@ -63,7 +63,10 @@ def sling(
     model is then what it was before.
 
     Example:
-        >>> David.sling(model, repeat_map_raw=[0, 1, 2, 1, 2, 3])  # doctest: +SKIP
+        >>> David.sling(model, "0:12, 8:30").config.num_hidden_layers
+        34
+        >>> David.reset(model).config.num_hidden_layers
+        30
     """
     stack = layers.find(model)
     base = _base(stack)
@@ -101,7 +104,12 @@ def _slung(model: Model, stack: Stack, base: _Base, wanted: Recipe) -> Model:
 
 
 def reset(model: Model) -> Model:
-    """Make a slung model its base again, exactly; one that is not slung is left alone. Returns the model."""
+    """Make a slung model its base again, exactly; one that is not slung is left alone. Returns the model.
+
+    Example:
+        >>> David.reset(David.sling(model, repeat_map_raw=[0, 1, 2, 1])) is model
+        True
+    """
     stack = layers.find(model)
     base = _base(stack)
     if base.home is not stack.layers:
@@ -122,8 +130,10 @@ def slung(
     """`sling` for the length of a `with`; afterwards the model is what it was on entry, whatever happened. Nests.
 
     Example:
-        >>> with David.slung(model, recipe):  # doctest: +SKIP
-        ...     perplexity(model, corpus)
+        >>> with David.slung(model, recipe):
+        ...     slung = perplexity(model, corpus).nll
+        >>> slung == score_recipes(model, [recipe], corpus)[0].nll
+        True
     """
     stack = layers.find(model)
     before, training = _now(stack), stack.owner.training
@@ -179,6 +189,13 @@ def view(
     """A second model that runs a recipe on the same weights, the first one untouched. Arguments as for `sling`.
 
     The view has its own module objects and its own configuration; it can be slung again and starts from the base too.
+
+    Example:
+        >>> franken = David.view(model, [0, 1, 2, 1, 2, 3])
+        >>> len(franken.model.layers), len(model.model.layers)
+        (6, 30)
+        >>> franken.model.layers[3].mlp.up_proj.weight is model.model.layers[1].mlp.up_proj.weight
+        True
     """
     stack = layers.find(model)
     base = _base(stack)

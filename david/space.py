@@ -71,6 +71,10 @@ class Block:
     `max_length` left out is a quarter of the base's layers: longer repeats of a trained model only ruin it.
 
     `scales` is for the repeats. Of these, as many are made as `max_visits` has room for.
+
+    Example:
+        >>> str(Block()(optuna.trial.FixedTrial({"start": 1, "length": 2}), 8))
+        '0:3, 1:8'
     """
 
     max_length: int | None = None
@@ -113,6 +117,11 @@ class Blocks:
 
     `scales` is for a block's repeats. Of these, as many are made as `max_visits` has room for: first those of the
     block that ends first.
+
+    Example:
+        >>> slot = {"start_0": 1, "length_0": 2, "times_0": 3}
+        >>> str(Blocks(count=1)(optuna.trial.FixedTrial(slot), 8))
+        '0:3, 1:3, 1:8'
     """
 
     count: int = 3
@@ -168,6 +177,10 @@ class Windows:
     no layer runs more than twice. `max_length`, of a window, left out is half the base's layers.
 
     `scales` is for the second visits. Where `max_visits` has no room for one more overlap, no more are made.
+
+    Example:
+        >>> str(Windows()(optuna.trial.FixedTrial({"width": 4, "overlap": 2}), 8))
+        '0:4, 2:6, 4:8'
     """
 
     max_length: int | None = None
@@ -214,6 +227,11 @@ class Ratios:
 
     `scales` is one strength for every visit of a layer but its first. A slice that `max_visits` has no room for is
     left out.
+
+    Example:
+        >>> slots = {"start_0": 2, "width_0": 4, "start_1": 4, "width_1": 4}
+        >>> str(Ratios(count=2)(optuna.trial.FixedTrial(slots), 20))
+        '0:7, 4:20'
     """
 
     count: int = 4
@@ -270,6 +288,10 @@ class Visits:
 
     `scales` is for the visits of a layer but its first, a strength for each layer. Repeats that `max_visits` has no
     room for are left out, from the first layer up.
+
+    Example:
+        >>> str(Visits()(optuna.trial.FixedTrial({"visits_0": 1, "visits_1": 2, "visits_2": 0, "visits_3": 1}), 4))
+        '0:2, 1, 3'
     """
 
     most: int = 2
@@ -315,6 +337,10 @@ class Removal:
 
     With `scales` the blocks are not left out but damped to a strength each; where two overlap, the lower one counts.
     No recipe is deeper than the base, so there is nothing to cap.
+
+    Example:
+        >>> str(Removal(count=1)(optuna.trial.FixedTrial({"start_0": 3, "length_0": 2}), 8))
+        '0:3, 5:8'
     """
 
     count: int = 3
@@ -383,7 +409,12 @@ def named(
     max_length: int | None = None,
     max_visits: int | None = None,
 ) -> Sayable:
-    """The space that a name on the command line stands for; `SearchError` for an option that it does not have."""
+    """The space that a name on the command line stands for; `SearchError` for an option that it does not have.
+
+    Example:
+        >>> named("block", scales=(0.1, 1.0)).scales
+        (0.1, 1.0)
+    """
     if name not in _NAMED:
         *others, last = _NAMED
         raise SearchError(f"unknown space {name!r}: expected {', '.join(others)} or {last}")
@@ -400,6 +431,10 @@ def params_of(space: Space, recipe: Recipe, n_layers: int) -> Params | None:
     """The parameters with which a space gives a recipe, where it can tell them.
 
     A plain function is asked with its lowest values, which give the base in a space whose slots can be off.
+
+    Example:
+        >>> params_of(Block(), Recipe.parse("0:3, 1:8"), 8)
+        {'start': 1, 'length': 2}
     """
     if isinstance(space, Sayable):
         return space.params(recipe, n_layers)

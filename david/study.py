@@ -109,8 +109,9 @@ def search(
     `SlingError` for a model that is refused; nothing is made then.
 
     Example:
-        >>> study = search(model, windows, space="block", held_out=others, n_trials=40, out="run")  # doctest: +SKIP
-        >>> study.best_trial.user_attrs["recipe"]  # doctest: +SKIP
+        >>> study = search(model, windows, space="block", held_out=others, n_trials=3, out="run")
+        >>> len(study.trials), study.trials[0].user_attrs["recipe"]
+        (3, '0:30')
     """
     _check_counts(n_trials=n_trials, batch=batch)
     if baseline < 0:

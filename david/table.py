@@ -26,6 +26,10 @@ def trials(study: Study) -> pd.DataFrame:
     `accuracy` is the share of multiple-choice questions answered right, `also_…` what the study minimises beside the
     NLL. `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate. `seconds`
     is from when a trial was asked for until it was told: recipes that are scored together have their batch's.
+
+    Example:
+        >>> trials(study)[["trial", "visits"]].head(1).values.tolist()
+        [[0, 30]]
     """
     n_layers = records.depth_of(study)
     base = records.base_trial(study)
@@ -66,6 +70,11 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     corrected for the number of finalists; `verdict` is better, worse, not told apart, or not judged. Of multiple
     choice, each question counts as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered
     right.
+
+    Example:
+        >>> board = leaderboard(study)
+        >>> board["rank"].tolist(), set(board["verdict"]) <= {"", "better", "worse", "not told apart"}
+        ([1, 2, 3, 4, 5, 6], True)
     """
     base = records.base_trial(study)
     ranked = records.finalists(study, top)
@@ -108,6 +117,10 @@ def blocks(study: Study) -> pd.DataFrame:
 
     Empty where the study has no such trial. `attrs["partial"]` lists the (i, j) whose value is an estimate, since a
     race dropped them early; `attrs["unit"]` is what the NLL is a mean of.
+
+    Example:
+        >>> blocks(study).shape
+        (30, 30)
     """
     base = records.base_trial(study)
     n_layers = records.depth_of(study)
@@ -133,6 +146,10 @@ def front(trials: pd.DataFrame, costs: Sequence[str] | None = None) -> pd.DataFr
 
     Left out, the costs are the columns of what the study minimises beside the NLL, `also_…`; where it has none, the
     visits. On the search windows: the best of many is low by luck too. What a race dropped is left out.
+
+    Example:
+        >>> int(front(trials(study))["visits"].min())
+        30
     """
     scored = trials[trials["duplicate_of"].isna() & trials["partial"].isna() & trials["nll"].lt(math.inf)]
     ordered = scored.sort_values(["visits", "nll", "trial"])
@@ -142,7 +159,12 @@ def front(trials: pd.DataFrame, costs: Sequence[str] | None = None) -> pd.DataFr
 
 
 def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:
-    """A row for each visit of each recipe of a leaderboard: its recipe, the number of the visit, layer and scale."""
+    """A row for each visit of each recipe of a leaderboard: its recipe, the number of the visit, layer and scale.
+
+    Example:
+        >>> paths(leaderboard(study, top=1), 30).columns.tolist()
+        ['recipe', 'visit', 'layer', 'scale']
+    """
     rows = []
     for name in board["recipe"]:
         recipe = Recipe.identity(n_layers) if name == BASE else Recipe.parse(name)
@@ -151,7 +173,12 @@ def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:
 
 
 def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
-    """A finalist minus the base on the held-out windows, corrected for the number of finalists."""
+    """A finalist minus the base on the held-out windows, corrected for the number of finalists.
+
+    Example:
+        >>> difference_to_base(study, study.trials[0]) is None  # the base itself
+        True
+    """
     base = records.base_trial(study)
     mine, its = records.held_out(study, trial), None if base is None else records.held_out(study, base)
     if mine is None or its is None or base is None or trial.number == base.number:
@@ -166,6 +193,11 @@ def luck(study: Study) -> Luck | None:
 
     Made of all recipes that were scored. None where none was, or the base has no finite score. Where the study does not
     tell the documents of its search windows (`search_documents`), each window counts as one.
+
+    Example:
+        >>> found = luck(study)
+        >>> found.extreme <= found.typical, 0 <= found.chance <= 1
+        (True, True)
     """
     base = records.base_trial(study)
     if base is None or not np.all(np.isfinite(base.user_attrs[WINDOW_NLL])):
@@ -193,7 +225,12 @@ def _pairs(mine: Mapping[str, Any], its: Mapping[str, Any]) -> bool:
 
 
 def rank_correlations(study: Study) -> dict[str, Correlation]:
-    """How alike the NLL on the search windows and each other measure rank the recipes."""
+    """How alike the NLL on the search windows and each other measure rank the recipes.
+
+    Example:
+        >>> rank_correlations(study)  # of a study whose recipes were measured on nothing else
+        {}
+    """
     values = {trial.number: records.value_of(trial) for trial in records.whole(study)}
     found = {}
     for name, nll in records.measured(study).items():

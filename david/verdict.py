@@ -61,6 +61,11 @@ def paired_difference(
     far to one side, so t is the default; experiments/verdict has the numbers.
 
     Raises `ScoreError` where the windows do not pair, or an option is out of range.
+
+    Example:
+        >>> found = paired_difference([10.0, 21.0, 33.0, 41.0], [12.0, 24.0, 34.0, 44.0], tokens=[10, 10, 10, 10])
+        >>> round(found.mean, 3), found.word
+        (-0.225, 'better')
     """
     if not len(recipe_nll) == len(base_nll) == len(tokens) == len(tokens if documents is None else documents):
         raise ScoreError(f"windows must pair: {len(recipe_nll)} of the recipe, {len(base_nll)} of the base")
@@ -173,6 +178,10 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Correla
     counts there as halfway to the next, or no doubt would be left after four pairs. Infinite scores are ranked last;
     pairs with a NaN are left out. With fewer than four pairs, or a score that is the same for all, all is NaN. Raises
     `ScoreError` where the scores do not pair.
+
+    Example:
+        >>> round(rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 5, 4]).rho, 3)
+        0.9
     """
     if len(first) != len(second):
         raise ScoreError(f"scores must pair: {len(first)} of the first, {len(second)} of the second")
