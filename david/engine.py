@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from david import memory
 from david.corpus import Corpus
 from david.errors import DavidError, ScoreError, one_line
+from david.fit import fitted
 from david.forward import input_device
+from david.memory import lacks_memory
 from david.messages import say
 from david.plan import Cost, Estimate, Plan, groups
 from david.recipe import Recipe
@@ -42,12 +44,9 @@ Done = Callable[[float], Any]
 
 _TOKENS_AT_ONCE = 1024  # go through a layer together: with more, two cores are no faster
 _TOKENS_AT_ONCE_WIDE = 8192  # … on an accelerator, or where a layer is loaded for them
-_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}  # nats a token: what the order of sums may change
-_ROUNDING_HALF = 5e-3
 _CHECK_PASSES = 10  # forward passes of a window that the self-check costs, about
 _NOTHING = Cost(0, 0, 0, 0, 0, 0, 0)
 _BEST = 8  # recipes whose states are kept between calls, besides the base's
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
 
 
 def score_recipes(
@@ -386,46 +385,13 @@ class Engine:
         return True
 
     def _attach(self, options: Mapping[str, Any]) -> None:
-        """Make the runner, and check it against the plain way on a recipe of two seams and the base."""
-        model = type(self.model).__name__
-        try:
-            with as_base(self.model), torch.inference_mode():
-                runner = Runner.of(self.model, self.corpus.windows, self._first)
-            why = runner if isinstance(runner, str) else self._checked(runner, options)
-        except Exception as error:  # any kind: the code of any model
-            runner = why = f"{type(error).__name__}: {one_line(error)}"
-        self._reason = why
-        if isinstance(runner, str) or why is not None:
-            say(f"{model} does not go through the engine ({why}): its recipes are scored one by one")
+        """Make the runner, where it is held against the plain way and gives the same."""
+        found = fitted(self.model, self.corpus, self._first, options)
+        if isinstance(found, str):
+            self._reason, model = found, type(self.model).__name__
+            say(f"{model} does not go through the engine ({found}): its recipes are scored one by one")
         else:
-            self._runner = runner
-
-    def _checked(self, runner: Runner, options: Mapping[str, Any]) -> str | None:
-        """What `_apart` finds on two windows, or where there is no memory for these, on one."""
-        try:
-            return self._apart(runner, options, self.corpus.part(0, min(2, len(self.corpus))))
-        except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
-                raise
-        return self._apart(runner, options, self.corpus.part(0, 1))
-
-    def _apart(self, runner: Runner, options: Mapping[str, Any], few: Corpus) -> str | None:
-        """How far the runner leads from the plain way, where that is more than rounding."""
-        recipes = [self._base, _two_seams(self.model, self.n_layers)]
-        plan, meter = Plan.of(recipes, self.n_layers), Meter(exact=True)
-        with as_base(self.model), torch.inference_mode():
-            order = plan.elevator() if runner.streamed else plan.depth_first()
-            found = runner.nll(plan, order, few, meter=meter)
-        for recipe, end in zip(recipes, plan.ends, strict=True):
-            with slung(self.model, recipe):
-                plain = windows_score(self.model, few, **{**options, "batch": len(few)})
-            apart = abs(sum(found[end]) / plain.tokens - plain.nll)
-            allowed = _ROUNDING.get(next(self.model.parameters()).dtype, _ROUNDING_HALF)
-            if not apart <= allowed:
-                return f"it gives the recipe {recipe} another NLL, by {apart:.1e} nats a token"
-        self._window_bytes = meter.largest // len(few)
-        self.end_visits = (meter.end_seconds / meter.ends) / (meter.visit_seconds / meter.visits)
-        return None
+            self._runner, self._window_bytes, self.end_visits = found.runner, found.window_bytes, found.end_visits
 
     @property
     def _base(self) -> Recipe:
@@ -437,23 +403,6 @@ def raised(what: str, error: Exception) -> ScoreError:
     failure = ScoreError(f"{what} raised {type(error).__name__}: {one_line(error)}")
     failure.__cause__ = error
     return failure
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
-    return isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NO_MEMORY)
-
-
-def _two_seams(model: nn.Module, n_layers: int) -> Recipe:
-    """A recipe that goes back twice, with one visit damped where the model has a hidden state to damp."""
-    low, high = n_layers // 3, 2 * n_layers // 3
-    visits = [*range(low + 1), *range(max(low - 1, 0), high + 1), *range(max(high - 1, 0), n_layers)]
-    damped = Recipe(tuple(visits), tuple(0.5 if place == low + 1 else 1.0 for place in range(len(visits))))
-    try:
-        check_recipe(model, damped)
-    except DavidError:
-        return Recipe(damped.repeat_map)
-    return damped
 
 
 def counts_tokens(objective: Objective) -> bool:

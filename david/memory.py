@@ -12,6 +12,7 @@ from torch import nn
 
 from david.errors import DavidError, brief
 
+_NONE_LEFT = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -30,6 +31,11 @@ def as_bytes(size: int | str, what: str) -> int:
     if read < 1:
         raise DavidError(f"cannot read {what} {brief(size)}: expected a number of bytes, or text such as '5GB'")
     return read
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left."""
+    return isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NONE_LEFT)
 
 
 def is_offloaded(module: nn.Module) -> bool:

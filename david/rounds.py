@@ -15,8 +15,9 @@ from david import files, layers, records, stopping
 from david.also import Measure, values_of
 from david.claims import claim, held
 from david.corpus import Corpus
-from david.engine import Engine, Outcome, lacks_memory, raised
+from david.engine import Engine, Outcome, raised
 from david.errors import DavidError, ModelError, RecipeError, SearchError, SlingError, StorageError
+from david.memory import lacks_memory
 from david.messages import say
 from david.queueing import WANTED, comes_alone, give_back, queued, was_queued
 from david.racing import RacingPruner

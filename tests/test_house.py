@@ -61,6 +61,7 @@ HEAVY = [
     "score",
     "tasks",
     "visits",
+    "fit",
     "engine",
     "also",
     "profile",
