@@ -188,13 +188,12 @@ def _paths(run: _Run) -> Section | None:
 
 
 def _heatmap(run: _Run) -> Section | None:
-    """The heatmap of single blocks, and the lowest of them; fewer than the base has layers make none."""
-    values = run.grid.to_numpy(dtype=float)
-    known = np.argwhere(~np.isnan(values))
-    if len(known) < max(1, len(values)):
+    """The heatmap of single blocks, and the lowest of them."""
+    if not table.is_map(run.grid):
         return None
+    values = run.grid.to_numpy(dtype=float)
     drawn = drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), "blocks", {"axes.facecolor": VOID})
-    lowest = sorted((values[i, j], int(i), int(j)) for i, j in known)[:8]
+    lowest = sorted((values[i, j], int(i), int(j)) for i, j in np.argwhere(~np.isnan(values)))[:8]
     best = [(i, int(run.grid.columns[j]), difference) for difference, i, j in lowest]
     return "Repeating one block", _part("blocks", drawn, best)
 

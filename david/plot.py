@@ -15,20 +15,26 @@ _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
 def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """The path of each recipe over the base's layers, from `table.paths`: a line a recipe, the best on top.
 
-    Dots mark the visits that are not plain, smaller where they are weaker.
+    Dots mark the visits that are not plain, smaller where they are weaker. A recipe with the map of a better one, and
+    other strengths, is dashed over it, its dots rings around the other's.
     """
     ax = ax or _axes((8, 5.5))
     names = [name for name in dict.fromkeys(table["recipe"]) if name != "base"]
     colours = plt.get_cmap("tab10")
     base = table[table["recipe"] == "base"]
-    ax.plot(base["visit"], base["layer"], color=_BASE, lw=1.2, ls="--", label="base")
+    ax.plot(base["visit"], base["layer"], color=_BASE, lw=1.2, ls=":", label="base")
+    drawn: list[tuple[int, ...]] = []
     for rank, name in enumerate(names):
         part, colour = table[table["recipe"] == name], colours(rank % 10)
-        over = 10 - rank
-        ax.plot(part["visit"], part["layer"], color=colour, lw=1.4, alpha=0.85, zorder=over, label=_label(rank, name))
+        again = drawn.count(visits := tuple(part["layer"]))
+        drawn.append(visits)
+        over, style = (20 + rank, (4 * again, (4, 8))) if again else (10 - rank, "-")
+        label = _label(rank, name)
+        ax.plot(part["visit"], part["layer"], color=colour, lw=1.4, ls=style, alpha=0.85, zorder=over, label=label)
         damped = part[part["scale"] != 1]
-        sizes = 4 + 14 * np.minimum(1.0, damped["scale"].abs().to_numpy())
-        ax.scatter(damped["visit"], damped["layer"], s=sizes, color=colour, zorder=over)
+        sizes = 4 + 14 * np.minimum(1.0, damped["scale"].abs().to_numpy()) + 30 * again
+        face = "none" if again else colour
+        ax.scatter(damped["visit"], damped["layer"], s=sizes, facecolors=face, edgecolors=colour, zorder=over)
     ax.set(title="Path of the best recipes over the base's layers", xlabel="visit", ylabel="layer of the base")
     _whole_numbers(ax, "both")
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)

@@ -35,9 +35,9 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     """Write a study's tables, plots and best recipe (`best.json`) into a folder.
 
     The tables are `trials.csv`, `leaderboard.csv` and the Pareto front, `front.csv`.
-    The plots are `path.png`, `blocks.png` (where single blocks were scored), `history.png`, `depth.png`, and
-    `against_….png` for what is minimised beside the NLL. Each file is written beside and then renamed. Returns the
-    files. Raises `SearchError` where the folder cannot be written. `page.write` adds the page.
+    The plots are `path.png`, `history.png`, `depth.png`, `blocks.png` (of a `table.is_map`), and `against_….png` for
+    what is minimised beside the NLL. Each file is written beside and then renamed. Returns the files. Raises
+    `SearchError` where the folder cannot be written. `page.write` adds the page.
     """
     ready_folder(folder)
     trials, board, grid = table.trials(study), table.leaderboard(study, top), table.blocks(study)
@@ -56,7 +56,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
         files["depth.png"] = _drawing(lambda ax: plot.depth(trials, ax, front=depths), (8, 4.5))
         for name in records.traded(study):
             files[f"against_{slug(name)}.png"] = _drawing(partial(against, trials, name), (8, 4.5))
-    if not grid.empty:
+    if table.is_map(grid):
         files["blocks.png"] = _drawing(lambda ax: plot.blocks(grid, ax), (7.5, 6))
     return [put(Path(folder) / name, make) for name, make in files.items()]
 

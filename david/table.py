@@ -141,6 +141,16 @@ def blocks(study: Study) -> pd.DataFrame:
     return table
 
 
+def is_map(grid: pd.DataFrame) -> bool:
+    """Whether the scores of single blocks make a map worth drawing: as many as the base has layers, at least.
+
+    Example:
+        >>> is_map(blocks(study))  # a search of six recipes
+        False
+    """
+    return bool(grid.notna().to_numpy().sum() >= max(1, len(grid)))
+
+
 def front(trials: pd.DataFrame, costs: Sequence[str] | None = None) -> pd.DataFrame:
     """The rows of `trials` that no other recipe beats in both NLL and all `costs` (the Pareto front), shallowest first.
 

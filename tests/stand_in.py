@@ -11,9 +11,9 @@ DEMO_LAYERS = 30
 _CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}<|assistant|>"
 
 
-def furnish_cache(folder: Path) -> Path:
+def furnish_cache(folder: Path, *, layers: int = DEMO_LAYERS) -> Path:
     """Fill a folder for `DAVID_CACHE`: the model has bytes for tokens, and reads every text."""
-    settings = {"vocab_size": 259, "num_hidden_layers": DEMO_LAYERS, "max_position_embeddings": 2048}
+    settings = {"vocab_size": 259, "num_hidden_layers": layers, "max_position_embeddings": 2048}
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {"<|pad|>": 0, "<|begin|>": 1, "<|end|>": 2} | {letter: i for i, letter in enumerate(letters, 3)}
     inner = Tokenizer(models.BPE(words, []))

@@ -65,14 +65,27 @@ def paths_table(*notations: str, base: int = 6) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["recipe", "visit", "layer", "scale"])
 
 
-def test_a_path_is_a_line_from_visit_to_layer_and_the_bases_is_dashed(ax: Axes) -> None:
+def test_a_path_is_a_line_from_visit_to_layer_and_the_bases_is_dotted(ax: Axes) -> None:
     plot.paths(paths_table("0:4, 2:6", "0:6, 5"), ax)
     assert list(line(ax, "1 · 0:4, 2:6").get_xydata()[:, 0]) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert list(line(ax, "1 · 0:4, 2:6").get_ydata()) == [0, 1, 2, 3, 2, 3, 4, 5]
     assert list(line(ax, "2 · 0:6, 5").get_ydata()) == [0, 1, 2, 3, 4, 5, 5]
     assert list(line(ax, "base").get_ydata()) == [0, 1, 2, 3, 4, 5]
-    assert [found.get_linestyle() for found in ax.lines] == ["--", "-", "-"]
+    assert [found.get_linestyle() for found in ax.lines] == [":", "-", "-"]
     assert len({to_hex(found.get_color()) for found in ax.lines}) == 3
+
+
+def test_recipes_with_one_map_and_other_strengths_are_both_seen(ax: Axes) -> None:
+    names = ["base", "0:4, 2:4*0.5, 4:6", "0:4, 2:4*0.1, 4:6", "0:5, 2:6"]
+    plot.paths(table.paths(pd.DataFrame({"recipe": names}), 6), ax)
+    first, second, third = (line(ax, f"{rank + 1} · {name}") for rank, name in enumerate(names[1:]))
+    assert first.get_linestyle() == third.get_linestyle() == "-"
+    assert second.get_linestyle() == "--"  # as matplotlib calls every pattern
+    assert second.get_zorder() > first.get_zorder()
+    full, rings, _ = ax.collections
+    assert len(full.get_facecolors()) == 1
+    assert len(rings.get_facecolors()) == 0
+    assert rings.get_sizes().min() > full.get_sizes().max()
 
 
 def test_a_path_says_what_its_axes_are_and_which_line_is_which_recipe(ax: Axes) -> None:

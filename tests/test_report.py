@@ -54,6 +54,13 @@ def only_base() -> Study:
     return study
 
 
+def every_layer_twice() -> Study:
+    study = only_base()
+    for layer in range(6):
+        add(study, Recipe.from_blocks(6, [(layer, layer + 1, 2)]), 2.5)
+    return study
+
+
 def no_single_block() -> Study:
     study = only_base()
     add(study, "0:3, 2, 2:6", 1.5)
@@ -69,6 +76,7 @@ def no_single_block() -> Study:
         (new_study, TABLES),
         (only_base, TABLES | PLOTS),
         (no_single_block, TABLES | PLOTS | {"best.json"}),
+        (every_layer_twice, TABLES | PLOTS | {"best.json", "blocks.png"}),
     ],
 )
 def test_a_folder_gets_exactly_the_files_that_its_study_has_data_for(
@@ -81,7 +89,7 @@ def test_a_folder_gets_exactly_the_files_that_its_study_has_data_for(
 def test_a_whole_run_leaves_every_promised_file_and_nothing_temporary(judged: Study, tmp_path: Path) -> None:
     for _ in range(2):  # again over the files of the last time
         written = report.write(judged, tmp_path / "new" / "run")
-        names = TABLES | PLOTS | {"best.json", "blocks.png"}
+        names = TABLES | PLOTS | {"best.json"}
         assert {path.name for path in written} == set(os.listdir(tmp_path / "new" / "run")) == names
         assert all(path.parent == tmp_path / "new" / "run" for path in written)
 
