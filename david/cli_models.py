@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from david.inputs import load, named_base, tell_other_weights
+from david.inputs import load, load_with_recipe, named_base, tell_other_weights
 from david.options import Device, Dtype, Json, Model
 from david.printing import print_found
 
@@ -16,14 +16,14 @@ def check(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Prove that a model slings exactly, on a few maps that stress it; exit 1 where anything fails.
+    """Prove that a model slings exactly, on a few maps that stress it and on a recipe's own; exit 1 if anything fails.
 
     Example: david check demo
     """
-    loaded, _ = load(model, dtype, device, proved=False)
+    loaded, _, recipe = load_with_recipe(model, dtype, device, proved=False)
     from david.check import check as certify
 
-    certificate = certify(loaded)
+    certificate = certify(loaded, recipe=recipe)
     print_found(certificate.to_dict(), str(certificate), as_json)
     if not certificate.passed:
         raise typer.Exit(1)
