@@ -9,13 +9,31 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 
+from david import layers
 from david.errors import DavidError, brief, one_line
 from david.recipe import Recipe
 from david.sling import view
 
-_KEPT = (DynamicLayer, DynamicSlidingWindowLayer)  # kinds of cache that take several tokens behind those they hold
+# Kinds of cache that take several tokens behind those they hold: some can also be cut back, some cannot.
+_KEYS = (DynamicLayer, DynamicSlidingWindowLayer)
+_STATES = (
+    DummyLayer,
+    DynamicIndexedLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
+_FORGETFUL = {"jamba", "recurrent_gemma", "zamba"}  # they read several tokens as if nothing had come before them
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what half a character is decoded to
 
 
@@ -123,22 +141,36 @@ class Voice:
         most = min(len(self._held), len(prompt) - 1)  # the last token is run: what comes next is read from it
         common = next((i for i in range(most) if self._held[i] != prompt[i]), most)
         over = len(self._held) - common
-        slid = any(isinstance(part, DynamicSlidingWindowLayer) and _has_slid(part) for part in cache.layers)
-        if common == 0 or (over and slid):  # what has left a window cannot come back into it
+        if common == 0 or (over and not all(map(_can_go_back, cache.layers))):
             return None
         if over:
             cache.crop(-over)
         return cache
 
     def _keep(self, writing: "_Writing") -> None:
+        """Keep the cache of what was written, where it is known to go on rightly from there."""
         cache, tokens = writing.cache, writing.tokens
-        kept = type(cache) is DynamicCache and all(type(part) in _KEPT for part in cache.layers)
-        if kept and not cache.offloading and cache.get_seq_length() == len(tokens) - 1:
+        if type(cache) is not DynamicCache or cache.offloading or not _goes_on(self.model, cache):
+            return
+        if cache.get_seq_length() == len(tokens) - 1:  # the last token was drawn, and not run
             self._cache, self._held = cache, tokens[:-1]
 
 
-def _has_slid(layer: DynamicSlidingWindowLayer) -> bool:
-    return bool(layer.get_seq_length() >= layer.sliding_window)
+def _goes_on(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Whether a cache can be given several tokens: by the kinds of its layers, and the types that were tried."""
+    kinds = {type(part) for part in cache.layers}
+    if kinds <= {*_KEYS}:
+        return True
+    kind = model.config.get_text_config(decoder=True).model_type
+    tried = kind in layers.PROVED and kind not in _FORGETFUL
+    return tried and kinds <= {*_KEYS, *_STATES} and not kinds <= {DummyLayer, LinearAttentionLayer}
+
+
+def _can_go_back(layer: Any) -> bool:
+    """Whether a layer's cache can be cut; what has left a window, or went into a state, does not come back."""
+    if type(layer) is DynamicSlidingWindowLayer:
+        return bool(layer.get_seq_length() < layer.sliding_window)
+    return type(layer) is DynamicLayer
 
 
 def _ready(text: str, end: str) -> int:
