@@ -50,14 +50,14 @@ def generate(
     if system is not None and not chat:
         raise DavidError("--system is of a chat: add --chat")
     prompt = _typed(sys.stdin.read) if prompt == "-" else prompt
-    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
     from david.chat import BASE, encodable, template_tokens
     from david.recipe import Recipe
     from david.sling import base_depth
     from david.writing import Sampling, Voice
 
-    n_layers = base_depth(loaded)
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens)
+    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
+    n_layers = base_depth(loaded)
     wanted = _wanted(loaded, model, own, recipe)
     if ratios is not None:
         wanted.append((f"ratios {ratios}", recipe_of(None, ratios, n_layers)))
@@ -69,14 +69,12 @@ def generate(
     voices = [Voice(name, one, loaded) for name, one in wanted or [(BASE, Recipe.identity(n_layers))]]
     found = []
     for voice in voices:
-        if not as_json and len(voices) > 1:
-            _put(f"{'' if voice is voices[0] else chr(10)}== {plain(voice.name)}\n")
-        pieces = voice.write(tokenizer, tokens, sampling)
+        pieces = voice.write(tokenizer, tokens, sampling, answer=chat)
         if as_json:
-            found.append({"recipe": voice.name, "map": str(voice.recipe)} | _answer(voice, "".join(pieces)))
+            found.append({"recipe": voice.name, "map": str(voice.recipe)} | _told(voice, "".join(pieces)))
         else:
-            _put("" if chat else printable(prompt))
-            _show(pieces)
+            head = "" if len(voices) == 1 else f"{'' if voice is voices[0] else chr(10)}== {plain(voice.name)}\n"
+            _show(pieces, head + ("" if chat else printable(prompt)))
     if as_json:
         print_found(found, "", as_json)
 
@@ -99,11 +97,11 @@ def chat(
     Example: echo "What is a layer?" | david chat demo --recipe "0:12, 8:30"
     """
     _check(recipe)
-    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
     from david.chat import Chat
     from david.writing import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens)
+    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
     talk = Chat(loaded, tokenizer, system=system, sampling=sampling)
     for name, one in _wanted(loaded, model, own, recipe):
         talk.add(one, name=name)
@@ -326,23 +324,23 @@ def _wanted(loaded: Any, model: str, own: "Recipe | None", recipes: list[str] | 
     return wanted
 
 
-def _answer(voice: "Voice", text: str) -> dict[str, Any]:
+def _told(voice: "Voice", text: str) -> dict[str, Any]:
     assert voice.answer is not None
     told = asdict(voice.answer)
     return {"text": text, "tokens": told["tokens"], "seconds": round(told["seconds"], 3), "ended": told["ended"]}
 
 
-def _show(pieces: Iterator[str]) -> None:
-    """Print pieces of text as they come, and end the line."""
-    last = ""
+def _show(pieces: Iterator[str], before: str = "") -> None:
+    """Print pieces of text as they come, and end the line; what goes before them comes with the first."""
+    last = before
     try:
         for piece in pieces:
-            _put(printable(piece))
-            last = piece
+            _put(before + printable(piece))
+            last, before = piece, ""
     finally:
         if isinstance(pieces, Generator):
             pieces.close()
-    _put("" if last.endswith("\n") else "\n")
+    _put(before + ("" if last.endswith("\n") else "\n"))
 
 
 def _put(text: str) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
@@ -34,6 +35,7 @@ _STATES = (
     LinearAttentionLayer,
 )
 _FORGETFUL = {"jamba", "recurrent_gemma", "zamba"}  # they read several tokens as if nothing had come before them
+_TAIL = 8  # tokens before the written ones that are decoded with them
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what half a character is decoded to
 
 
@@ -97,11 +99,13 @@ class Voice:
         """Let the cache go."""
         self._cache, self._held = None, []
 
-    def write(self, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, *, end: str = "") -> Iterator[str]:
+    def write(
+        self, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, *, answer: bool = False, end: str = ""
+    ) -> Iterator[str]:
         """Go on from the tokens of a prompt: pieces of text as they come, and afterwards `answer`.
 
-        Who stops reading stops the writing, and `answer` is what came until then. With `end`, text from there on is
-        left out and ends it, and so are blanks that it begins with. `DavidError` where the model cannot go on.
+        Who stops reading stops the writing, and `answer` is what came until then. Text from `end` on is left out, and
+        ends it; of an `answer`, so are the blanks that it begins with. `DavidError` where the model cannot go on.
         """
         start = time.perf_counter()
         self.answer, prompt = None, list(prompt)
@@ -116,8 +120,9 @@ class Voice:
         try:
             for token in writing:
                 written.append(token)
-                text = tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                text, found, _ = text.lstrip().partition(end) if end else (text, "", "")
+                text = _behind(tokenizer, prompt[-_TAIL:], written)
+                text = text.lstrip() if answer else text
+                text, found, _ = text.partition(end) if end else (text, "", "")
                 ended = bool(found) or token in writing.ends
                 ready = len(text) if found else _ready(text, end)
                 if ready > shown:
@@ -171,6 +176,13 @@ def _can_go_back(layer: Any) -> bool:
     if type(layer) is DynamicSlidingWindowLayer:
         return bool(layer.get_seq_length() < layer.sliding_window)
     return type(layer) is DynamicLayer
+
+
+def _behind(tokenizer: Any, before: list[int], written: list[int]) -> str:
+    """The text of tokens behind others, with the blank that it may begin with there and would not by itself."""
+    plain = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    known, text = plain(before), plain([*before, *written])
+    return str(text.removeprefix(known) if text.startswith(known) else plain(written))
 
 
 def _ready(text: str, end: str) -> int:
