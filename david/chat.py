@@ -154,7 +154,7 @@ class Chat:
         self._asked += 1
         end = "" if self.tokenizer.chat_template else _USERS_TURN
         for voice in voices:
-            pieces = voice.write(self.tokenizer, prompt, drawn, answer=True, end=end)
+            pieces = voice.write(self.tokenizer, prompt, drawn, trim=True, end=end)
             kept = voice is self.in_use
             yield voice, self._kept(question, voice, pieces) if kept else pieces
 

@@ -69,7 +69,7 @@ def generate(
     voices = [Voice(name, one, loaded) for name, one in wanted or [(BASE, Recipe.identity(n_layers))]]
     found = []
     for voice in voices:
-        pieces = voice.write(tokenizer, tokens, sampling, answer=chat)
+        pieces = voice.write(tokenizer, tokens, sampling, trim=chat)
         if as_json:
             found.append({"recipe": voice.name, "map": str(voice.recipe)} | _told(voice, "".join(pieces)))
         else:

@@ -100,12 +100,12 @@ class Voice:
         self._cache, self._held = None, []
 
     def write(
-        self, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, *, answer: bool = False, end: str = ""
+        self, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, *, trim: bool = False, end: str = ""
     ) -> Iterator[str]:
         """Go on from the tokens of a prompt: pieces of text as they come, and afterwards `answer`.
 
         Who stops reading stops the writing, and `answer` is what came until then. Text from `end` on is left out, and
-        ends it; of an `answer`, so are the blanks that it begins with. `DavidError` where the model cannot go on.
+        ends it; with `trim`, so are the blanks that it begins with. `DavidError` where the model cannot go on.
         """
         start = time.perf_counter()
         self.answer, prompt = None, list(prompt)
@@ -121,7 +121,7 @@ class Voice:
             for token in writing:
                 written.append(token)
                 text = _behind(tokenizer, prompt[-_TAIL:], written)
-                text = text.lstrip() if answer else text
+                text = text.lstrip() if trim else text
                 text, found, _ = text.partition(end) if end else (text, "", "")
                 ended = bool(found) or token in writing.ends
                 ready = len(text) if found else _ready(text, end)
