@@ -108,8 +108,9 @@ def chat(
     talk.use(min(1, len(talk.voices) - 1))
     session = _Session(talk, loaded, sys.stdin.isatty() and sys.stdout.isatty())
     if session.seen:
-        others = "" if len(talk.voices) == 1 else f" and {len(talk.voices) - 1} recipes, on one set of weights"
-        _put(f"{plain(model)}{others}. /help tells the commands; Ctrl-D leaves.\n")
+        many = len(talk.voices) - 1
+        beside = f", the base and {many} recipe{'s'[: many > 1]} on one set of weights" if many else ""
+        _put(f"{plain(model)}{beside}. /help tells the commands; Ctrl-D leaves.\n")
     failed = False
     for line in _lines(session.seen):
         try:
@@ -145,24 +146,19 @@ class _Session:
 
     def answer(self, text: str) -> None:
         """Show the answer of the recipe in use."""
-        if self.seen and len(self.talk.voices) > 1:
-            self.label(self.talk.in_use)
-        self.show(self.talk.stream(text))
+        labelled = self.seen and len(self.talk.voices) > 1
+        self.show(self.talk.stream(text), _label(self.talk.in_use) if labelled else "")
 
-    def show(self, pieces: Iterator[str]) -> bool:
+    def show(self, pieces: Iterator[str], label: str) -> bool:
         """Show an answer as it comes; whether it was left to end."""
         try:
-            _show(pieces)
+            _show(pieces, label)
         except KeyboardInterrupt:
             if not self.seen:
                 raise
             _put("\n(stopped)\n")
             return False
         return True
-
-    def label(self, voice: "Voice") -> None:
-        """Show who is to answer."""
-        _put(f"[{plain(voice.name, 60)}] ")
 
     def recipe(self, text: str) -> "Recipe":
         """What a recipe's text stands for, with a note where it was made on other weights."""
@@ -201,10 +197,19 @@ def _recipes(session: _Session, _: str) -> None:
 
 
 def _compare(session: _Session, text: str) -> None:
+    failure: DavidError | None = None
     for voice, pieces in session.talk.comparing(text or session.talk.take_back()):
-        session.label(voice)
-        if not session.show(pieces):
-            break
+        try:
+            if not session.show(pieces, _label(voice)):
+                break
+        except DavidError as error:  # one that cannot answer does not silence the others
+            failure = DavidError(f"{voice.name}: {error}")
+    if failure is not None:
+        raise failure
+
+
+def _label(voice: "Voice") -> str:
+    return f"[{plain(voice.name, 60)}] "
 
 
 def _retry(session: _Session, _: str) -> None:

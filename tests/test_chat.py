@@ -472,6 +472,16 @@ def test_what_is_wrong_in_a_conversation_is_told_in_a_line_and_it_goes_on(line: 
     assert out.count("\n") == 1
 
 
+def test_a_recipe_that_cannot_answer_does_not_silence_the_others(typed: Any) -> None:
+    broken = "0:6*1e308"
+    options = ("--recipe", broken, "--recipe", AGAIN)
+    code, out, err = typed("chat model --max-new-tokens 3", "/compare w5\n/use 2\nw6\n", *options)
+    assert code == 1
+    assert f"error: {broken}: no token can be drawn at temperature 0.3" in err
+    assert [line.partition("]")[0] for line in out.splitlines()[:2]] == ["[base", f"[{AGAIN}"]
+    assert out.splitlines()[-1].startswith("w")
+
+
 def test_what_a_model_writes_moves_no_cursor(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("david.chat.Chat.stream", lambda *_: iter(["a\x1b[2J", "\u202eb\nc"]))
     _, out, _ = typed("chat model", "w5")
@@ -549,8 +559,9 @@ def test_a_conversation_at_a_terminal(terminal: Any, place: Path) -> None:
     config.write_text(json.dumps(json.loads(kept) | {"eos_token_id": None}))
     try:
         at = terminal("--recipe", AGAIN, "--max-new-tokens", "100", "--temperature", "0")
-        assert "model and 1 recipes, on one set of weights. /help tells the commands; Ctrl-D leaves." in at.until(
-            "you>"
+        assert (
+            "model, the base and 1 recipe on one set of weights. /help tells the commands; Ctrl-D leaves."
+            in at.until("you>")
         )
     finally:
         config.write_text(kept)
