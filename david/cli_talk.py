@@ -92,9 +92,9 @@ def chat(
 ) -> None:
     """Talk to a model and to recipes on its weights, which answer in turn or side by side; /help tells the commands.
 
-    Messages are read from the terminal, or from standard input, one a line.
+    Messages are read from the terminal, or from standard input, one a line: then nothing but answers is printed.
 
-    Example: echo "What is a layer?" | david chat demo --recipe "0:12, 8:30"
+    Example: david chat demo --recipe "0:12, 8:12*0.3, 12:30"
     """
     _check(recipe)
     from david.chat import Chat

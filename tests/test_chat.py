@@ -473,7 +473,7 @@ def test_what_is_wrong_in_a_conversation_is_told_in_a_line_and_it_goes_on(line: 
 
 
 def test_a_recipe_that_cannot_answer_does_not_silence_the_others(typed: Any) -> None:
-    broken = "0:6*1e308"
+    broken = "0:6*1e+308"
     options = ("--recipe", broken, "--recipe", AGAIN)
     code, out, err = typed("chat model --max-new-tokens 3", "/compare w5\n/use 2\nw6\n", *options)
     assert code == 1

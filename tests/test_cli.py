@@ -394,7 +394,7 @@ def test_search_of_multiple_choice_and_depth_judges_the_front(run: Run, place: P
 def test_help_shows_an_example(command: str, run: Run) -> None:
     code, text, _ = run(f"{command} --help")
     assert code == 0
-    assert re.search(rf"Example: .*\bdavid {command}\b", text)
+    assert f"Example: david {command}" in text
 
 
 def test_the_bare_command_names_every_command(run: Run) -> None:
