@@ -22,7 +22,7 @@ class Cost(StrEnum):
     visits = "visits"
 
 
-Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, demo, or a recipe, which names its base.")]
+Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, demo, or a recipe JSON.")]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help="A recipe JSON, or its notation: '0:12, 8:30', '0:12, 8:12*0.5, 12:30'.")
 ]
