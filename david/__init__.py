@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from david.chat import Chat
     from david.checkpoint import export
     from david.corpus import Corpus
     from david.engine import score_recipes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "Corpus",
     "David",
     "DavidError",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Chat": "chat",
     "Corpus": "corpus",
     "David": "sling",
     "DavidError": "errors",

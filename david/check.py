@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from david import layers, memory
 from david.errors import SlingError, one_line
 from david.recipe import Recipe
-from david.sling import base_depth, base_layers, is_slung, slung, view
+from david.sling import AnyRecipe, base_depth, base_layers, check_recipe, is_slung, slung, view
 from david.stack import stacked
 from david.views import hidden, with_hidden
 
@@ -76,14 +76,16 @@ class Certificate:
         return "\n".join(lines)
 
 
-def check(model: PreTrainedModel) -> Certificate:
+def check(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> Certificate:
     """Prove on the model in hand that it slings exactly, on a few maps that stress it; it is the base afterwards.
 
     The identity is bit-equal to the base; a cache changes nothing; a sling is what the really stacked layers are (or,
     where memory does not hold a copy, what the base's layers give when called one by one); a view beside the base is
-    the sling; reset is bit-equal. A model of a type that no proof was made for may be slung once this passes.
+    the sling; reset is bit-equal. A model of a type that no proof was made for may be slung once this passes. With a
+    `recipe`, its map is one more to be proved.
 
-    Raises `SlingError` for a model that is refused, or that is slung now.
+    Raises `SlingError` for a model that is refused, that is slung now, or that refuses the recipe; `RecipeError` for a
+    recipe that does not fit it.
     """
     if is_slung(model):
         raise SlingError("check() proves it on a base: this model is slung, so reset it first")
@@ -94,6 +96,10 @@ def check(model: PreTrainedModel) -> Certificate:
         setattr(model, layers.PROVED_HERE, True)
     proved = False
     try:
+        stressing = maps(base_depth(model))
+        if recipe is not None:
+            stressing["the recipe"] = Recipe.of(recipe)
+            check_recipe(model, stressing["the recipe"])
         certificate = Certificate(
             architecture=type(model).__name__,
             model_type=model.config.get_text_config(decoder=True).model_type,
@@ -101,8 +107,8 @@ def check(model: PreTrainedModel) -> Certificate:
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             versions={name: version(name) for name in ("david", "torch", "transformers")},
-            maps={name: str(recipe) for name, recipe in maps(base_depth(model)).items()},
-            findings=tuple(_findings(model)),
+            maps={name: str(written) for name, written in stressing.items()},
+            findings=tuple(_findings(model, stressing)),
         )
         proved = certificate.passed and _compared(certificate.findings)
     finally:
@@ -188,7 +194,7 @@ class _Base:
     rounding: float | None  # how far its own cache leads from its logits; None where that is more than rounding
 
 
-def _findings(model: PreTrainedModel) -> list[Finding]:
+def _findings(model: PreTrainedModel, stressing: Mapping[str, Recipe]) -> list[Finding]:
     before = _state(model)
     base, told = _base(model)
     found = [told]
@@ -201,7 +207,7 @@ def _findings(model: PreTrainedModel) -> list[Finding]:
 
     with slung(model, Recipe.identity(base_depth(model))):
         found += is_base("the identity")
-    for name, recipe in maps(base_depth(model)).items():
+    for name, recipe in stressing.items():
         found += _on_map(model, name, recipe, base)
     found += is_base("after reset")
     found.append(Finding("after reset", "the modules and the configuration are the base's", _state(model) == before))

@@ -22,8 +22,9 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from david import layers, memory
-from david.card import card, loader, told
-from david.errors import DavidError, ModelError, SearchError, SlingError, one_line, reason
+from david.card import Stacked, loader, told, without_paths
+from david.card import write as write_card
+from david.errors import DavidError, ModelError, RecipeError, SearchError, SlingError, one_line, reason
 from david.models import changed
 from david.rebuilt import RUNS, Rebuilt, Weights, rebuilt
 from david.recipe import Recipe
@@ -47,8 +48,8 @@ def export(
     Plain transformers reads it back with the very logits of the slung model. The model may be slung, offloaded or
     spread over devices, and is left alone. The folder gets `config.json`, the weights in shards of at most
     `max_shard_size` (bytes, or text such as `"5GB"`; a single tensor may be larger), the tokenizer if there is one,
-    `recipe.json`, and a model card. Hooks that are put on the model are not in a checkpoint. Beside the base, memory
-    holds one shard at a time. What is cut off half way leaves nothing that looks whole.
+    `recipe.json`, a model card and the recipe's picture. Hooks that are put on the model are not in a checkpoint.
+    Beside the base, memory holds one shard at a time. What is cut off half way leaves nothing that looks whole.
 
     Raises `RecipeError` for a recipe that does not fit the model; `SlingError` for what no checkpoint of this type can
     say (scales, quantised weights, adapters, a map that its configuration has no words for); `SearchError` for a folder
@@ -76,17 +77,42 @@ def export(
     _check_room(target, plan.bytes)
     kept, proved = told(model, wanted), plan.proved
     reads = loader(proved.read, type(beside))
-    text = card(kept, reads, proved.values, proved.config["dtype"], size_text(plan.bytes))
+    about = Stacked(reads, proved.values, proved.config["dtype"], size_text(plan.bytes))
     with _appearing(target) as place:
         index = _write_weights(plan, place, progress)
-        kept.save(place / "recipe.json")
-        (place / "README.md").write_text(text, encoding="utf-8")
+        write_card(kept, place, about)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, place)
         if beside.can_generate():
             beside.generation_config.to_json_file(place / "generation_config.json")  # as it is, also where unwise
         _write_json(place / "config.json", proved.config)
         _write_json(place / "model.safetensors.index.json", index)
+    return Path(folder)
+
+
+def hand_on(recipe: AnyRecipe, folder: str | os.PathLike[str], *, model: PreTrainedModel | None = None) -> Path:
+    """Write a recipe as a folder that is ready for the Hub, without weights; its folder.
+
+    It holds `recipe.json`, a model card and the recipe's picture: `load_model` of the folder, or of the repository that
+    it becomes, slings the base that the recipe names. Paths of this machine are left out. With `model`, the base in
+    hand, what the recipe does not say of its base is filled in; without it, nothing is loaded.
+
+    Raises `RecipeError` for a recipe that is not valid, does not fit the model, or says nothing of its base;
+    `SearchError` for a folder that is not empty or cannot be written.
+
+    Example:
+        >>> hand_on("recipe.json", "for-the-hub")  # doctest: +SKIP
+    """
+    target = check_target(folder)
+    wanted = Recipe.of(recipe)
+    if model is not None:
+        wanted.check(base_depth(model))
+        wanted = told(model, wanted)
+    elif wanted.base is None or wanted.base.fingerprint is None:
+        raise RecipeError("the recipe does not say which weights are its base: give the model")
+    wanted = without_paths(wanted)
+    with _appearing(target) as place:
+        write_card(wanted, place)
     return Path(folder)
 
 

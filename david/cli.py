@@ -13,7 +13,7 @@ from david.cli_models import check, export
 from david.cli_recipes import explain
 from david.cli_scores import score
 from david.cli_studies import profile, report, scan, search
-from david.cli_talk import generate
+from david.cli_talk import chat, generate
 from david.errors import DavidError, plain
 from david.messages import Unfailing
 
@@ -34,6 +34,7 @@ for _command in (
     check,
     export,
     generate,
+    chat,
 ):
     app.command()(_command)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from david.inputs import bytes_of, check_recipe, corpus_of, load, objective_of, recipe_of
+from david.inputs import bytes_of, check_recipe, corpus_of, load_with_recipe, objective_of, recipe_of
 from david.options import (
     DEFAULT_DATA,
     Bos,
@@ -51,7 +51,7 @@ def score(
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
     check_recipe(recipe, ratios)
-    loaded, tokenizer = load(model, dtype, device)
+    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
     corpus = corpus_of(
         tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride
     ).take(windows)
@@ -62,7 +62,9 @@ def score(
     from david.verdict import paired_difference
 
     n_layers = base_depth(loaded)
-    wanted = [] if recipe is None and ratios is None else [recipe_of(recipe, ratios, n_layers, loaded)]
+    if recipe is not None or ratios is not None:
+        own = recipe_of(recipe, ratios, n_layers, loaded)
+    wanted = [] if own is None else [own]
     base, *others = score_recipes(
         loaded,
         [Recipe.identity(n_layers), *wanted],

@@ -51,8 +51,17 @@ class StorageError(SearchError):
 
 def plain(text: str, most: int = 1000) -> str:
     """A text on one line of at most so many characters: what breaks it, moves a cursor or turns it round is escaped."""
-    text = _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    text = _UNSEEN.sub(_escaped, text)
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """A text of any length, its line breaks and tabs as they are, and whatever else acts unseen on a screen escaped."""
+    return _UNSEEN.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped(found), text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def one_line(error: BaseException) -> str:

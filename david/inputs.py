@@ -1,15 +1,14 @@
 """What the options of a command stand for: a model, a corpus, a recipe. Heavy modules load where they are needed."""
 
 import logging
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from david import origin
 from david.errors import CorpusError, ModelError, RecipeError, ScoreError, brief
+from david.messages import say
 from david.options import Convention
-from david.origin import is_hub_id
 
 if TYPE_CHECKING:
     from david.corpus import Corpus
@@ -18,24 +17,45 @@ if TYPE_CHECKING:
 
 
 def load(model: str, dtype: str | None, device: str | None, *, proved: bool = True) -> tuple[Any, Any]:
-    """A model and its tokenizer; a type that no proof was made for is proved first."""
+    """A model as its base, and its tokenizer; a type that no proof was made for is proved first.
+
+    Of a MODEL that is a recipe this is the base alone, which is said: for the commands that look at a base.
+    """
+    loaded, tokenizer, recipe = load_with_recipe(model, dtype, device, proved=proved)
+    if recipe is not None:
+        say(f"note: {model} is a recipe: it is its base that this looks at")
+    return loaded, tokenizer
+
+
+def load_with_recipe(
+    model: str, dtype: str | None, device: str | None, *, proved: bool = True
+) -> tuple[Any, Any, "Recipe | None"]:
+    """A model as its base, its tokenizer, and the recipe that MODEL is, where it is one.
+
+    A command that takes one recipe puts `--recipe` in its place; one that takes several begins with it.
+    """
     import optuna
     import transformers
 
     from david.check import prove
     from david.layers import is_proved
-    from david.models import load_model
+    from david.models import load_base, load_weights, recipe_at
 
     if device is not None and device.startswith("meta"):
         raise ModelError("on the device meta weights have no values: give cpu, or an accelerator")
     transformers.logging.set_verbosity_error()
     logging.getLogger("datasets").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    recipe = recipe_at(model)
+    if recipe is None:
+        loaded, tokenizer = load_weights(model, dtype=dtype, device=device)
+    else:
+        instead = "MODEL, and the recipe with --recipe"
+        loaded, tokenizer = load_base(recipe, dtype=dtype, device=device, instead=instead)
     if proved and not is_proved(loaded):
         typer.echo(f"david: {type(loaded).__name__} is new here: proving first that it slings exactly", err=True)
         prove(loaded)
-    return loaded, tokenizer
+    return loaded, tokenizer, recipe
 
 
 def corpus_of(
@@ -130,22 +150,14 @@ def strategy_of(
 
 def named_base(wanted: "Recipe") -> str:
     """The base that a recipe names, on the Hub or demo: what a recipe says of this machine's files is not followed."""
-    source = None if wanted.base is None else wanted.base.model
-    if source is None:
-        raise RecipeError("the recipe does not name its base: say which with --model")
-    if source != "demo" and (os.path.exists(source) or not is_hub_id(source)):
-        raise RecipeError(f"the recipe names a path as its base, {source!r}: if it is meant, say so with --model")
-    return source
+    return origin.named_base(wanted.base, "--model")
 
 
 def tell_other_weights(wanted: "Recipe", loaded: Any) -> None:
     """A note where a recipe was made on other weights than those that are loaded."""
-    if wanted.base is None or wanted.base.fingerprint is None:
-        return
-    from david.models import fingerprint
+    from david.models import tell_other_weights as tell
 
-    if fingerprint(loaded) != wanted.base.fingerprint:
-        sys.stderr.write(f"note: the recipe was made on other weights ({wanted.base.model}); it is run all the same\n")
+    tell(wanted, loaded)
 
 
 def one_of(recipe: str | None, ratios: str | None) -> None:

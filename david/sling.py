@@ -237,11 +237,11 @@ class David:
     view = staticmethod(view)
 
     @staticmethod
-    def check(model: PreTrainedModel) -> "Certificate":
+    def check(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> "Certificate":
         """The proof that a model slings exactly: see `david.check.check`."""
         from david.check import check  # above this module, and of no use to it: only its name is here
 
-        return check(model)
+        return check(model, recipe=recipe)
 
 
 def _base(stack: Stack) -> _Base:

@@ -75,6 +75,7 @@ ORDER = [
     *LIGHT,
     *HEAVY,
     "widgets",
+    "writing",
     "chat",
     "options",
     "inputs",

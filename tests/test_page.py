@@ -23,7 +23,7 @@ from PIL import Image
 
 import david
 from david import page, records, report, table
-from david.card import card, told
+from david.card import Stacked, card, told
 from david.errors import SearchError
 from david.models import describe
 from david.origin import Base
@@ -451,15 +451,15 @@ def test_a_recipe_in_a_notebook_is_a_picture_without_anything_its_file_says() ->
 
 
 def test_a_model_card_holds_nothing_that_a_recipe_says_but_names_of_the_hub(tiny: Any) -> None:
-    fingerprint = describe(tiny).fingerprint
+    fingerprint, stacked = describe(tiny).fingerprint, Stacked("AutoModelForCausalLM", 1, "float32", "1 MB")
     for revision in (HOSTILE, "main`\n# Owned", "a" * 40):
         base = Base(model="owner/name", revision=revision, num_layers=6, fingerprint=fingerprint)
         kept = told(tiny, Recipe((0, 1, 1), base=base, written_as=HOSTILE))
-        text = card(kept, "AutoModelForCausalLM", 1, "float32", "1 MB")
+        text = card(kept, stacked)
         assert ("owner/name" in text) is (revision == "a" * 40)
         assert not {"alert", "Owned", "<script"} & set(re.findall(r"alert|Owned|<script", text))
     hostile = Base(model=HOSTILE, revision="main", num_layers=6, fingerprint=fingerprint)
-    assert "alert" not in card(told(tiny, Recipe((0,), base=hostile)), "AutoModelForCausalLM", 1, "float32", "1 MB")
+    assert "alert" not in card(told(tiny, Recipe((0,), base=hostile)), stacked)
 
 
 def test_what_a_study_says_of_itself_is_text_whatever_it_holds() -> None:
