@@ -16,6 +16,7 @@ import david
 HOUSE = Path(david.__file__).parent
 LIGHT = [
     "errors",
+    "units",
     "messages",
     "stopping",
     "storage",
