@@ -21,7 +21,7 @@ from optuna import Study
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 
-from david import plot, records, table
+from david import plot, records, table, units
 from david.errors import RecipeError, SearchError, one_line, reason
 from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
@@ -141,9 +141,9 @@ def verdict(board: pd.DataFrame) -> str:
             f"{apart} of {len(judged)} cannot be told apart from it"
         )
     first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
-    unit = records.QUESTION if "held_out_accuracy" in board else records.TOKEN
+    unit = board.attrs.get("unit", units.TOKEN)
     return (
-        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a {unit} "
+        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} {_in(unit)} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
     )
 
@@ -160,11 +160,16 @@ def looks(study: Study) -> str:
     )
 
 
-def luck(found: Luck | None, recipes: int, unit: str = records.TOKEN) -> str:
+def _in(unit: str) -> str:
+    """A unit behind a number: nats a token, or of what is no NLL `in 1 − acc`."""
+    return unit if units.is_nll(unit) else f"in {unit}"
+
+
+def luck(found: Luck | None, recipes: int, unit: str = units.TOKEN) -> str:
     """The luck line of so many recipes in a sentence; empty where it cannot be told."""
     if found is None or math.isnan(found.typical):
         return ""
-    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} nats a {unit}"
+    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} {_in(unit)}"
     said = f"{line} on the search windows"
     if math.isnan(found.chance):
         return said
@@ -185,7 +190,7 @@ def baseline(study: Study) -> str:
     beaten = sum(best.nll < nll for nll in found.nll.values())
     return (
         f"random recipes as deep as the best finalist (trial {found.trial}) show {apart[0]:+.4f} to {apart[-1]:+.4f} "
-        f"nats a {records.unit_of(study)} on the held-out windows; it is lower than {beaten} of {len(apart)}"
+        f"{_in(records.unit_of(study))} on the held-out windows; it is lower than {beaten} of {len(apart)}"
     )
 
 
@@ -204,21 +209,26 @@ def board_text(board: pd.DataFrame) -> str:
     if board.empty:
         return "(nothing is scored yet)"
     also = [str(name) for name in board if str(name).startswith("also_") and name != "also_visits"]
+    unit = board.attrs.get("unit", units.TOKEN)
+    name, _ = units.read(unit, 0.0)
+    short = "ppl" if name == "perplexity" else name
     shown = pd.DataFrame(
         {
             "rank": board["rank"],
             "trial": board["trial"],
             "visits": board["visits"],
             "depth": board["extra_depth"].map("{:+.0%}".format),
-            "search ppl": board["search_perplexity"].map(_figure),
-            "held-out ppl": board["held_out_perplexity"].map(_figure),
+            f"search {short}": board[f"search_{name}"].map(_figure),
+            f"held-out {short}": board[f"held_out_{name}"].map(_figure),
             **{
-                f"{name.replace('_', '-')} acc": board[f"{name}_accuracy"].map(_percent)
-                for name in ("search", "held_out")
-                if f"{name}_accuracy" in board
+                f"{side.replace('_', '-')} acc": board[f"{side}_accuracy"].map(_percent)
+                for side in ("search", "held_out")
+                if f"{side}_accuracy" in board
             },
-            **{f"search {name.removeprefix('also_')}": board[name].map("{:.4g}".format) for name in also},
-            "Δ nats": board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
+            **{f"search {its.removeprefix('also_')}": board[its].map("{:.4g}".format) for its in also},
+            "Δ nats" if units.is_nll(unit) else f"Δ ({unit})": board["nll_difference"]
+            .map("{:+.4f}".format)
+            .replace("+nan", ""),
             "95% interval": [
                 "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
                 for low, high in zip(board["low95"], board["high95"], strict=True)

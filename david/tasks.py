@@ -187,9 +187,9 @@ def load(
     longest = max_length or min(_LONGEST, positions if positions and positions > 0 else _LONGEST)
     with _quiet(), as_base(model):
         harness = _harness(model, tokenizer, longest, batch or (1 if input_device(model).type == "cpu" else 16))
-        read = [(found, *measured) for name, *measured in wanted for found in _read(name)]
+        read = [(found, task, metric, kept) for name, metric, kept in wanted for found, task in _read(name)]
         parts: list[_Task] = []
-        for (name, task), metric, kept in read:
+        for name, task, metric, kept in read:
             if any(part.name == name for part in parts):
                 raise CorpusError(f"the task {name} is asked for twice: name it once")
             parts.append(_ready(name, task, metric, kept, limit, parts[-1].numbers.stop if parts else 0))
@@ -203,23 +203,19 @@ def check_names(names: str | os.PathLike[str] | Sequence[str]) -> list[tuple[str
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ScoreError("tasks need the package lm-eval: pip install 'david[eval]'")
-    texts = (
-        names.split(",") if isinstance(names, str) else [os.fspath(names)] if isinstance(names, os.PathLike) else names
-    )
+    texts = [os.fspath(names)] if isinstance(names, os.PathLike) else names
     found: list[tuple[str, str | None, str | None]] = []
-    for text in texts:
-        name, metric, kept = text.strip(), None, None
-        if not os.path.isfile(name):
-            name, metric, kept, *more = [*name.split(":"), None, None][: 3 + name.count(":")]
-            if any(more):
-                raise CorpusError(
-                    f"cannot read the task {brief(text)}: expected name, name:metric or name:metric:filter"
-                )
-        if not name:
+    for text in texts.split(",") if isinstance(texts, str) else texts:
+        told = [text.strip()] if os.path.isfile(text.strip()) else text.strip().split(":")
+        if not told[0]:
             raise CorpusError(f"expected the names of tasks, such as arc_easy or ./mine.yaml; got {brief(names)}")
-        if _is_path(name) and not os.path.isfile(os.path.expanduser(name)):
-            raise CorpusError(f"no such task file: {name}")
-        found.append((name, metric or None, kept or None))
+        if len(told) > 3 or not all(told):
+            raise CorpusError(f"cannot read the task {brief(text)}: expected name, name:metric or name:metric:filter")
+        if _is_path(told[0]) and not os.path.isfile(os.path.expanduser(told[0])):
+            raise CorpusError(f"no such task file: {told[0]}")
+        found.append((told[0], told[1] if len(told) > 1 else None, told[2] if len(told) > 2 else None))
+    if not found:
+        raise CorpusError("expected the names of tasks, such as arc_easy or ./mine.yaml; got none")
     return found
 
 
@@ -247,10 +243,8 @@ def _read(name: str) -> list[tuple[str, Any]]:
         manager = _own_tasks()
         if name not in manager.all_tasks:
             near = ", ".join(get_close_matches(name, manager.all_tasks, 3))
-            raise CorpusError(
-                f"lm-eval has no task {brief(name)}{f'; near it are {near}' if near else ''}: give one of its names, or "
-                "a task file as ./mine.yaml"
-            )
+            hint = f" (it has {near})" if near else ""
+            raise CorpusError(f"lm-eval has no task {brief(name)}{hint}: give one of its names, or a task file's path")
         return _loaded(manager, name, name, Path.cwd())
     manager = TaskManager(include_defaults=False)
     own = str(path.absolute())
