@@ -128,9 +128,8 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     best = next((row for row in run.recipes if not math.isnan(row["held_out_nll"])), None)
     if best is not None:
         change = math.expm1(min(best["nll_difference"], 700))
-        apart = (
-            f"{_signed(100 * change, 2)}% to the base’s, " if math.isfinite(change) and measure == "perplexity" else ""
-        )
+        has_change = math.isfinite(change) and measure == "perplexity"
+        apart = f"{_signed(100 * change, 2)}% to the base’s, " if has_change else ""
         figure_ = figure(best[f"held_out_{measure}"])
         tiles.append((f"Best finalist, held-out {measure}", figure_, f"{apart}{best['verdict']}"))
     documents = len(set(kept.documents))
@@ -244,10 +243,8 @@ def _baseline(run: _Run) -> Section | None:
     if not said or found is None:
         return None
     rows = sorted(found.nll.items(), key=lambda item: item[1])
-    return (
-        "Beside random recipes",
-        _part("baseline", f"{said[:1].upper()}{said[1:]}.", rows, records.unit_of(run.study)),
-    )
+    unit = records.unit_of(run.study)
+    return ("Beside random recipes", _part("baseline", f"{said[:1].upper()}{said[1:]}.", rows, unit))
 
 
 def _rankings(run: _Run) -> Section | None:

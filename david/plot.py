@@ -77,7 +77,7 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     worse = " (none is better)" if values[best] >= 0 else ""
     early = f"\n{len(partial)} dropped early (dots)" if partial else ""
     ax.set_title(
-        f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f}{f' {unit}' * units.is_nll(unit)}{worse}{early}"
+        f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} {units.behind(unit)}{worse}{early}"
     )
     return ax
 

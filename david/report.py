@@ -143,7 +143,7 @@ def verdict(board: pd.DataFrame) -> str:
     first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
     unit = board.attrs.get("unit", units.TOKEN)
     return (
-        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} {_in(unit)} "
+        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} {units.behind(unit)} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
     )
 
@@ -160,16 +160,11 @@ def looks(study: Study) -> str:
     )
 
 
-def _in(unit: str) -> str:
-    """A unit behind a number: nats a token, or of what is no NLL `in 1 − acc`."""
-    return unit if units.is_nll(unit) else f"in {unit}"
-
-
 def luck(found: Luck | None, recipes: int, unit: str = units.TOKEN) -> str:
     """The luck line of so many recipes in a sentence; empty where it cannot be told."""
     if found is None or math.isnan(found.typical):
         return ""
-    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} {_in(unit)}"
+    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} {units.behind(unit)}"
     said = f"{line} on the search windows"
     if math.isnan(found.chance):
         return said
@@ -190,7 +185,7 @@ def baseline(study: Study) -> str:
     beaten = sum(best.nll < nll for nll in found.nll.values())
     return (
         f"random recipes as deep as the best finalist (trial {found.trial}) show {apart[0]:+.4f} to {apart[-1]:+.4f} "
-        f"{_in(records.unit_of(study))} on the held-out windows; it is lower than {beaten} of {len(apart)}"
+        f"{units.behind(records.unit_of(study))} on the held-out windows; it is lower than {beaten} of {len(apart)}"
     )
 
 
@@ -226,9 +221,7 @@ def board_text(board: pd.DataFrame) -> str:
                 if f"{side}_accuracy" in board
             },
             **{f"search {its.removeprefix('also_')}": board[its].map("{:.4g}".format) for its in also},
-            "Δ nats" if units.is_nll(unit) else f"Δ ({unit})": board["nll_difference"]
-            .map("{:+.4f}".format)
-            .replace("+nan", ""),
+            units.delta(unit): board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
             "95% interval": [
                 "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
                 for low, high in zip(board["low95"], board["high95"], strict=True)

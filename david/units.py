@@ -22,6 +22,16 @@ def is_nll(unit: str) -> bool:
     return unit.startswith("nats ")
 
 
+def behind(unit: str) -> str:
+    """A unit as it stands behind a difference: `nats a token`, or of what is no NLL `in 1 − acc`."""
+    return unit if is_nll(unit) else f"in {unit}"
+
+
+def delta(unit: str) -> str:
+    """The head of a column of differences: `Δ nats`, `Δ (1 − acc)`."""
+    return "Δ nats" if is_nll(unit) else f"Δ ({unit})"
+
+
 def read(unit: str, mean: float) -> tuple[str, float]:
     """What a person reads of a mean, by its name: the perplexity, a metric, or the mean itself.
 
