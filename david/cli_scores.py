@@ -1,8 +1,10 @@
 """The commands that score recipes: `score`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from david.inputs import bytes_of, check_recipe, corpus_of, load, objective_of, recipe_of
+from david import units
+from david.errors import CorpusError
+from david.inputs import bytes_of, check_recipe, check_tasks, corpus_of, load, objective_of, recipe_of
 from david.options import (
     DEFAULT_DATA,
     Bos,
@@ -14,6 +16,7 @@ from david.options import (
     Dtype,
     GoldColumn,
     Json,
+    Limit,
     MemoryBudget,
     Model,
     PromptColumn,
@@ -21,10 +24,18 @@ from david.options import (
     RecipeOption,
     Slice,
     Stride,
+    TasksOption,
     Window,
     Windows,
 )
 from david.printing import figures, figures_text, print_found
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from david.recipe import Recipe
+    from david.score import Score
+    from david.verdict import Difference
 
 
 def score(
@@ -41,16 +52,21 @@ def score(
     convention: ConventionOption = Convention.window,
     stride: Stride = None,
     bos: Bos = None,
+    tasks: TasksOption = None,
+    limit: Limit = None,
     memory_budget: MemoryBudget = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Perplexity of a model (of questions its accuracy), and of a recipe on it beside its base.
+    """Perplexity of a model (of questions its accuracy), and of a recipe on it beside its base; tasks beside it.
 
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
     check_recipe(recipe, ratios)
+    if tasks is None and limit is not None:
+        raise CorpusError("--limit is of the documents of tasks: name these with --tasks")
+    check_tasks(tasks)
     loaded, tokenizer = load(model, dtype, device)
     corpus = corpus_of(
         tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride
@@ -59,34 +75,67 @@ def score(
     from david.recipe import Recipe
     from david.sling import base_depth
     from david.store import data_of
-    from david.verdict import paired_difference
+    from david.tasks import load as load_tasks
 
     n_layers = base_depth(loaded)
     wanted = [] if recipe is None and ratios is None else [recipe_of(recipe, ratios, n_layers, loaded)]
-    base, *others = score_recipes(
+    asked = None if tasks is None else load_tasks(tasks, loaded, tokenizer, limit=limit)
+    both = [Recipe.identity(n_layers), *wanted]
+    scores = score_recipes(
         loaded,
-        [Recipe.identity(n_layers), *wanted],
+        both,
         corpus,
         objective=objective_of(convention, gold_column),
         memory_budget=bytes_of(memory_budget),
     )
+    base = scores[0]
     found: dict[str, Any] = {
         "model": model,
         "data": data_of(corpus),
         "convention": {"name": base.convention, "window": corpus.window, "bos": corpus.bos},
         "tokens": base.tokens,
-        "base": figures(base),
+        **_beside(scores, wanted),
     }
     unit = "question" if base.right else "token"
-    lines = [f"{corpus}, {base.tokens} {unit}s scored by convention {base.convention}", f"base    {figures_text(base)}"]
+    lines = [f"{corpus}, {base.tokens} {unit}s scored by convention {base.convention}", *_lines(scores, wanted)]
+    if asked is not None:
+        found["tasks"] = {}
+        for name, documents in asked.each.items():
+            scores = score_recipes(loaded, both, documents, objective=asked, progress=True)
+            its = {"documents": len(documents), "measured": scores[0].convention, "unit": scores[0].unit}
+            found["tasks"][name] = {**its, "data": data_of(documents), **_beside(scores, wanted)}
+            lines += ["", f"{documents}, measured by {scores[0].convention}", *_lines(scores, wanted)]
+    print_found(found, "\n".join(lines), as_json)
+
+
+def _beside(scores: "Sequence[Score]", wanted: "Sequence[Recipe]") -> dict[str, Any]:
+    """The base's score, and that of the recipe beside it where there is one, for a machine."""
+    base, *others = scores
+    found: dict[str, Any] = {"base": figures(base)}
     for given, its in zip(wanted, others, strict=True):
-        difference = paired_difference(its.window_nll, base.window_nll, base.window_tokens, documents=base.documents)
+        difference = _difference(its, base)
         interval = [difference.low, difference.high]
+        mean = "nll_difference" if units.is_nll(base.unit) else "difference"
         found["recipe"] = {"map": str(given)} | figures(its)
-        found["recipe"] |= {"nll_difference": difference.mean, "interval95": interval, "verdict": difference.word}
+        found["recipe"] |= {mean: difference.mean, "interval95": interval, "verdict": difference.word}
+    return found
+
+
+def _lines(scores: "Sequence[Score]", wanted: "Sequence[Recipe]") -> list[str]:
+    """The same for a person."""
+    base, *others = scores
+    lines = [f"base    {figures_text(base)}"]
+    for given, its in zip(wanted, others, strict=True):
+        difference = _difference(its, base)
         lines.append(f"recipe  {figures_text(its)}  {given}")
         lines.append(
-            f"        {difference.mean:+.6f} nats a {unit}, paired 95% interval "
+            f"        {difference.mean:+.6f} {units.behind(base.unit)}, paired 95% interval "
             f"{difference.low:+.6f} to {difference.high:+.6f}: {difference.word}"
         )
-    print_found(found, "\n".join(lines), as_json)
+    return lines
+
+
+def _difference(its: "Score", base: "Score") -> "Difference":
+    from david.verdict import paired_difference
+
+    return paired_difference(its.window_nll, base.window_nll, base.window_tokens, documents=base.documents)

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +13,8 @@ from david.options import Convention
 from david.origin import is_hub_id
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from david.corpus import Corpus
     from david.recipe import Recipe
     from david.strategy import Strategy
@@ -82,6 +85,20 @@ def objective_of(convention: Convention, gold: str | None) -> Any:
             raise ScoreError(f"questions are scored whole: leave --convention {convention} out")
         return multiple_choice
     return partial(perplexity, convention="llamacpp") if convention is Convention.llamacpp else perplexity
+
+
+def check_tasks(tasks: str | None, others: "Mapping[str, bool]" = MappingProxyType({})) -> None:
+    """What is wrong with `--tasks` by themselves, told before a model is loaded.
+
+    `others` are options that do not go with them, and whether they are given.
+    """
+    if tasks is None:
+        return
+    if given := [option for option, is_given in others.items() if is_given]:
+        raise CorpusError(f"tasks bring their own documents and measures: leave {', '.join(given)} out")
+    from david.tasks import check_names
+
+    check_names(tasks)
 
 
 def bytes_of(size: str | None) -> int | None:

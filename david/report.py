@@ -141,9 +141,9 @@ def verdict(board: pd.DataFrame) -> str:
             f"{apart} of {len(judged)} cannot be told apart from it"
         )
     first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
-    unit = board.attrs.get("unit", units.TOKEN)
+    by = f"{-first['nll_difference']:.4f} {units.behind(board.attrs.get('unit', units.TOKEN))}"
     return (
-        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} {units.behind(unit)} "
+        f"better than the base on held-out windows: {first['recipe']} by {by} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
     )
 
