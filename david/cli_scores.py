@@ -1,6 +1,8 @@
-"""The commands that score recipes: `score`."""
+"""The commands that score recipes: `score` and `compare`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from david import units
 from david.errors import CorpusError
@@ -64,9 +66,7 @@ def score(
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
     check_recipe(recipe, ratios)
-    if tasks is None and limit is not None:
-        raise CorpusError("--limit is of the documents of tasks: name these with --tasks")
-    check_tasks(tasks)
+    check_tasks(tasks, limit)
     loaded, tokenizer = load(model, dtype, device)
     corpus = corpus_of(
         tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride
@@ -106,6 +106,79 @@ def score(
             found["tasks"][name] = {**its, "data": data_of(documents), **_beside(scores, wanted)}
             lines += ["", f"{documents}, measured by {scores[0].convention}", *_lines(scores, wanted)]
     print_found(found, "\n".join(lines), as_json)
+
+
+def compare(
+    model: Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or demo.")],
+    recipes: Annotated[list[str], typer.Argument(help="Recipe JSONs, or notations: '0:12, 8:30'.", metavar="RECIPE…")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="A text, JSON lines, parquet or CSV file, or a Hub dataset; may come several times."
+        ),
+    ] = None,
+    slice: Slice = None,  # noqa: A002
+    column: Column = "text",
+    prompt_column: PromptColumn = None,
+    gold_column: GoldColumn = None,
+    window: Window = 512,
+    windows: Windows = 8,
+    tasks: TasksOption = None,
+    limit: Limit = None,
+    decode: Annotated[int, typer.Option(min=0, help="New tokens of a timing; 0 times nothing.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each recipe, in turn; the median is told.")] = 5,
+    memory_budget: MemoryBudget = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Several recipes and their base, side by side: on several texts and tasks, with what they cost and how they decode.
+
+    Slice and columns are of the data that have columns: a text file beside them is read as it is.
+
+    Example: david compare demo "0:12, 8:30" "0:12, 8:12*0.3, 12:30" --windows 4
+    """
+    for recipe in recipes:
+        check_recipe(recipe, None)
+    check_tasks(tasks, limit)
+    sources = data or [DEFAULT_DATA]
+
+    from david.comparison import as_text
+    from david.comparison import compare as side_by_side
+    from david.sling import base_depth
+    from david.sources import is_text
+    from david.store import data_of
+
+    loaded, tokenizer = load(model, dtype, device)
+    wanted = [recipe_of(recipe, None, base_depth(loaded), loaded) for recipe in recipes]
+    has_table = not all(map(is_text, sources))
+    corpora: dict[str, Any] = {}
+    for source in sources:
+        told = (
+            (None, "text", None, None) if has_table and is_text(source) else (slice, column, prompt_column, gold_column)
+        )
+        corpus = corpus_of(tokenizer, source, told[0], window, None, *told[1:]).take(windows)
+        _add(corpora, corpus.source, (objective_of(Convention.window, told[3]), corpus))
+    if tasks is not None:
+        from david.tasks import load as load_tasks
+
+        asked = load_tasks(tasks, loaded, tokenizer, limit=limit)
+        for name, documents in asked.each.items():
+            _add(corpora, name, (asked, documents))
+    budget = bytes_of(memory_budget)
+    table = side_by_side(loaded, wanted, corpora, decode=decode, rounds=rounds, memory_budget=budget, progress=True)
+    rows = table.to_dict("records")
+    on = {name: {"unit": table.attrs["units"][name], "data": data_of(corpus)} for name, (_, corpus) in corpora.items()}
+    found = {"model": model, "corrected_for": len(rows) - 1, "on": on, "recipes": rows}
+    n = len(rows) - 1
+    note = f"differences are recipe minus base, below 0 is better; ± is half a 95% interval, corrected for {n} recipe"
+    print_found(found, f"{as_text(table)}\n\n{note}{'s' * (n != 1)}", as_json)
+
+
+def _add(corpora: dict[str, Any], name: str, what: Any) -> None:
+    if name in corpora:
+        raise CorpusError(f"{name} is there twice: give each of the data and tasks once, under a name of its own")
+    corpora[name] = what
 
 
 def _beside(scores: "Sequence[Score]", wanted: "Sequence[Recipe]") -> dict[str, Any]:

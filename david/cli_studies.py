@@ -113,17 +113,15 @@ def search(
     check_recipe(start, None)
     check_tasks(
         tasks,
-        {
-            "--data": data != DEFAULT_DATA,
-            "--slice": slice is not None,
-            "--column": column != "text",
-            "--prompt-column": prompt_column is not None,
-            "--gold-column": gold_column is not None,
-            "--window": window != _WINDOW,
-            "--convention": convention is not Convention.window,
-            "--stride": stride is not None,
-            "--bos": bos is not None,
-        },
+        data=data != DEFAULT_DATA,
+        slice=slice is not None,
+        column=column != "text",
+        prompt_column=prompt_column is not None,
+        gold_column=gold_column is not None,
+        window=window != _WINDOW,
+        convention=convention is not Convention.window,
+        stride=stride is not None,
+        bos=bos is not None,
     )
 
     from david.sling import base_depth, can_run

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,8 +12,6 @@ from david.options import Convention
 from david.origin import is_hub_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from david.corpus import Corpus
     from david.recipe import Recipe
     from david.strategy import Strategy
@@ -87,14 +84,16 @@ def objective_of(convention: Convention, gold: str | None) -> Any:
     return partial(perplexity, convention="llamacpp") if convention is Convention.llamacpp else perplexity
 
 
-def check_tasks(tasks: str | None, others: "Mapping[str, bool]" = MappingProxyType({})) -> None:
+def check_tasks(tasks: str | None, limit: int | None = None, **others: bool) -> None:
     """What is wrong with `--tasks` by themselves, told before a model is loaded.
 
     `others` are options that do not go with them, and whether they are given.
     """
     if tasks is None:
+        if limit is not None:
+            raise CorpusError("--limit is of the documents of tasks: name these with --tasks")
         return
-    if given := [option for option, is_given in others.items() if is_given]:
+    if given := [f"--{option.replace('_', '-')}" for option, is_given in others.items() if is_given]:
         raise CorpusError(f"tasks bring their own documents and measures: leave {', '.join(given)} out")
     from david.tasks import check_names
 

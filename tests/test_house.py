@@ -71,6 +71,7 @@ HEAVY = [
     "judging",
     "study",
     "measures",
+    "comparison",
 ]
 ORDER = [
     *LIGHT,
