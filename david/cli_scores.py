@@ -132,7 +132,7 @@ def compare(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Several recipes and their base, side by side: on several texts and tasks, with what they cost and how they decode.
+    """Several recipes and their base, side by side: on texts and tasks, what they cost, and how fast they decode.
 
     Slice and columns are of the data that have columns: a text file beside them is read as it is.
 
@@ -154,11 +154,12 @@ def compare(
     has_table = not all(map(is_text, sources))
     corpora: dict[str, Any] = {}
     for source in sources:
-        told = (
-            (None, "text", None, None) if has_table and is_text(source) else (slice, column, prompt_column, gold_column)
-        )
-        corpus = corpus_of(tokenizer, source, told[0], window, None, *told[1:]).take(windows)
-        _add(corpora, corpus.source, (objective_of(Convention.window, told[3]), corpus))
+        if has_table and is_text(source):
+            corpus = corpus_of(tokenizer, source, None, window, None, "text", None, None)
+        else:
+            corpus = corpus_of(tokenizer, source, slice, window, None, column, prompt_column, gold_column)
+        objective = objective_of(Convention.window, gold_column if corpus.choices else None)
+        _add(corpora, corpus.source, (objective, corpus.take(windows)))
     if tasks is not None:
         from david.tasks import load as load_tasks
 
@@ -167,10 +168,10 @@ def compare(
             _add(corpora, name, (asked, documents))
     budget = bytes_of(memory_budget)
     table = side_by_side(loaded, wanted, corpora, decode=decode, rounds=rounds, memory_budget=budget, progress=True)
-    rows = table.to_dict("records")
+    its = table.to_dict("records")
     on = {name: {"unit": table.attrs["units"][name], "data": data_of(corpus)} for name, (_, corpus) in corpora.items()}
-    found = {"model": model, "corrected_for": len(rows) - 1, "on": on, "recipes": rows}
-    n = len(rows) - 1
+    found = {"model": model, "corrected_for": len(its) - 1, "on": on, "recipes": its}
+    n = len(its) - 1
     note = f"differences are recipe minus base, below 0 is better; ± is half a 95% interval, corrected for {n} recipe"
     print_found(found, f"{as_text(table)}\n\n{note}{'s' * (n != 1)}", as_json)
 

@@ -111,18 +111,18 @@ def search(
     strengths = None if scales is None else as_range(scales, "--scales")
     wanted = named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
     check_recipe(start, None)
-    check_tasks(
-        tasks,
-        data=data != DEFAULT_DATA,
-        slice=slice is not None,
-        column=column != "text",
-        prompt_column=prompt_column is not None,
-        gold_column=gold_column is not None,
-        window=window != _WINDOW,
-        convention=convention is not Convention.window,
-        stride=stride is not None,
-        bos=bos is not None,
-    )
+    others = {
+        "--data": data != DEFAULT_DATA,
+        "--slice": slice is not None,
+        "--column": column != "text",
+        "--prompt-column": prompt_column is not None,
+        "--gold-column": gold_column is not None,
+        "--window": window != _WINDOW,
+        "--convention": convention is not Convention.window,
+        "--stride": stride is not None,
+        "--bos": bos is not None,
+    }
+    check_tasks(tasks, others=others)
 
     from david.sling import base_depth, can_run
     from david.study import search as run_search

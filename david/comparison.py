@@ -45,8 +45,9 @@ def compare(
 
     Columns: `recipe`, `visits`, `extra_depth`, `kv_bytes_per_token` (what a token takes in the cache),
     `tokens_per_second`, and of each corpus, behind its name: what a person reads of the score (`wiki_perplexity`,
-    `arc_acc`), then recipe minus base (`_difference`, below 0 is better, in what `attrs["units"]` says: nats a token,
-    `1 − acc`; `attrs["labels"]` has what is read), the paired 95% interval of that (`_low95`, `_high95`), and `_verdict`: better, worse, or not told apart.
+    `arc_acc`; `attrs["labels"]` has the word), then recipe minus base (`_difference`, below 0 is better, in what
+    `attrs["units"]` says: nats a token, `1 − acc`), the paired 95% interval of that (`_low95`, `_high95`), and
+    `_verdict`: better, worse, or not told apart.
     Intervals are corrected for the number of recipes: on each corpus all hold together with 95%.
 
     Speed is that of greedy decoding of `decode` tokens with a cache, behind a few of the first corpus, in the median of
@@ -120,21 +121,20 @@ def speeds(
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """What `compare` gave, for a terminal: of each corpus the value, the difference with half its interval, the word."""
-    columns = [("visits", [f"{n}" for n in table["visits"]])]
+    """What `compare` gave, for a terminal: of each corpus the value, the difference ± half its interval, the word."""
+    columns: list[tuple[str, list[str]]] = [("visits", [f"{n}" for n in table["visits"]])]
     columns += [("KV bytes/token", [f"{n:,}" for n in table["kv_bytes_per_token"]])]
     if "tokens_per_second" in table:
         columns += [("tokens/s", [f"{speed:.1f}" for speed in table["tokens_per_second"]])]
     for name, unit in table.attrs["units"].items():
         label = table.attrs["labels"][name]
         figure = "{:.1%}" if unit == units.QUESTION else "{:.3f}"
-        columns += [
-            (f"{name} {'ppl' if label == 'perplexity' else label}", table[f"{name}_{label}"].map(figure.format))
-        ]
+        short = "ppl" if label == "perplexity" else label
+        columns += [(f"{name} {short}", [figure.format(value) for value in table[f"{name}_{label}"]])]
         bounds = zip(*(table[f"{name}_{part}"] for part in _PARTS[:3]), strict=True)
         columns += [(units.delta(unit), ["", *[_apart(*its) for its in bounds][1:]])]
-        columns += [("verdict", table[f"{name}_verdict"])]
-    columns += [("recipe", table["recipe"])]
+        columns += [("verdict", list(table[f"{name}_verdict"]))]
+    columns += [("recipe", list(table["recipe"]))]
     padded = []
     for head, values in columns:
         width = max(len(head), *map(len, values))

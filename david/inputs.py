@@ -12,6 +12,8 @@ from david.options import Convention
 from david.origin import is_hub_id
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from david.corpus import Corpus
     from david.recipe import Recipe
     from david.strategy import Strategy
@@ -84,7 +86,7 @@ def objective_of(convention: Convention, gold: str | None) -> Any:
     return partial(perplexity, convention="llamacpp") if convention is Convention.llamacpp else perplexity
 
 
-def check_tasks(tasks: str | None, limit: int | None = None, **others: bool) -> None:
+def check_tasks(tasks: str | None, limit: int | None = None, others: "Mapping[str, bool] | None" = None) -> None:
     """What is wrong with `--tasks` by themselves, told before a model is loaded.
 
     `others` are options that do not go with them, and whether they are given.
@@ -93,7 +95,7 @@ def check_tasks(tasks: str | None, limit: int | None = None, **others: bool) -> 
         if limit is not None:
             raise CorpusError("--limit is of the documents of tasks: name these with --tasks")
         return
-    if given := [f"--{option.replace('_', '-')}" for option, is_given in others.items() if is_given]:
+    if given := [option for option, is_given in (others or {}).items() if is_given]:
         raise CorpusError(f"tasks bring their own documents and measures: leave {', '.join(given)} out")
     from david.tasks import check_names
 

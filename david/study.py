@@ -412,7 +412,6 @@ def _scored(study: Study) -> str:
 def _standing(study: Study) -> str:
     base, best = records.base_trial(study), records.best_of_search(study, 1)
     parts = [f"base {records.value_of(base):.4f}"] if base is not None else []
-    return (
-        ", ".join(parts + [f"best {records.value_of(trial):.4f}" for trial in best])
-        + f" {units.behind(records.unit_of(study))}"
-    )
+    unit = records.unit_of(study)
+    parts += [f"best {records.value_of(trial):.4f}" for trial in best]
+    return ", ".join(parts) + (" nats" if units.is_nll(unit) else f" {unit}")
