@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -183,6 +183,8 @@ def load(
             raise ScoreError(f"{name} must be at least 1; got {number}")
     if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
+    if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "eos_token_id", None) is None:
+        raise ScoreError("lm-eval needs a tokenizer with a BOS or EOS token, behind which a text begins; this has none")
     positions = getattr(text_config(model), "max_position_embeddings", None)
     longest = max_length or min(_LONGEST, positions if positions and positions > 0 else _LONGEST)
     with _quiet(), as_base(model):
@@ -435,5 +437,5 @@ def _harness(model: nn.Module, tokenizer: Tokenizer, max_length: int, batch: int
     """lm-eval's view of a model, which asks it for logits and keeps nothing."""
     from lm_eval.models.huggingface import HFLM
 
-    own = copy(tokenizer)  # HFLM gives it a token to pad with
+    own = deepcopy(tokenizer)  # HFLM gives it a token to pad with
     return HFLM(pretrained=model, tokenizer=own, backend="causal", max_length=max_length, batch_size=batch)
