@@ -93,7 +93,7 @@ def _hero(run: _Run) -> dict[str, Any]:
     with_base = ", the base among them," * (records.base_trial(run.study) is not None)
     lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run, run.about['search_data'])}. "
     if held_out is None or not judged:
-        lead += "Nothing has been measured on held-out windows."
+        lead += f"Nothing has been measured on held-out {records.item_of(run.study)}s."
     else:
         lead += (
             f"The base and {_count(judged, 'finalist')} were then measured on {_windows(run, held_out)} "
@@ -233,7 +233,7 @@ def _luck(run: _Run) -> Section | None:
     """What luck alone would show on the search windows, beside what was seen there."""
     found = table.luck(run.study)
     unit = records.unit_of(run.study)
-    said = report.luck(found, len(records.complete(run.study)) - 1, unit)
+    said = report.luck(found, len(records.complete(run.study)) - 1, unit, records.item_of(run.study))
     return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found, unit)) if said else None
 
 

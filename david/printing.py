@@ -15,7 +15,7 @@ def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
 
     board = table.leaderboard(study, top)
     luck, recipes = table.luck(study), len(records.complete(study)) - 1
-    by_luck = report.luck(luck, recipes, records.unit_of(study))
+    by_luck = report.luck(luck, recipes, records.unit_of(study), records.item_of(study))
     said = report.verdict(board), report.looks(study), report.baseline(study), by_luck, *report.rankings(study)
     sentences = [sentence for sentence in said if sentence]
     found = {

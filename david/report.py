@@ -128,22 +128,23 @@ def verdict(board: pd.DataFrame) -> str:
     recipes = board[board["recipe"] != table.BASE] if not board.empty else board
     if recipes.empty:
         return "nothing but the base is scored yet"
+    items = f"{board.attrs.get('item', 'window')}s"
     judged = recipes[recipes["verdict"] != "not judged"]
     if judged.empty:
-        return "not judged yet: no recipe is measured on held-out windows"
+        return f"not judged yet: no recipe is measured on held-out {items}"
     better = judged[judged["verdict"] == BETTER]
     if better.empty:
         apart = int((judged["verdict"] == UNDECIDED).sum())
         if not apart:
-            return f"the base wins: on held-out windows every finalist is worse ({len(judged)} of {len(judged)})"
+            return f"the base wins: on held-out {items} every finalist is worse ({len(judged)} of {len(judged)})"
         return (
-            "the base stands: on held-out windows no finalist is better, "
+            f"the base stands: on held-out {items} no finalist is better, "
             f"{apart} of {len(judged)} cannot be told apart from it"
         )
     first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
     by = f"{-first['nll_difference']:.4f} {units.behind(board.attrs.get('unit', units.TOKEN))}"
     return (
-        f"better than the base on held-out windows: {first['recipe']} by {by} "
+        f"better than the base on held-out {items}: {first['recipe']} by {by} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
     )
 
@@ -155,17 +156,21 @@ def looks(study: Study) -> str:
         return ""
     often = "once" if times == 1 else f"{times} times"
     again = "" if times == 1 else ": with each look they are less held out, and a lucky winner is likelier"
+    items = f"{records.item_of(study)}s"
     return (
-        f"the held-out windows were looked at {often}, for {recipes} recipe{'s' * (recipes != 1)} and the base{again}"
+        f"the held-out {items} were looked at {often}, for {recipes} recipe{'s' * (recipes != 1)} and the base{again}"
     )
 
 
-def luck(found: Luck | None, recipes: int, unit: str = units.TOKEN) -> str:
-    """The luck line of so many recipes in a sentence; empty where it cannot be told."""
+def luck(found: Luck | None, recipes: int, unit: str = units.TOKEN, item: str = "window") -> str:
+    """The luck line of so many recipes in a sentence; empty where it cannot be told.
+
+    `unit` is what the scores are in, `item` what the search's data are counted in.
+    """
     if found is None or math.isnan(found.typical):
         return ""
     line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} {units.behind(unit)}"
-    said = f"{line} on the search windows"
+    said = f"{line} on the search {item}s"
     if math.isnan(found.chance):
         return said
     return f"{said}; the best shows {found.best:+.4f}, and luck alone is as low in {found.chance:.0%} of draws"
@@ -182,10 +187,11 @@ def baseline(study: Study) -> str:
     if best is None or its is None:
         return ""
     apart = sorted(nll - its.nll for nll in found.nll.values())
+    unit, items = units.behind(records.unit_of(study)), f"{records.item_of(study)}s"
     beaten = sum(best.nll < nll for nll in found.nll.values())
     return (
         f"random recipes as deep as the best finalist (trial {found.trial}) show {apart[0]:+.4f} to {apart[-1]:+.4f} "
-        f"{units.behind(records.unit_of(study))} on the held-out windows; it is lower than {beaten} of {len(apart)}"
+        f"{unit} on the held-out {items}; it is lower than {beaten} of {len(apart)}"
     )
 
 

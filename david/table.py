@@ -70,7 +70,8 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     Differences are recipe minus base in nats a token; the interval is the paired 95% one on held-out windows,
     corrected for the number of finalists; `verdict` is better, worse, not told apart, or not judged. Of multiple
     choice, each question counts as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered
-    right. `attrs["unit"]`, and the columns of an objective that is no NLL, are as in `trials`.
+    right. `attrs["unit"]`, and the columns of an objective that is no NLL, are as in `trials`; `attrs["item"]` is what
+    the data are counted in: windows, questions, or the documents of tasks.
     """
     base = records.base_trial(study)
     ranked = records.finalists(study, top)
@@ -107,7 +108,7 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
     board = pd.DataFrame(rows)
-    board.attrs["unit"] = unit
+    board.attrs |= {"unit": unit, "item": records.item_of(study)}
     return board
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import random
+import subprocess
 import sys
 import warnings
 from contextlib import chdir
@@ -497,8 +498,6 @@ def test_a_brier_score_is_summed_over_answers() -> None:
 
 def test_importing_lm_eval_is_left_to_who_asks_for_it() -> None:
     assert "lm_eval" in sys.modules  # by this test
-    import subprocess
-
     code = "import david.tasks, sys; print('lm_eval' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -547,7 +546,8 @@ def test_the_command_searches_by_tasks(run: Run, there: Path) -> None:
     code, out, err = run(line)
     assert code == 0, err
     assert "held-out acc" in out
-    assert "on held-out windows" in out
+    assert "on held-out documents" in out
+    assert "window" not in out
     assert (there / "tasked" / "best.json").exists()
     assert run(line)[1] == out
 
