@@ -271,10 +271,18 @@ def _loaded(manager: Any, name: str, spec: str, folder: Path, *, last: bool = Fa
     except Exception as error:  # any kind: yaml's, datasets', the Hub's, a task's own code
         if isinstance(error, FileNotFoundError) and not last and folder != Path.cwd():
             raise
-        raise CorpusError(f"the task {name} cannot be read: {one_line(error.__cause__ or error)}") from None
+        raise CorpusError(f"the task {name} cannot be read: {_reason(error.__cause__ or error)}") from None
     if not found:
         raise CorpusError(f"the task {name} has no documents")
     return found
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in the code of others; where that says little, with the kind of the error."""
+    if isinstance(error, StopIteration):
+        return "its data have no rows"
+    kind = f"{type(error).__name__}: " if isinstance(error, LookupError | TypeError | AttributeError) else ""
+    return kind + one_line(error)
 
 
 def _ready(name: str, task: Any, metric: str | None, kept: str | None, limit: int | None, first: int) -> _Task:

@@ -403,6 +403,11 @@ BROKEN: dict[str, tuple[str, str]] = {
         (HEAD.format(name="last") + FILES["last"]).replace("test_split: test", "test_split: train"),
         "cannot be read",
     ),
+    "no rows": (HEAD.format(name="none") + FILES["last"], "its data have no rows"),
+    "an answer that is not there": (
+        HEAD.format(name="odd") + FILES["choice"],
+        "cannot be read: IndexError: list index",
+    ),
     "runs what is written": (
         HEAD.format(name="last") + FILES["last"] + "unsafe_code: true\n",
         "runs what the model writes as a program",
@@ -416,6 +421,8 @@ def test_a_broken_task_file_is_told(name: str, model: Any, tokenizer: Any, folde
     text, message = BROKEN[name]
     (tmp_path / "bad.yaml").write_text(text)
     (tmp_path / "last.jsonl").write_bytes((folder / "last.jsonl").read_bytes())
+    (tmp_path / "none.jsonl").write_text("")
+    (tmp_path / "odd.jsonl").write_text('{"q": "w3", "a": ["w4", "w5"], "gold": 7}\n')
     with pytest.raises(CorpusError, match=message) as told:
         tasks.load(tmp_path / "bad.yaml", model, tokenizer)
     assert "\n" not in str(told.value)
