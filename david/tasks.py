@@ -53,6 +53,11 @@ class _Task:
     numbers: range
     requests: Mapping[int, Sequence[Any]]  # by the document's number
 
+    @property
+    def measured(self) -> str:
+        """The task with its metric, and the filter where it is one that does something."""
+        return ":".join([self.name, self.metric, *([] if self.kept.name == "none" else [self.kept.name])])
+
     def score(self, number: int) -> Told:
         """What a document came to, when all its requests are answered and filtered."""
         requests = self.requests[number]
@@ -81,7 +86,7 @@ class Tasks:
     max_length: int
 
     def __repr__(self) -> str:
-        return f"tasks({', '.join(f'{part.name}:{part.metric}' for part in self.parts)})"
+        return f"tasks({', '.join(part.measured for part in self.parts)}, max_length={self.max_length})"
 
     @cached_property
     def each(self) -> dict[str, Corpus]:
@@ -107,6 +112,8 @@ class Tasks:
         if corpus.convention != TASKS or corpus.sha256 != self.everything.sha256:
             raise ScoreError(f"{corpus} has no documents of {self}: take those of its own corpus")
         check_fits(model, corpus)
+        if missing := set(corpus.numbers) - {n for part in self.parts for n in part.requests}:
+            raise ScoreError(f"{self} was loaded with a limit, without {len(missing)} of the documents of {corpus}")
         wanted = {part: [n for n in corpus.numbers if n in part.numbers] for part in self.parts}
         wanted = {part: numbers for part, numbers in wanted.items() if numbers}
         unit = _one_unit(list(wanted))
@@ -124,7 +131,7 @@ class Tasks:
         if any(map(math.isnan, losses)):
             number = corpus.numbers[[math.isnan(loss) for loss in losses].index(True)]
             raise ScoreError(f"document {number} of {self} has a value that is not a number")
-        measured = ", ".join(f"{part.name}:{part.metric}" for part in wanted)
+        measured = ", ".join(part.measured for part in wanted)
         return Score(losses, weights, corpus.documents, f"{TASKS} {measured}", unit=unit)
 
     def _answer(self, model: nn.Module, requests: Sequence[Any]) -> None:

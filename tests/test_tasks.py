@@ -160,7 +160,11 @@ def test_a_limit_takes_the_documents_that_lm_eval_takes(model: Any, tokenizer: A
     assert len(asked.corpus) == 5
     expected = by_lm_eval(folder, "choice", model, tokenizer, limit=5)["acc,none"]
     assert 1 - asked(model, asked.corpus).nll == pytest.approx(expected)
-    assert asked.corpus.sha256 == loaded(folder, "choice:acc", model, tokenizer).corpus.sha256
+    whole = loaded(folder, "choice:acc", model, tokenizer)
+    assert asked.corpus.sha256 == whole.corpus.sha256
+    assert whole(model, asked.corpus).window_nll == whole(model, whole.corpus).window_nll[:5]
+    with pytest.raises(ScoreError, match="was loaded with a limit, without 7 of the documents of"):
+        asked(model, whole.corpus)
 
 
 @pytest.mark.parametrize(("name", "metric"), EACH)
@@ -215,7 +219,7 @@ def test_parts_of_the_documents_come_to_parts_of_the_score(model: Any, tokenizer
     for part in (seen, unseen):
         assert asked(model, part).window_nll == tuple(whole.window_nll[number] for number in part.numbers)
         assert asked(model, part).documents == part.documents
-    assert repr(asked) == "tasks(choice:acc, written:exact_match)"
+    assert repr(asked) == "tasks(choice:acc, written:exact_match:whole, max_length=64)"
 
 
 def test_a_batch_comes_to_the_same(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -23,6 +23,7 @@ from david import David, Recipe, load_model, tasks, units
 
 RECIPE = Recipe.parse("0:12, 8:12*0.3, 12:30")
 LONGEST = 2048
+_TIMED = 2  # documents of a timing: what is asked is the cost beside them
 HEAD = """task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/{name}.jsonl}}}}
@@ -60,13 +61,15 @@ def write(folder: Path, given: Any) -> None:
         (folder / f"{name}.yaml").write_text(HEAD.format(name=name, folder=folder) + told, encoding="utf-8")
 
 
-def by_lm_eval(model: Any, tokenizer: Any, path: Path, manager: TaskManager) -> dict[str, Any]:
+def by_lm_eval(
+    model: Any, tokenizer: Any, path: Path, manager: TaskManager, limit: int | None = None
+) -> dict[str, Any]:
     """What lm-eval tells of a task file, all made anew."""
     quiet = contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO())
     with quiet[0], quiet[1], warnings.catch_warnings():
         warnings.simplefilter("ignore")
         harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=LONGEST, batch_size=1)
-        found = simple_evaluate(harness, tasks=[str(path)], task_manager=manager, bootstrap_iters=0)
+        found = simple_evaluate(harness, tasks=[str(path)], task_manager=manager, bootstrap_iters=0, limit=limit)
     results: dict[str, Any] = found["results"][path.stem]
     return results
 
@@ -92,17 +95,17 @@ def equality(model: Any, tokenizer: Any, folder: Path) -> list[str]:
 
 def cost(model: Any, tokenizer: Any, path: Path, rounds: int) -> list[str]:
     """What scoring a sling costs in each way, timed in turn."""
-    kept = tasks.load(path, model, tokenizer)
+    kept = tasks.load(path, model, tokenizer, limit=_TIMED)
 
     def with_kept() -> None:
         kept(model, kept.corpus)
 
     def with_fresh() -> None:
-        fresh = tasks.load(path, model, tokenizer)
+        fresh = tasks.load(path, model, tokenizer, limit=_TIMED)
         fresh(model, fresh.corpus)
 
     def as_lm_eval_does() -> None:
-        by_lm_eval(model, tokenizer, path, TaskManager())
+        by_lm_eval(model, tokenizer, path, TaskManager(), _TIMED)
 
     ways: dict[str, Callable[[], None]] = {
         "harness and task kept": with_kept,
@@ -144,7 +147,7 @@ def main() -> None:
         lines += ["", *cost(model, tokenizer, folder / "questions.yaml", given.rounds)]
     versions = f"lm-eval {version('lm_eval')}, transformers {version('transformers')}, torch {torch.__version__}"
     machine = f"float32, {torch.get_num_threads()} thread(s)"
-    note = f"{given.documents} documents of each task, {machine}; {versions.partition('+')[0]}."
+    note = f"{given.documents} documents of each task, {_TIMED} in a timing, {machine}; {versions.partition('+')[0]}."
     found = "\n".join([*lines, "", note]) + "\n"
     print(found, end="")
     if given.out is not None:
