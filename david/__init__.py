@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from david.chat import Chat
     from david.checkpoint import export
+    from david.comparison import compare
     from david.corpus import Corpus
     from david.engine import score_recipes
     from david.errors import DavidError
@@ -30,6 +31,7 @@ __all__ = [
     "RacingPruner",
     "Recipe",
     "Score",
+    "compare",
     "export",
     "load_model",
     "measure",
@@ -47,6 +49,7 @@ _HOME = {
     "RacingPruner": "racing",
     "Recipe": "recipe",
     "Score": "score",
+    "compare": "comparison",
     "export": "checkpoint",
     "load_model": "models",
     "measure": "measures",
@@ -55,7 +58,7 @@ _HOME = {
     "score_recipes": "engine",
     "search": "study",
 }
-_MODULES = {"neighbours", "page", "plot", "profile", "report", "space", "strategy", "table", "verdict"}
+_MODULES = {"neighbours", "page", "plot", "profile", "report", "space", "strategy", "table", "tasks", "verdict"}
 
 
 def __getattr__(name: str) -> Any:

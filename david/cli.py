@@ -11,7 +11,7 @@ import typer
 
 from david.cli_models import check, export
 from david.cli_recipes import explain
-from david.cli_scores import score
+from david.cli_scores import compare, score
 from david.cli_studies import profile, report, scan, search
 from david.cli_talk import chat, generate
 from david.errors import DavidError, plain
@@ -30,6 +30,7 @@ for _command in (
     profile,
     report,
     score,
+    compare,
     explain,
     check,
     export,

@@ -11,6 +11,7 @@ from david.inputs import (
     as_range,
     bytes_of,
     check_recipe,
+    check_tasks,
     corpus_of,
     load,
     objective_of,
@@ -48,6 +49,7 @@ from david.options import (
     StrategyName,
     Stride,
     StudyName,
+    TasksOption,
     Top,
     WarmStart,
     Window,
@@ -55,6 +57,8 @@ from david.options import (
     Workers,
 )
 from david.printing import print_found, print_run
+
+_WINDOW = 128
 
 
 def search(
@@ -64,12 +68,13 @@ def search(
     column: Column = "text",
     prompt_column: PromptColumn = None,
     gold_column: GoldColumn = None,
-    window: Window = 128,
+    window: Window = _WINDOW,
     windows: Windows = 12,
     held_out: HeldOut = 24,
     convention: ConventionOption = Convention.window,
     stride: Stride = None,
     bos: Bos = None,
+    tasks: TasksOption = None,
     space: Space = "blocks",
     scales: Scales = None,
     max_length: MaxLength = None,
@@ -106,12 +111,31 @@ def search(
     strengths = None if scales is None else as_range(scales, "--scales")
     wanted = named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
     check_recipe(start, None)
+    others = {
+        "--data": data != DEFAULT_DATA,
+        "--slice": slice is not None,
+        "--column": column != "text",
+        "--prompt-column": prompt_column is not None,
+        "--gold-column": gold_column is not None,
+        "--window": window != _WINDOW,
+        "--convention": convention is not Convention.window,
+        "--stride": stride is not None,
+        "--bos": bos is not None,
+    }
+    check_tasks(tasks, others=others)
 
     from david.sling import base_depth, can_run
     from david.study import search as run_search
 
     loaded, tokenizer = load(model, dtype, device)
-    corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride)
+    if tasks is None:
+        objective = objective_of(convention, gold_column)
+        corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride)
+    else:
+        from david.tasks import load as load_tasks
+
+        objective = load_tasks(tasks, loaded, tokenizer)
+        corpus = objective.corpus
     seen, unseen = corpus.hold_out(windows, held_out)
     warm = [recipe for recipe in singles(base_depth(loaded)) if warm_start and can_run(loaded, recipe)]
     with fleet.beside(n_workers, out):
@@ -120,7 +144,7 @@ def search(
             seen,
             space=wanted,
             held_out=unseen,
-            objective=objective_of(convention, gold_column),
+            objective=objective,
             also=dict.fromkeys(map(str, also or ()), len),
             n_trials=trials,
             out=out,

@@ -20,6 +20,7 @@ from david.errors import CorpusError
 from david.sources import BUILT_IN, Question, documents_of, is_file, is_text, questions_of
 
 _SHARES = [Fraction(n, 12) for n in (6, 4, 8, 3, 9, 2, 10, 1, 11)]  # of documents, to search on; the first that does
+TASKS = "lm-eval"  # the convention of a corpus that holds the documents of tasks
 _UNIT = 4  # windows at least that begin in documents which come to the same side
 
 
@@ -43,7 +44,8 @@ class Corpus:
     `convention` is how the text was cut: `window`, or else `scored` `[W, T]` (bool) says which tokens count (of
     completions, strided and rolling windows); what lies behind these only fills the window. `starts` is the place of
     each window's first token in the text, `window_bytes` how many UTF-8 bytes its scored tokens stand for, where that
-    is known. Of multiple-choice questions, `choices` tells of each window's answer; `documents` are the questions.
+    is known. Of multiple-choice questions, `choices` tells of each window's answer; `documents` are the questions. Of
+    lm-eval's tasks (`tasks.load`) a window is a document, its prompt and answers.
     """
 
     windows: Tensor
@@ -175,6 +177,8 @@ class Corpus:
     def __repr__(self) -> str:
         where = self.source if self.slice is None else f"{self.source} {self.slice}"
         which = self.places if len(self.places) < 40 else f"{len(self)}"
+        if self.convention == TASKS:
+            return f"Corpus({where}: documents {which})"
         return f"Corpus({where}: windows {which} of {self.window} tokens)"
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -265,7 +269,7 @@ class Corpus:
         return [range(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
     def _count(self, items: int) -> str:
-        return f"{items} {'questions' if self.choices else 'windows'}"
+        return f"{items} {'questions' if self.choices else 'documents' if self.convention == TASKS else 'windows'}"
 
 
 def _checked(

@@ -11,6 +11,8 @@ from david.messages import say
 from david.options import Convention
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from david.corpus import Corpus
     from david.recipe import Recipe
     from david.strategy import Strategy
@@ -102,6 +104,22 @@ def objective_of(convention: Convention, gold: str | None) -> Any:
             raise ScoreError(f"questions are scored whole: leave --convention {convention} out")
         return multiple_choice
     return partial(perplexity, convention="llamacpp") if convention is Convention.llamacpp else perplexity
+
+
+def check_tasks(tasks: str | None, limit: int | None = None, others: "Mapping[str, bool] | None" = None) -> None:
+    """What is wrong with `--tasks` by themselves, told before a model is loaded.
+
+    `others` are options that do not go with them, and whether they are given.
+    """
+    if tasks is None:
+        if limit is not None:
+            raise CorpusError("--limit is of the documents of tasks: name these with --tasks")
+        return
+    if given := [option for option, is_given in (others or {}).items() if is_given]:
+        raise CorpusError(f"tasks bring their own documents and measures: leave {', '.join(given)} out")
+    from david.tasks import check_names
+
+    check_names(tasks)
 
 
 def bytes_of(size: str | None) -> int | None:

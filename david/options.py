@@ -44,8 +44,19 @@ GoldColumn = Annotated[
     typer.Option(help="The column of right answers, where --column holds lists of them: multiple-choice questions."),
 ]
 Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
-Windows = Annotated[int, typer.Option(min=1, help="How many windows to score; of multiple choice, questions.")]
-HeldOut = Annotated[int, typer.Option(min=2, help="How many further windows (questions) judge the best recipes, once.")]
+Windows = Annotated[
+    int, typer.Option(min=1, help="How many windows to score; of multiple choice, questions; of tasks, documents.")
+]
+HeldOut = Annotated[
+    int, typer.Option(min=2, help="How many further windows (questions, documents) judge the best recipes, once.")
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks", help="Tasks of lm-eval: a YAML file or a name; several with commas: mine.yaml,arc_easy:acc_norm."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="The first documents of each task alone.")]
 ConventionOption = Annotated[
     Convention,
     typer.Option(help="Which tokens are scored: all but a window's first; llama.cpp's; a sliding window; lm-eval's."),

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from david import plot, records, report, table
+from david import plot, records, report, table, units
 from david.drawing import VOID, drawing
 from david.errors import plain
 from david.origin import Data, ranges_of
@@ -94,7 +94,7 @@ def _hero(run: _Run) -> dict[str, Any]:
     with_base = ", the base among them," * (records.base_trial(run.study) is not None)
     lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run, run.about['search_data'])}. "
     if held_out is None or not judged:
-        lead += "Nothing has been measured on held-out windows."
+        lead += f"Nothing has been measured on held-out {records.item_of(run.study)}s."
     else:
         lead += (
             f"The base and {_count(judged, 'finalist')} were then measured on {_windows(run, held_out)} "
@@ -114,26 +114,29 @@ def _hero(run: _Run) -> dict[str, Any]:
 
 def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     """A label, a figure and a note each."""
-    base, asked = records.base_trial(run.study), records.unit_of(run.study) == records.QUESTION
+    base, unit = records.base_trial(run.study), records.unit_of(run.study)
+    asked = unit == units.QUESTION
     if base is None:
         return []
     kept = records.held_out(run.study, base)
-    measure, better, figure = ("accuracy", "higher", _share) if asked else ("perplexity", "lower", _figure)
+    measure, figure = ("accuracy", _share) if asked else (units.read(unit, 0.0)[0], _figure)
+    better = "higher" if asked or units.read(unit, 1.0)[1] < units.read(unit, 0.0)[1] else "lower"
     if kept is None:
         its = run.board[run.board["recipe"] == table.BASE][f"search_{measure}"]
         return [(f"Base, search {measure}", figure(float(its.iloc[0])), "not judged yet"), _tried(run)]
-    value = kept.accuracy if asked else math.exp(min(kept.nll, 700))
+    value = kept.accuracy if asked else units.read(unit, kept.nll)[1]
     tiles = [(f"Base, held-out {measure}", figure(value), f"{better} is better")]
     best = next((row for row in run.recipes if not math.isnan(row["held_out_nll"])), None)
     if best is not None:
         change = math.expm1(min(best["nll_difference"], 700))
-        apart = f"{_signed(100 * change, 2)}% to the base’s, " if math.isfinite(change) and not asked else ""
+        has_change = math.isfinite(change) and measure == "perplexity"
+        apart = f"{_signed(100 * change, 2)}% to the base’s, " if has_change else ""
         figure_ = figure(best[f"held_out_{measure}"])
         tiles.append((f"Best finalist, held-out {measure}", figure_, f"{apart}{best['verdict']}"))
     documents = len(set(kept.documents))
     measured = ("Held-out tokens scored", f"{sum(kept.window_tokens):,}", f"in {_count(documents, 'document')}")
-    if asked:
-        measured = ("Held-out questions", f"{documents:,}", "each counts once")
+    if (item := records.item_of(run.study)) != "window":
+        measured = (f"Held-out {item}s", f"{documents:,}", "each counts once" if set(kept.window_tokens) == {1} else "")
     return [*tiles, _tried(run), measured]
 
 
@@ -153,8 +156,9 @@ def _leaderboard(run: _Run) -> Section | None:
     bounds = [abs(row[end]) for row in run.recipes for end in ("low95", "high95", "nll_difference")]
     reach = _rounded_up(max((bound for bound in bounds if math.isfinite(bound)), default=0.0))
     rows = [row | {"is_base": row["recipe"] == table.BASE, "bar": _bar(row, reach)} for row in run.rows]
-    asked = "search_accuracy" in run.board
-    return ("Leaderboard", _part("leaderboard", rows, reach, asked, records.traded(run.study))) if rows else None
+    unit = records.unit_of(run.study)
+    told = unit == units.QUESTION, unit, units.read(unit, 0.0)[0]
+    return ("Leaderboard", _part("leaderboard", rows, reach, *told, records.traded(run.study))) if rows else None
 
 
 def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
@@ -172,7 +176,7 @@ def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
         "mean": place(mean) if math.isfinite(mean) else None,
         "low_is_open": low == -math.inf,
         "high_is_open": high == math.inf,
-        "label": f"{_signed(mean)} nats, 95% interval from {_signed(low)} to {_signed(high)}",
+        "label": f"{_signed(mean)}, 95% interval from {_signed(low)} to {_signed(high)}",
     }
 
 
@@ -195,7 +199,7 @@ def _heatmap(run: _Run) -> Section | None:
     drawn = drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), "blocks", {"axes.facecolor": VOID})
     lowest = sorted((values[i, j], int(i), int(j)) for i, j in np.argwhere(~np.isnan(values)))[:8]
     best = [(i, int(run.grid.columns[j]), difference) for difference, i, j in lowest]
-    return "Repeating one block", _part("blocks", drawn, best)
+    return "Repeating one block", _part("blocks", drawn, best, records.unit_of(run.study))
 
 
 def _course(run: _Run) -> Section | None:
@@ -219,16 +223,17 @@ def _course(run: _Run) -> Section | None:
 def _front(run: _Run) -> Section | None:
     """The recipes that no other beats in all that counts; the base alone makes no front."""
     rows = table.front(run.trials).to_dict("records")
-    traded = records.traded(run.study)
+    traded, unit = records.traded(run.study), records.unit_of(run.study)
+    told = unit, units.read(unit, 0.0)[0]
     named = "What depth buys" if not traded else "The Pareto front"
-    return (named, _part("front", rows, records.also(run.study), traded)) if len(rows) > 1 else None
+    return (named, _part("front", rows, records.also(run.study), traded, *told)) if len(rows) > 1 else None
 
 
 def _luck(run: _Run) -> Section | None:
     """What luck alone would show on the search windows, beside what was seen there."""
     found = table.luck(run.study)
     unit = records.unit_of(run.study)
-    said = report.luck(found, len(records.complete(run.study)) - 1, unit)
+    said = report.luck(found, len(records.complete(run.study)) - 1, unit, records.item_of(run.study))
     return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found, unit)) if said else None
 
 
@@ -238,7 +243,8 @@ def _baseline(run: _Run) -> Section | None:
     if not said or found is None:
         return None
     rows = sorted(found.nll.items(), key=lambda item: item[1])
-    return ("Beside random recipes", _part("baseline", f"{said[:1].upper()}{said[1:]}.", rows))
+    unit = records.unit_of(run.study)
+    return ("Beside random recipes", _part("baseline", f"{said[:1].upper()}{said[1:]}.", rows, unit))
 
 
 def _rankings(run: _Run) -> Section | None:
@@ -436,8 +442,8 @@ def _count(number: int, name: str) -> str:
 
 def _windows(run: _Run | None, data: Mapping[str, Any]) -> str:
     told = Data(**data)
-    if run is not None and records.unit_of(run.study) == records.QUESTION:
-        return f"{_count(told.documents or 0, 'question')} of {told.source}"
+    if run is not None and (item := records.item_of(run.study)) != "window":
+        return f"{_count(told.documents or 0, item)} of {told.source}"
     return f"{_count(sum(map(len, ranges_of(told.windows or '0:0'))), 'window')} of {told.source}"
 
 

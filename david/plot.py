@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
+from david import units
 from david.errors import plain
 
 _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
@@ -71,17 +72,18 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     bar.set_ticks([*([low] if -low > high / 10 else []), 0.0, high / 2, high])
     if known.min() >= 0:
         bar.ax.set_ylim(0.0, high)  # no block is better: no blue to show
-    bar.set_label(f"NLL minus the base's (nats a {table.attrs.get('unit', 'token')}; blue is better)")
+    unit = table.attrs.get("unit", units.TOKEN)
+    what, within = ("NLL", f"{unit}; ") if units.is_nll(unit) else (unit, "")
+    bar.set_label(f"{what} minus the base's ({within}blue is better)")
     partial = table.attrs.get("partial", [])
     ax.scatter([j for _, j in partial], [i for i, _ in partial], s=3, color="black", alpha=0.5, lw=0)
     best = divmod(int(np.nanargmin(values)), values.shape[1])
     i, j = int(table.index[best[0]]), int(columns[best[1]])
     ax.plot(j, i, marker="o", ms=14, mew=1.5, mfc="none", mec="black", ls="none")
-    unit = table.attrs.get("unit", "token")
     worse = " (none is better)" if values[best] >= 0 else ""
     early = f"\n{len(partial)} dropped early (dots)" if partial else ""
     ax.set_title(
-        f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} nats a {unit}{worse}{early}"
+        f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} {units.behind(unit)}{worse}{early}"
     )
     return ax
 
@@ -123,7 +125,7 @@ def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | 
     A line joins those of a `front` (see `table.front`): the best that so many visits have bought.
     """
     ax = ax or _axes((8, 4.5))
-    title, across = "NLL against depth", "visits (layers run for each token)"
+    title, across = f"{_minimised(table)} against depth", "visits (layers run for each token)"
     return _whole_numbers(_against(table, "visits", front, ax, title, across), "x")
 
 
@@ -133,7 +135,7 @@ def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: p
     A line joins those of a `front` of both (see `table.front`).
     """
     told = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
-    return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"NLL against {told}", told)
+    return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"{_minimised(table)} against {told}", told)
 
 
 def _against(table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: Axes, title: str, across: str) -> Axes:
@@ -143,6 +145,11 @@ def _against(table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: A
         line = front.sort_values(column)
         ax.step(line[column], line["nll"], where="post", color=_BEST, lw=1.5, marker="o", ms=3, label="Pareto front")
     return _finish(ax, scored, title + above, across)
+
+
+def _minimised(table: pd.DataFrame) -> str:
+    unit = str(table.attrs.get("unit", units.TOKEN))
+    return "NLL" if units.is_nll(unit) else unit
 
 
 def _scored(table: pd.DataFrame) -> pd.DataFrame:
@@ -171,8 +178,9 @@ def _scatter(ax: Axes, x: "pd.Series[float]", scored: pd.DataFrame) -> str:
 def _finish(ax: Axes, scored: pd.DataFrame, title: str, across: str) -> Axes:
     for nll in scored["nll"][_is_base(scored)].head(1):
         ax.axhline(nll, color=_BASE, ls="--", lw=1.2, label=f"base, {nll:.4f}")
-    unit = "question" if "accuracy" in scored else "token"
-    ax.set(title=title, xlabel=across, ylabel=f"NLL on the search windows (nats a {unit})")
+    unit = scored.attrs.get("unit", units.TOKEN)
+    what = f"NLL on the search windows ({unit})" if units.is_nll(unit) else f"{unit} in the search"
+    ax.set(title=title, xlabel=across, ylabel=what)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8)
     return ax

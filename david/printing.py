@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from david import units
+
 
 def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
     """Print a study's leaderboard and what its folder holds."""
@@ -13,7 +15,7 @@ def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
 
     board = table.leaderboard(study, top)
     luck, recipes = table.luck(study), len(records.complete(study)) - 1
-    by_luck = report.luck(luck, recipes, records.unit_of(study))
+    by_luck = report.luck(luck, recipes, records.unit_of(study), records.item_of(study))
     said = report.verdict(board), report.looks(study), report.baseline(study), by_luck, *report.rankings(study)
     sentences = [sentence for sentence in said if sentence]
     found = {
@@ -45,9 +47,14 @@ def _finite(value: Any) -> Any:
 
 
 def figures(score: Any) -> dict[str, float]:
-    """What a score comes to: NLL, perplexity, and bits a byte where these are known; of questions, NLL and accuracy."""
+    """What a score comes to: NLL, perplexity, and bits a byte where these are known; of questions, NLL and accuracy.
+
+    Of tasks that are measured otherwise, what a person reads of them, such as `acc`.
+    """
     if score.right:
         return {"nll": score.nll, "accuracy": score.accuracy}
+    if not units.is_nll(score.unit):
+        return dict([units.read(score.unit, score.nll)])
     found = {"nll": score.nll, "perplexity": score.perplexity}
     return found if math.isnan(score.bits_per_byte) else found | {"bits_per_byte": score.bits_per_byte}
 
@@ -57,5 +64,7 @@ def figures_text(score: Any) -> str:
     found = figures(score)
     if "accuracy" in found:
         return f"accuracy {score.accuracy:.1%}  NLL of the right answer {score.nll:.6f} nats a question"
-    text = f"perplexity {score.perplexity:.4f}  NLL {score.nll:.6f} nats a token"
+    if not units.is_nll(score.unit):
+        return "{} {:.4f}".format(*units.read(score.unit, score.nll))
+    text = f"perplexity {score.perplexity:.4f}  NLL {score.nll:.6f} {score.unit}"
     return text + (f"  {score.bits_per_byte:.4f} bits a byte" if "bits_per_byte" in found else "")

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from david import units
 from david.errors import SearchError
 from david.recipe import Recipe
 
-TOKEN, QUESTION = "token", "question"  # what an NLL is a mean of
 WINDOW_NLL = "window_nll"  # of a trial: the NLL of each window it has seen, summed over the window's tokens
 WINDOW_TOKENS = "window_tokens"  # … and how many tokens of each were scored
+UNIT = "unit"  # … what their mean is in, where that is not nats a token
 RIGHT = "right"  # … which multiple-choice questions were answered right
 PARTIAL = "partial"  # … where it was dropped before the last window: how many it has seen
 ERROR = "error"  # … why it failed
@@ -57,8 +58,17 @@ def traded(study: Study) -> list[str]:
 
 
 def unit_of(study: Study) -> str:
-    """What the NLL is a mean of: a token, or of multiple choice a question."""
-    return QUESTION if about(study)["objective"].partition("(")[0] == "multiple_choice" else TOKEN
+    """What is minimised: nats a token, of multiple choice a question; or what the scores themselves say."""
+    if about(study)["objective"].partition("(")[0] == "multiple_choice":
+        return units.QUESTION  # studies of before do not say it
+    base = base_trial(study)
+    return units.TOKEN if base is None else str(base.user_attrs.get(UNIT, units.TOKEN))
+
+
+def item_of(study: Study) -> str:
+    """What its data are counted in: windows, questions, or the documents of tasks."""
+    objective = about(study)["objective"].partition("(")[0]
+    return {"multiple_choice": "question", "tasks": "document"}.get(objective, "window")
 
 
 def complete(study: Study) -> list[FrozenTrial]:

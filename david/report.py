@@ -21,7 +21,7 @@ from optuna import Study
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 
-from david import plot, records, table
+from david import plot, records, table, units
 from david.errors import RecipeError, SearchError, one_line, reason
 from david.luck import Luck
 from david.origin import Base, Convention, Data, Measurement, Origin, Versions
@@ -128,22 +128,23 @@ def verdict(board: pd.DataFrame) -> str:
     recipes = board[board["recipe"] != table.BASE] if not board.empty else board
     if recipes.empty:
         return "nothing but the base is scored yet"
+    items = f"{board.attrs.get('item', 'window')}s"
     judged = recipes[recipes["verdict"] != "not judged"]
     if judged.empty:
-        return "not judged yet: no recipe is measured on held-out windows"
+        return f"not judged yet: no recipe is measured on held-out {items}"
     better = judged[judged["verdict"] == BETTER]
     if better.empty:
         apart = int((judged["verdict"] == UNDECIDED).sum())
         if not apart:
-            return f"the base wins: on held-out windows every finalist is worse ({len(judged)} of {len(judged)})"
+            return f"the base wins: on held-out {items} every finalist is worse ({len(judged)} of {len(judged)})"
         return (
-            "the base stands: on held-out windows no finalist is better, "
+            f"the base stands: on held-out {items} no finalist is better, "
             f"{apart} of {len(judged)} cannot be told apart from it"
         )
     first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
-    unit = records.QUESTION if "held_out_accuracy" in board else records.TOKEN
+    by = f"{-first['nll_difference']:.4f} {units.behind(board.attrs.get('unit', units.TOKEN))}"
     return (
-        f"better than the base on held-out windows: {first['recipe']} by {-first['nll_difference']:.4f} nats a {unit} "
+        f"better than the base on held-out {items}: {first['recipe']} by {by} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
     )
 
@@ -155,17 +156,21 @@ def looks(study: Study) -> str:
         return ""
     often = "once" if times == 1 else f"{times} times"
     again = "" if times == 1 else ": with each look they are less held out, and a lucky winner is likelier"
+    items = f"{records.item_of(study)}s"
     return (
-        f"the held-out windows were looked at {often}, for {recipes} recipe{'s' * (recipes != 1)} and the base{again}"
+        f"the held-out {items} were looked at {often}, for {recipes} recipe{'s' * (recipes != 1)} and the base{again}"
     )
 
 
-def luck(found: Luck | None, recipes: int, unit: str = records.TOKEN) -> str:
-    """The luck line of so many recipes in a sentence; empty where it cannot be told."""
+def luck(found: Luck | None, recipes: int, unit: str = units.TOKEN, item: str = "window") -> str:
+    """The luck line of so many recipes in a sentence; empty where it cannot be told.
+
+    `unit` is what the scores are in, `item` what the search's data are counted in.
+    """
     if found is None or math.isnan(found.typical):
         return ""
-    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} nats a {unit}"
-    said = f"{line} on the search windows"
+    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} {units.behind(unit)}"
+    said = f"{line} on the search {item}s"
     if math.isnan(found.chance):
         return said
     return f"{said}; the best shows {found.best:+.4f}, and luck alone is as low in {found.chance:.0%} of draws"
@@ -182,10 +187,11 @@ def baseline(study: Study) -> str:
     if best is None or its is None:
         return ""
     apart = sorted(nll - its.nll for nll in found.nll.values())
+    unit, items = units.behind(records.unit_of(study)), f"{records.item_of(study)}s"
     beaten = sum(best.nll < nll for nll in found.nll.values())
     return (
         f"random recipes as deep as the best finalist (trial {found.trial}) show {apart[0]:+.4f} to {apart[-1]:+.4f} "
-        f"nats a {records.unit_of(study)} on the held-out windows; it is lower than {beaten} of {len(apart)}"
+        f"{unit} on the held-out {items}; it is lower than {beaten} of {len(apart)}"
     )
 
 
@@ -204,21 +210,24 @@ def board_text(board: pd.DataFrame) -> str:
     if board.empty:
         return "(nothing is scored yet)"
     also = [str(name) for name in board if str(name).startswith("also_") and name != "also_visits"]
+    unit = board.attrs.get("unit", units.TOKEN)
+    name, _ = units.read(unit, 0.0)
+    short = "ppl" if name == "perplexity" else name
     shown = pd.DataFrame(
         {
             "rank": board["rank"],
             "trial": board["trial"],
             "visits": board["visits"],
             "depth": board["extra_depth"].map("{:+.0%}".format),
-            "search ppl": board["search_perplexity"].map(_figure),
-            "held-out ppl": board["held_out_perplexity"].map(_figure),
+            f"search {short}": board[f"search_{name}"].map(_figure),
+            f"held-out {short}": board[f"held_out_{name}"].map(_figure),
             **{
-                f"{name.replace('_', '-')} acc": board[f"{name}_accuracy"].map(_percent)
-                for name in ("search", "held_out")
-                if f"{name}_accuracy" in board
+                f"{side.replace('_', '-')} acc": board[f"{side}_accuracy"].map(_percent)
+                for side in ("search", "held_out")
+                if f"{side}_accuracy" in board
             },
-            **{f"search {name.removeprefix('also_')}": board[name].map("{:.4g}".format) for name in also},
-            "Δ nats": board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
+            **{f"search {its.removeprefix('also_')}": board[its].map("{:.4g}".format) for its in also},
+            units.delta(unit): board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
             "95% interval": [
                 "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
                 for low, high in zip(board["low95"], board["high95"], strict=True)

@@ -11,7 +11,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from david import files, layers, records, stopping
+from david import files, layers, records, stopping, units
 from david.also import Measure, values_of
 from david.claims import claim, held
 from david.corpus import Corpus
@@ -334,4 +334,5 @@ def kept(score: Score) -> dict[str, Any]:
         records.WINDOW_NLL: list(score.window_nll),
         "convention": score.convention,
         **({records.RIGHT: list(score.right)} if score.right else {}),
+        **({} if score.unit == units.TOKEN else {records.UNIT: score.unit}),
     }

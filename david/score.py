@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from david import layers
-from david.corpus import Corpus
+from david import layers, units
+from david.corpus import TASKS, Corpus
 from david.errors import ScoreError
 from david.forward import end, forward, input_device, text_config
 from david.views import hidden
@@ -28,7 +28,8 @@ class Score:
 
     `documents` is the document each window begins in; `convention` names which tokens were scored. `window_bytes` is
     how many UTF-8 bytes these stand for, empty where that is not known. A score of multiple-choice questions has a
-    question for a window and counts it as one token; `right` tells which were answered right.
+    question for a window and counts it as one token; `right` tells which were answered right. `unit` says what the mean
+    is in: nats a token, or of an objective that is no NLL what is minimised instead, such as `1 − acc`.
 
     Example:
         >>> score = Score(window_nll=(4.0, 8.0), window_tokens=(2, 2), documents=(0, 1), convention="window")
@@ -42,6 +43,7 @@ class Score:
     convention: str
     window_bytes: tuple[int, ...] = ()
     right: tuple[bool, ...] = ()
+    unit: str = units.TOKEN
 
     @property
     def tokens(self) -> int:
@@ -125,11 +127,13 @@ def by_question(score: Score, corpus: Corpus) -> Score:
         nll.append(math.inf if math.isnan(lost) else max(0.0, lost))  # where every answer is impossible
         right.append(int(likelihoods.argmax()) == gold)
     questions = tuple(corpus.documents[item.start] for item in corpus.items())
-    return Score(tuple(nll), (1,) * len(nll), questions, corpus.convention, right=tuple(right))
+    return Score(tuple(nll), (1,) * len(nll), questions, corpus.convention, right=tuple(right), unit=units.QUESTION)
 
 
 def check_kind(corpus: Corpus, *, questions: bool) -> None:
     """`ScoreError` unless a corpus holds multiple-choice questions, or none, as an objective wants it."""
+    if corpus.convention == TASKS:
+        raise ScoreError("the corpus holds the documents of tasks: score it by what tasks.load gave")
     if corpus.choices and not questions:
         raise ScoreError("the corpus holds multiple-choice questions: score it by multiple_choice")
     if questions and not corpus.choices:

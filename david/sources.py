@@ -120,7 +120,7 @@ def _read_table(path: Path, reader: str, column: str) -> list[Any]:
     import datasets
 
     # A cache of its own: the shared one takes a replaced file of the same age for the old one.
-    with tempfile.TemporaryDirectory() as cache, _quiet_datasets():
+    with tempfile.TemporaryDirectory() as cache, quiet_datasets():
         try:
             table = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=cache)
             return _column(table, column, str(path))
@@ -191,7 +191,7 @@ def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """Reading one local file needs no progress bar."""
     import datasets
 

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import david
-from david import page, records, report, stopping, store
+from david import page, records, report, stopping, store, units
 from david.also import Also, check_also, measures_of, share_of, values_of
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens
@@ -413,4 +413,6 @@ def _scored(study: Study) -> str:
 def _standing(study: Study) -> str:
     base, best = records.base_trial(study), records.best_of_search(study, 1)
     parts = [f"base {records.value_of(base):.4f}"] if base is not None else []
-    return ", ".join(parts + [f"best {records.value_of(trial):.4f}" for trial in best]) + " nats"
+    unit = records.unit_of(study)
+    parts += [f"best {records.value_of(trial):.4f}" for trial in best]
+    return ", ".join(parts) + (" nats" if units.is_nll(unit) else f" {unit}")

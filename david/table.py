@@ -9,11 +9,11 @@ import pandas as pd
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from david import records
+from david import records, units
 from david.luck import Luck
 from david.luck import luck as luck_of
 from david.recipe import Recipe
-from david.records import PARTIAL, QUESTION, RIGHT, WINDOW_NLL, WINDOW_TOKENS
+from david.records import PARTIAL, RIGHT, WINDOW_NLL, WINDOW_TOKENS
 from david.space import blocks_of
 from david.verdict import Correlation, Difference, paired_difference, rank_correlation
 
@@ -26,11 +26,14 @@ def trials(study: Study) -> pd.DataFrame:
     `accuracy` is the share of multiple-choice questions answered right, `also_…` what the study minimises beside the
     NLL. `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate. `seconds`
     is from when a trial was asked for until it was told: recipes that are scored together have their batch's.
+    `attrs["unit"]` is what is minimised: nats a token, or of an objective that is no NLL something else, such as
+    `1 − acc`. Then `nll` holds that, and instead of the perplexity stands what a person reads of it, here `acc`.
 
     Example:
         >>> trials(study)[["trial", "visits"]].head(1).values.tolist()
         [[0, 30]]
     """
+    unit = records.unit_of(study)
     n_layers = records.depth_of(study)
     base = records.base_trial(study)
     base_nll = math.nan if base is None else records.value_of(base)
@@ -48,7 +51,7 @@ def trials(study: Study) -> pd.DataFrame:
                 "visits": None if recipe is None else len(recipe),
                 "extra_depth": None if recipe is None else len(recipe) / n_layers - 1,
                 "nll": nll,
-                "perplexity": _exp(nll),
+                **dict([units.read(unit, nll)]),
                 "nll_difference": nll - base_nll,
                 **({"accuracy": records.accuracy(trial)} if RIGHT in trial.user_attrs else {}),
                 **{f"also_{name}": value for name, value in zip(names, records.values_of(trial)[1:], strict=False)},
@@ -60,7 +63,9 @@ def trials(study: Study) -> pd.DataFrame:
         )
     columns = ["trial", "state", "recipe", "visits", "extra_depth", "nll", "perplexity", "nll_difference"]
     table = pd.DataFrame(rows, columns=None if rows else [*columns, "partial", "duplicate_of", "seconds"])
-    return table.astype({"visits": "Int64", "partial": "Int64", "duplicate_of": "Int64", "extra_depth": "float64"})
+    table = table.astype({"visits": "Int64", "partial": "Int64", "duplicate_of": "Int64", "extra_depth": "float64"})
+    table.attrs["unit"] = unit
+    return table
 
 
 def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
@@ -69,7 +74,8 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     Differences are recipe minus base in nats a token; the interval is the paired 95% one on held-out windows,
     corrected for the number of finalists; `verdict` is better, worse, not told apart, or not judged. Of multiple
     choice, each question counts as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered
-    right.
+    right. `attrs["unit"]`, and the columns of an objective that is no NLL, are as in `trials`; `attrs["item"]` is what
+    the data are counted in: windows, questions, or the documents of tasks.
 
     Example:
         >>> board = leaderboard(study)
@@ -81,7 +87,8 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     n_layers = records.depth_of(study)
     rows: list[dict[str, Any]] = []
     chosen = [*([base] if base is not None else []), *ranked]
-    asked, names = records.unit_of(study) == QUESTION, records.also(study)
+    unit, names = records.unit_of(study), records.also(study)
+    asked = unit == units.QUESTION
     for trial in chosen:
         recipe = Recipe.parse(trial.user_attrs["recipe"])
         kept = records.held_out(study, trial)
@@ -94,9 +101,9 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
                 "visits": len(recipe),
                 "extra_depth": len(recipe) / n_layers - 1,
                 "search_nll": records.value_of(trial),
-                "search_perplexity": _exp(records.value_of(trial)),
+                **_told("search", unit, records.value_of(trial)),
                 "held_out_nll": math.nan if kept is None else kept.nll,
-                "held_out_perplexity": math.nan if kept is None else _exp(kept.nll),
+                **_told("held_out", unit, math.nan if kept is None else kept.nll),
                 **({"search_accuracy": records.accuracy(trial)} if asked else {}),
                 **({"held_out_accuracy": math.nan if kept is None else kept.accuracy} if asked else {}),
                 **{f"also_{name}": value for name, value in zip(names, records.values_of(trial)[1:], strict=False)},
@@ -109,14 +116,16 @@ def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
     rows.sort(key=lambda row: (math.isnan(row["held_out_nll"]), row["held_out_nll"], row["search_nll"]))
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
-    return pd.DataFrame(rows)
+    board = pd.DataFrame(rows)
+    board.attrs |= {"unit": unit, "item": records.item_of(study)}
+    return board
 
 
 def blocks(study: Study) -> pd.DataFrame:
     """NLL minus the base's (nats a token) of every single block (i, j) run twice: rows i, columns j, NaN where unknown.
 
     Empty where the study has no such trial. `attrs["partial"]` lists the (i, j) whose value is an estimate, since a
-    race dropped them early; `attrs["unit"]` is what the NLL is a mean of.
+    race dropped them early; `attrs["unit"]` is what the differences are in.
 
     Example:
         >>> blocks(study).shape
@@ -249,5 +258,7 @@ def rank_correlations(study: Study) -> dict[str, Correlation]:
     return found
 
 
-def _exp(nll: float) -> float:
-    return math.inf if nll > 700 else math.exp(nll)
+def _told(side: str, unit: str, mean: float) -> dict[str, float]:
+    """What a person reads of a mean on one side, as a column."""
+    name, value = units.read(unit, mean)
+    return {f"{side}_{name}": value}

@@ -15,6 +15,7 @@ import david
 HOUSE = Path(david.__file__).parent
 LIGHT = [
     "errors",
+    "units",
     "messages",
     "stopping",
     "storage",
@@ -70,6 +71,7 @@ HEAVY = [
     "judging",
     "study",
     "measures",
+    "comparison",
 ]
 ORDER = [
     *LIGHT,

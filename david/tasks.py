@@ -1,0 +1,456 @@
+"""Tasks of lm-eval (EleutherAI's evaluation harness) as a score: one value for each document.
+
+Harness, documents and requests are made once, and score whatever the model runs at the moment: the base, a sling, a
+view. Nothing that a model answered is kept from one call to the next.
+"""
+
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from david import units
+from david.corpus import TASKS, Corpus
+from david.cuts import Tokenizer
+from david.errors import CorpusError, ScoreError, brief, one_line
+from david.forward import input_device, text_config
+from david.messages import say
+from david.score import Score, check_fits
+from david.sling import as_base
+from david.sources import quiet_datasets
+
+_LONGEST = 2048  # tokens: logits of more are gigabytes, and few tasks have longer documents
+_SEED = 1234  # lm-eval's own: of the examples in a prompt, and of what is sampled
+
+Told = tuple[float, float]  # of a document: what is to be minimised, and how much it counts
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A task of lm-eval and its requests; `numbers` are those of its documents among all that were loaded."""
+
+    name: str
+    task: Any
+    metric: str
+    kept: Any  # the filters of lm-eval that answers go through before they are measured
+    unit: str
+    told: Callable[[Any], Told]
+    numbers: range
+    requests: Mapping[int, Sequence[Any]]  # by the document's number
+
+    @property
+    def measured(self) -> str:
+        """The task with its metric, and the filter where it is one that does something."""
+        return ":".join([self.name, self.metric, *([] if self.kept.name == "none" else [self.kept.name])])
+
+    def score(self, number: int) -> Told:
+        """What a document came to, when all its requests are answered and filtered."""
+        requests = self.requests[number]
+        try:
+            answers = [request.filtered_resps[self.kept.name] for request in requests]
+            return self.told(self.task.process_results(requests[0].doc, answers)[self.metric])
+        except Exception as error:  # any kind: a task's own code
+            raise ScoreError(
+                f"document {number - self.numbers.start} of the task {self.name} cannot be measured by {self.metric}: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tasks:
+    """Tasks that are ready to be scored; itself an objective `(model, corpus) → Score` on its own corpora.
+
+    A corpus of tasks has a document for a window: `take`, `split` and `hold_out` pick documents, and a search that is
+    given two parts of it is judged on documents that it has not seen. Its `window` is the longest prompt with its
+    answers, in tokens.
+    """
+
+    parts: tuple[_Task, ...]
+    everything: Corpus
+    harness: Any
+    max_length: int
+
+    def __repr__(self) -> str:
+        return f"tasks({', '.join(part.measured for part in self.parts)}, max_length={self.max_length})"
+
+    @cached_property
+    def each(self) -> dict[str, Corpus]:
+        """The documents of each task by itself, by its name."""
+        return {part.name: self._of(part) for part in self.parts}
+
+    @property
+    def corpus(self) -> Corpus:
+        """The documents of all tasks, one mean over all of them; `ScoreError` where they are measured in several units.
+
+        One document counts as much as another, whichever task it is of.
+        """
+        _one_unit(self.parts)
+        return self.everything
+
+    def __call__(self, model: nn.Module, corpus: Corpus) -> Score:
+        """Score a model, as it stands, on documents of these tasks: of each one value, the lower the better.
+
+        A metric of which more is better is told as what it lacks (`1 − acc`), one that is a likelihood in nats: `unit`
+        says which. Raises `ScoreError` for a corpus of other documents, for tasks in several units, and where a
+        document has no value.
+        """
+        if corpus.convention != TASKS or corpus.sha256 != self.everything.sha256:
+            raise ScoreError(f"{corpus} has no documents of {self}: take those of its own corpus")
+        check_fits(model, corpus)
+        if missing := set(corpus.numbers) - {n for part in self.parts for n in part.requests}:
+            raise ScoreError(f"{self} was loaded with a limit, without {len(missing)} of the documents of {corpus}")
+        wanted = {part: [n for n in corpus.numbers if n in part.numbers] for part in self.parts}
+        wanted = {part: numbers for part, numbers in wanted.items() if numbers}
+        unit = _one_unit(list(wanted))
+        requests = [request for part, numbers in wanted.items() for n in numbers for request in part.requests[n]]
+        try:
+            with _quiet(), _seeded(model), torch.inference_mode():
+                self._answer(model, requests)
+                for part, numbers in wanted.items():
+                    part.kept.apply([request for n in numbers for request in part.requests[n]])
+            found = {n: part.score(n) for part, numbers in wanted.items() for n in numbers}
+        finally:
+            for request in requests:
+                request.resps, request.filtered_resps = [], {}
+        losses, weights = zip(*(found[number] for number in corpus.numbers), strict=True)
+        if any(map(math.isnan, losses)):
+            number = corpus.numbers[[math.isnan(loss) for loss in losses].index(True)]
+            raise ScoreError(f"document {number} of {self} has a value that is not a number")
+        measured = ", ".join(part.measured for part in wanted)
+        return Score(losses, weights, corpus.documents, f"{TASKS} {measured}", unit=unit)
+
+    def _answer(self, model: nn.Module, requests: Sequence[Any]) -> None:
+        """Have the model answer, without a cache but where it generates."""
+        harness = _bound(self.harness, model)
+        for kind in dict.fromkeys(request.request_type for request in requests):
+            asked = [request for request in requests if request.request_type == kind for _ in range(request.repeats)]
+            with _without_cache(model) if kind != "generate_until" else nullcontext():
+                try:
+                    answers = getattr(harness, kind)(asked, disable_tqdm=True)
+                except (AssertionError, LookupError, TypeError, ValueError) as error:  # what lm-eval itself refuses
+                    raise ScoreError(f"lm-eval cannot run {self}: {one_line(error)}") from None
+            for request, answer in zip(asked, answers, strict=True):
+                request.resps.append(answer)
+
+    def _of(self, part: _Task) -> Corpus:
+        places = [place for place, number in enumerate(self.everything.numbers) if number in part.numbers]
+        return self.everything.part(places[0], places[-1] + 1)
+
+
+def load(
+    names: str | os.PathLike[str] | Sequence[str],
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    *,
+    limit: int | None = None,
+    max_length: int | None = None,
+    batch: int | None = None,
+) -> Tasks:
+    """Read tasks, and make their requests for a model.
+
+    A name is the path of a task's YAML file, relative to which it may name its data, or one of lm-eval's own tasks,
+    groups and tags, whose data come from the Hub; several are a list, or a text with commas. Behind a colon stands what
+    is measured, as in `arc_easy:acc_norm` or `gsm8k:exact_match:flexible-extract` (a metric, then a filter); left out,
+    what the task names first. Examples in a prompt (few-shot) are as many as the task says, or none.
+
+    `limit` takes each task's first documents alone. `max_length` is how many tokens a prompt with its answer may have,
+    what comes before is cut off, with a word; left out, what the model takes, and at most 2048. `batch` requests go
+    through the model at once; left out, one, or 16 on an accelerator.
+
+    A task file is a program: it may name Python code that lies beside it (`!function`). Trust it as you would a script.
+    Tasks that run what a model has written are refused.
+
+    Raises `ScoreError` where lm-eval is not installed, or a metric has no value for each document; `CorpusError` for a
+    task that is not known or cannot be read.
+
+    Example:
+        >>> tasks = load("arc_easy,./mine.yaml", model, tokenizer, limit=200)  # doctest: +SKIP
+        >>> [score] = score_recipes(model, [recipe], tasks.each["mine"], objective=tasks)  # doctest: +SKIP
+        >>> seen, unseen = tasks.corpus.hold_out(50, 100)  # doctest: +SKIP
+        >>> search(model, seen, held_out=unseen, objective=tasks, n_trials=40, out="run")  # doctest: +SKIP
+    """
+    wanted = check_names(names)
+    for name, number in (("limit", limit), ("max_length", max_length), ("batch", batch)):
+        if number is not None and number < 1:
+            raise ScoreError(f"{name} must be at least 1; got {number}")
+    if any(module.training for module in model.modules()):
+        raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
+    if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "eos_token_id", None) is None:
+        raise ScoreError("lm-eval needs a tokenizer with a BOS or EOS token, behind which a text begins; this has none")
+    positions = getattr(text_config(model), "max_position_embeddings", None)
+    longest = max_length or min(_LONGEST, positions if positions and positions > 0 else _LONGEST)
+    with _quiet(), as_base(model):
+        harness = _harness(model, tokenizer, longest, batch or (1 if input_device(model).type == "cpu" else 16))
+        read = [(found, task, metric, kept) for name, metric, kept in wanted for found, task in _read(name)]
+        parts: list[_Task] = []
+        for name, task, metric, kept in read:
+            if any(part.name == name for part in parts):
+                raise CorpusError(f"the task {name} is asked for twice: name it once")
+            parts.append(_ready(name, task, metric, kept, limit, parts[-1].numbers.stop if parts else 0))
+        return Tasks(tuple(parts), _corpus(parts, harness, longest, limit), harness, longest)
+
+
+def check_names(names: str | os.PathLike[str] | Sequence[str]) -> list[tuple[str, str | None, str | None]]:
+    """Each name with its metric and filter, where it has them; what is wrong with them as far as can be told so far.
+
+    Raises `ScoreError` where lm-eval is not installed, and `CorpusError` for no name, or no such file.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ScoreError("tasks need the package lm-eval: pip install 'david[eval]'")
+    texts = [os.fspath(names)] if isinstance(names, os.PathLike) else names
+    found: list[tuple[str, str | None, str | None]] = []
+    for text in texts.split(",") if isinstance(texts, str) else texts:
+        told = [text.strip()] if os.path.isfile(text.strip()) else text.strip().split(":")
+        if not told[0]:
+            raise CorpusError(f"expected the names of tasks, such as arc_easy or ./mine.yaml; got {brief(names)}")
+        if len(told) > 3 or not all(told):
+            raise CorpusError(f"cannot read the task {brief(text)}: expected name, name:metric or name:metric:filter")
+        if _is_path(told[0]) and not os.path.isfile(os.path.expanduser(told[0])):
+            raise CorpusError(f"no such task file: {told[0]}")
+        found.append((told[0], told[1] if len(told) > 1 else None, told[2] if len(told) > 2 else None))
+    if not found:
+        raise CorpusError("expected the names of tasks, such as arc_easy or ./mine.yaml; got none")
+    return found
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or os.sep in name or name.startswith("~")
+
+
+def _bound(harness: Any, model: nn.Module) -> Any:
+    """The harness as it is, around the model in hand: the one that it was made for, or a view."""
+    own = copy(harness)
+    own._model, own._config = model, model.config
+    within = type(own)._loglikelihood_tokens
+    # rolling likelihoods would show a bar for each window, whatever they are told
+    own._loglikelihood_tokens = lambda *args, **options: within(own, *args, **options | {"disable_tqdm": True})
+    return own
+
+
+def _read(name: str) -> list[tuple[str, Any]]:
+    """The tasks of lm-eval that a name stands for, with their names and their data."""
+    from lm_eval.tasks import TaskManager
+
+    path = Path(os.path.expanduser(name))
+    if not path.is_file():
+        say(f"no file here is called {name}: reading lm-eval's own tasks (some 15 s), then asking the Hub for its data")
+        manager = _own_tasks()
+        if name not in manager.all_tasks:
+            near = ", ".join(get_close_matches(name, manager.all_tasks, 3))
+            hint = f" (it has {near})" if near else ""
+            raise CorpusError(f"lm-eval has no task {brief(name)}{hint}: give one of its names, or a task file's path")
+        return _loaded(manager, name, name, Path.cwd())
+    manager = TaskManager(include_defaults=False)
+    own = str(path.absolute())
+    try:
+        return _loaded(manager, name, own, path.absolute().parent)
+    except FileNotFoundError:  # lm-eval itself looks for data where it was started
+        return _loaded(manager, name, own, Path.cwd(), last=True)
+
+
+@cache
+def _own_tasks() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _loaded(manager: Any, name: str, spec: str, folder: Path, *, last: bool = False) -> list[tuple[str, Any]]:
+    """What lm-eval makes of a name, from within a folder; a file that is missing there comes out, but for the last."""
+    try:
+        with chdir(folder), quiet_datasets():
+            found = list(manager.load([spec])["tasks"].items())
+    except Exception as error:  # any kind: yaml's, datasets', the Hub's, a task's own code
+        if isinstance(error, FileNotFoundError) and not last and folder != Path.cwd():
+            raise
+        raise CorpusError(f"the task {name} cannot be read: {_reason(error.__cause__ or error)}") from None
+    if not found:
+        raise CorpusError(f"the task {name} has no documents")
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in the code of others; where that says little, with the kind of the error."""
+    if isinstance(error, StopIteration):
+        return "its data have no rows"
+    kind = f"{type(error).__name__}: " if isinstance(error, LookupError | TypeError | AttributeError) else ""
+    return kind + one_line(error)
+
+
+def _ready(name: str, task: Any, metric: str | None, kept: str | None, limit: int | None, first: int) -> _Task:
+    """A task with its requests made, the first of its documents with this number."""
+    if getattr(task, "MULTIMODAL", False):
+        raise CorpusError(f"the task {name} shows pictures or plays sounds: David asks in words alone")
+    if getattr(task, "UNSAFE_CODE", False):
+        raise CorpusError(f"the task {name} runs what the model writes as a program: David does not")
+    metrics, filters = list(task.aggregation()), {its.name: its for its in task._filters}
+    metric, kept = metric or next(iter(metrics), ""), kept or next(iter(filters))
+    if metric not in metrics:
+        raise ScoreError(f"the task {name} has no metric {metric!r}: it has {', '.join(metrics) or 'none'}")
+    if kept not in filters:
+        raise ScoreError(f"the task {name} has no filter {kept!r}: it has {', '.join(filters)}")
+    unit, told = _measure(name, task, metric)
+    if task.get_config("num_fewshot") is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(_SEED)
+    try:
+        size = len(task.eval_docs)
+        with redirect_stderr(io.StringIO()):  # a bar
+            task.build_all_requests(limit=limit)
+    except Exception as error:  # any kind: templates and code of the task's own
+        raise CorpusError(f"the task {name} makes no requests: {type(error).__name__}: {one_line(error)}") from None
+    requests: dict[int, list[Any]] = {}
+    for request in sorted(task.instances, key=lambda request: (request.doc_id, request.idx)):
+        requests.setdefault(first + request.doc_id, []).append(request)
+    return _Task(name, task, metric, filters[kept], unit, told, range(first, first + size), requests)
+
+
+def _measure(name: str, task: Any, metric: str) -> tuple[str, Callable[[Any], Told]]:
+    """The unit of a metric, and what of it is to be minimised for a document; `ScoreError` where it has no such value.
+
+    How lm-eval sums a metric up says what it is: by a mean over documents, or as a likelihood.
+    """
+    from lm_eval.api import metrics
+
+    how = task.aggregation()[metric]
+    if how in (metrics.mean, metrics.nanmean):
+        if task.higher_is_better().get(metric, True):
+            return units.lost(metric), lambda value: (1 - float(value), 1)
+        return metric, lambda value: (float(value), 1)
+    if how is metrics.perplexity:
+        return "nats a document", lambda value: (-float(value), 1)
+    if how is metrics.weighted_perplexity:
+        return f"nats a {'word' if 'word' in metric else 'byte'}", lambda value: (-float(value[0]), int(value[1]))
+    if how is metrics.bits_per_byte:
+        return "bits a byte", lambda value: (-float(value[0]) / math.log(2), int(value[1]))
+    if how is metrics.brier_score:
+        return metric, lambda value: (_brier(*value), 1)
+    others = ", ".join(other for other in task.aggregation() if other != metric)
+    raise ScoreError(
+        f"{metric} of the task {name} is no mean over documents, so that nothing can be paired: "
+        f"name another metric, as in {name}:metric{f' (it has {others})' if others else ''}"
+    )
+
+
+def _brier(gold: int, shares: Any) -> float:
+    """Of a question, the squared distance of the answers' shares to the right one."""
+    return float(np.sum((np.asarray(shares) - np.eye(len(shares))[gold]) ** 2))
+
+
+def _one_unit(parts: Sequence[_Task]) -> str:
+    """The unit that tasks have in common; what several metrics lack is told as of one score."""
+    found = list(dict.fromkeys(part.unit for part in parts))
+    if len(found) > 1 and all(unit.startswith(units.lost("")) for unit in found):
+        return units.lost("score")
+    if len(found) > 1:
+        measured = ", ".join(f"{part.name} in {part.unit}" for part in parts)
+        raise ScoreError(f"tasks that are scored as one need one unit; got {measured}: name a metric, or score each")
+    return found[0]
+
+
+def _corpus(parts: Sequence[_Task], harness: Any, longest: int, limit: int | None) -> Corpus:
+    """A window for each document: the tokens of its prompt and its answers, the last ones where they are too many."""
+    numbers, rows = [], []
+    for part in parts:
+        cut = 0
+        for number, requests in part.requests.items():
+            texts = dict.fromkeys(text for request in requests for text in request.args if isinstance(text, str))
+            rows.append(harness.tok_encode("".join(texts)))
+            cut += len(rows[-1]) > longest and _is_cut(harness, requests, longest)
+            numbers.append(number)
+        if cut:
+            many = f"{cut} of {len(part.requests)} documents of {part.name}"
+            say(f"{many} are longer than {longest} tokens: the beginnings of their prompts are cut off")
+    width = max(2, min(longest, max(map(len, rows))))
+    windows = torch.zeros(len(rows), width, dtype=torch.int64)
+    for window, row in zip(windows, rows, strict=True):
+        seen = row[-width:]
+        window[: len(seen)] = torch.tensor(seen, dtype=torch.int64)
+    data = hashlib.sha256()
+    for part in parts:
+        data.update(part.name.encode())
+        for document in part.task.eval_docs:
+            data.update(json.dumps(document, sort_keys=True, default=str).encode())
+    begins = harness.tok_encode("a")
+    return Corpus(
+        windows=windows,
+        documents=tuple(numbers),
+        source=", ".join(part.name for part in parts),
+        slice=None if limit is None else f"[:{limit}]",
+        sha256=data.hexdigest(),
+        bos=bool(begins) and begins[0] == harness.tokenizer.bos_token_id,
+        numbers=tuple(numbers),
+        convention=TASKS,
+    )
+
+
+def _is_cut(harness: Any, requests: Sequence[Any], longest: int) -> bool:
+    """Whether something of a document's prompts is not read: rolling likelihoods read all, in several windows."""
+    for request in requests:
+        if request.request_type == "loglikelihood" and len(harness.tok_encode("".join(request.args))) > longest + 1:
+            return True
+        if request.request_type == "generate_until":
+            new = request.args[1].get("max_gen_toks", harness.max_gen_toks)
+            if len(harness.tok_encode(request.args[0])) > longest - new:
+                return True
+    return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what lm-eval logs of each call: that the model is loaded already, and the like."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _seeded(model: nn.Module) -> Iterator[None]:
+    """What is sampled is the same each time, and nobody else's random numbers change."""
+    device = input_device(model)
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_kind(device)):
+        torch.manual_seed(_SEED)
+        yield
+
+
+def _kind(device: torch.device) -> str:
+    return "cuda" if device.type == "cpu" else device.type
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """lm-eval leaves the model's cache on, and nothing reads it: each call would fill one for nothing."""
+    config = text_config(model)
+    before = getattr(config, "use_cache", None)
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = before
+
+
+def _harness(model: nn.Module, tokenizer: Tokenizer, max_length: int, batch: int) -> Any:
+    """lm-eval's view of a model, which asks it for logits and keeps nothing."""
+    from lm_eval.models.huggingface import HFLM
+
+    own = deepcopy(tokenizer)  # HFLM gives it a token to pad with
+    return HFLM(pretrained=model, tokenizer=own, backend="causal", max_length=max_length, batch_size=batch)
