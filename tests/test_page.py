@@ -438,7 +438,7 @@ def test_random_recipes_that_others_wrote_into_a_study_are_text(judged: Study) -
 @pytest.mark.parametrize("title", [HOSTILE, "a & b", '"quoted"'])
 def test_a_picture_of_a_recipe_has_its_title_as_text(title: str) -> None:
     drawn = Document(svg_picture([0, 1, 1], [1, 0.5, 1], 2, title))
-    assert {tag for tag, _ in drawn.elements} == {"svg", "rect", "title", "line", "text"}
+    assert {tag for tag, _ in drawn.elements} == {"svg", "g", "path", "rect", "title", "text"}
     assert title in drawn.text
 
 
@@ -446,7 +446,7 @@ def test_a_recipe_in_a_notebook_is_a_picture_without_anything_its_file_says() ->
     base = Base(model=HOSTILE, num_layers=6)
     recipe = Recipe((0, 1, 1), base=base, written_as=HOSTILE)
     drawn = recipe._repr_html_()
-    assert {tag for tag, _ in Document(drawn).elements} == {"svg", "rect", "title", "line", "text"}
+    assert {tag for tag, _ in Document(drawn).elements} == {"svg", "g", "path", "rect", "title", "text"}
     assert "alert" not in drawn
 
 
