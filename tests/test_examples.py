@@ -30,7 +30,9 @@ NEEDS = re.compile(r"postgresql://|grpc://")  # a server that others have
 def of_help() -> list[str]:
     """The examples of the commands' help texts, in the order in which these are listed."""
     texts = [command.help or "" for command in COMMANDS.values()]
-    return [line.strip().removeprefix("Example: ") for text in texts for line in text.splitlines() if "Example: " in line]
+    return [
+        line.strip().removeprefix("Example: ") for text in texts for line in text.splitlines() if "Example: " in line
+    ]
 
 
 def of_readme() -> list[str]:

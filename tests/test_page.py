@@ -518,6 +518,48 @@ def test_whatever_a_module_reads_comes_with_the_package() -> None:
     assert project["tool"]["setuptools"]["package-data"] == {"david": others}
 
 
+# In a notebook
+
+
+def test_a_study_in_a_cell_shows_what_its_page_does(judged: Study) -> None:
+    shown, whole = page.show(judged), Document(page.page(judged))
+    cell = Document(shown._repr_html_())
+    assert cell.headings == whole.headings
+    title = whole.text.partition(" Study “")[0]
+    assert cell.text == whole.text.removeprefix(title).strip()
+    assert cell.elements[0] == ("div", {"class": "david cell mathjax_ignore"})
+    assert not {"html", "head", "body", "script", "link", "meta", "main"} & {tag for tag, _ in cell.elements}
+
+
+def test_without_a_notebook_a_study_is_shown_as_text(judged: Study) -> None:
+    board = table.leaderboard(judged)
+    assert repr(page.show(judged)) == f"{report.board_text(board)}\n\n{report.verdict(board)}"
+    assert repr(page.show(new_study(6))).startswith("(nothing is scored yet)")
+    assert len(Document(page.show(judged, top=1).html).all("div", "path")) == 1
+
+
+def test_studies_in_two_cells_do_not_mix_up_their_drawings(judged: Study) -> None:
+    first = page.show(judged).html
+    assert page.show(judged).html == first
+    add(judged, "0:2, 1:6", 1.6)
+    ids = [set(re.findall(r' id="([^"]*)"', source)) for source in (first, page.show(judged).html)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    assert set(re.findall(r"url\(#([^)]*)\)", first)) <= ids[0]
+
+
+def test_a_cell_follows_the_notebooks_theme_and_a_page_the_systems() -> None:
+    """Each name of a colour is told for light and for dark; a cell asks nothing of the system."""
+    source = page.show(only_base()).html
+    system = re.search(r"@media \(prefers-color-scheme: dark\) \{\s*(\S+) \{", source)
+    assert system is not None
+    assert system[1] == ".david:not(.cell)"
+    theme = re.search(r"\[data-jp-theme-light=\"false\"\].*?\.david\.cell \{(.*?)\}", source, re.DOTALL)
+    assert theme is not None
+    dark, light = (set(re.findall(r"(--[a-z]+): ?#", part)) for part in (theme[1], source[: source.index("@media")]))
+    assert light - dark == {"--first", "--again"}
+
+
 # In a browser
 
 QUIET = """
