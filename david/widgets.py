@@ -283,4 +283,4 @@ def _texts(said: dict[str, str]) -> str:
 
 def _seen(text: str) -> str:
     """A text in its lines, empty ones left out; what acts on who reads it without being seen is escaped."""
-    return "\n".join(plain(line) for line in text.splitlines() if line.strip())
+    return "\n".join(plain(line) for line in text.strip().splitlines() if line.strip())

@@ -5,15 +5,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tqdm.notebook import tqdm as notebook_bar
+from tqdm.std import tqdm as text_bar
 
 from david.corpus import Corpus
 from david.engine import score_recipes
 from david.errors import DavidError, RecipeError, ScoreError, SlingError
+from david.messages import end_at
 from david.models import load_model
 from david.recipe import Recipe
 from david.score import perplexity
@@ -320,6 +324,28 @@ def test_while_new_figures_are_not_there_the_old_ones_are_not_shown(make: Make) 
 
 
 # Progress bars in a kernel
+
+
+def test_a_notebook_bar_ends_where_it_is_told_to_also_when_that_moves() -> None:
+    bar = notebook_bar(unit="visit", display=False)
+    widget = bar.container.children[1]
+    assert (widget.value, widget.max, widget.layout.width) == (0, 1, "20px")  # of tqdm without an end
+    end_at(bar, 40)
+    bar.update(10)
+    bar.refresh()
+    assert (bar.n, bar.total, widget.value, widget.max, widget.layout.width) == (10, 40, 10, 40, None)
+    assert "25%" in bar.container.children[0].value
+    end_at(bar, 10)
+    bar.close()
+    assert (widget.max, widget.bar_style) == (10, "success")
+
+
+def test_a_bar_of_text_ends_where_it_is_told_to() -> None:
+    bar = text_bar(unit="visit", file=StringIO())
+    end_at(bar, 40)
+    bar.update(10)
+    assert "25%" in str(bar)
+    bar.close()
 
 
 KERNEL = """
