@@ -1,7 +1,7 @@
 """Open notebooks in a real JupyterLab in a headless browser, run each from top to bottom, and look.
 
-    pip install -c constraints.txt -e ".[notebooks]" selenium
-    python experiments/jupyter/lab.py [NOTEBOOK …] [--out FOLDER]
+    pip install -c constraints.txt -e ".[notebooks,browser]"
+    python experiments/jupyter/lab.py [gallery] [NOTEBOOK …] [--out FOLDER]
 
 Needs Chromium and its driver. Left out, the notebooks are the gallery of `gallery.py` and all in `notebooks/`. An error
 or a warning in a cell, a cell that does not end, a slider that moves nothing: each ends with a line and exit code 1.
@@ -36,6 +36,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 HERE = Path(__file__).parent
+GALLERY = Path("gallery")
 NOTEBOOKS = HERE.parents[1] / "notebooks"
 QUIET = """
 --headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-sync
@@ -138,6 +139,17 @@ def until(holds: Callable[[], Any], what: str, seconds: float) -> Any:
 
 
 # A notebook in JupyterLab
+
+
+def not_run(path: Path) -> nbformat.NotebookNode:
+    """A notebook without what it has shown before, which could be taken for what it shows now."""
+    if path == GALLERY:
+        return gallery()
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
 
 
 CELLS = """
@@ -255,6 +267,7 @@ def look_at_gallery(page: Any, cells: list[dict[str, Any]], out: Path, seconds: 
         picture(page, ".jp-Cell:nth-child(2)", out / f"recipes_{theme}.png", clip=SEEN)
         picture(page, ".jp-Cell:has(.progress-bar, .widget-hprogress)", out / f"bars_{theme}.png")
         picture(page, ".david.cell", out / f"study_{theme}.png", clip=SEEN)
+        picture(page, ".david.cell section:has(.plots)", out / f"plots_{theme}.png", clip=SEEN)
         picture(page, ".david-slider", out / f"slider_{theme}.png")
 
 
@@ -267,22 +280,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="the time that a notebook may take")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    paths = given.notebooks or [None, *sorted(NOTEBOOKS.glob("*.ipynb"))]
+    paths = given.notebooks or [GALLERY, *sorted(NOTEBOOKS.glob("*.ipynb"))]
+    for path in paths:
+        if path != GALLERY and not path.is_file():
+            raise FailedError(f"there is no notebook {path}")
     with tempfile.TemporaryDirectory() as name, lab(Path(name)) as server, browser(Path(name)) as page:
         for path in paths:
-            notebook = gallery() if path is None else nbformat.read(path, as_version=4)
-            stem = "gallery" if path is None else path.stem
-            nbformat.write(notebook, server.folder / f"{stem}.ipynb")
+            nbformat.write(not_run(path), server.folder / f"{path.stem}.ipynb")
             start = time.monotonic()
-            open_notebook(page, server, f"{stem}.ipynb")
-            cells = run_all(page, stem, given.seconds)
-            print(f"{stem}: {len(cells)} cells run in {time.monotonic() - start:.0f} s", flush=True)
-            if path is None:
+            open_notebook(page, server, f"{path.stem}.ipynb")
+            cells = run_all(page, path.stem, given.seconds)
+            print(f"{path.stem}: {len(cells)} cells run in {time.monotonic() - start:.0f} s", flush=True)
+            if path == GALLERY:
                 look_at_gallery(page, cells, given.out, given.seconds)
                 continue
             for theme in THEMES:
                 set_theme(page, theme)
-                picture(page, ".jp-Cell", given.out / f"{stem}_{theme}.png", clip=SEEN)
+                picture(page, ".jp-Cell", given.out / f"{path.stem}_{theme}.png", clip=SEEN)
 
 
 if __name__ == "__main__":
