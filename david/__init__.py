@@ -3,6 +3,8 @@
 The names below load on first use, so that importing david costs nothing and needs no torch.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from david.score import Score, multiple_choice, perplexity
     from david.sling import David
     from david.study import search
+
+if "ipykernel" in sys.modules:  # a notebook without ipywidgets has bars of text: no need to warn of that
+    warnings.filterwarnings("ignore", "IProgress not found")
 
 __version__ = "0.1.0"
 
@@ -58,7 +63,19 @@ _HOME = {
     "score_recipes": "engine",
     "search": "study",
 }
-_MODULES = {"neighbours", "page", "plot", "profile", "report", "space", "strategy", "table", "tasks", "verdict"}
+_MODULES = {
+    "neighbours",
+    "page",
+    "plot",
+    "profile",
+    "report",
+    "space",
+    "strategy",
+    "table",
+    "tasks",
+    "verdict",
+    "widgets",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,14 @@ def say(line: str) -> None:
     tqdm.write(plain(line), file=sys.stderr)
 
 
+def end_at(bar: Any, total: float) -> None:
+    """Let a bar end there. In a notebook it is drawn by a widget, which has its own end and must be told."""
+    bar.total = total
+    if (drawn := getattr(bar, "container", None)) is not None:
+        widget = drawn.children[1]
+        widget.max, widget.bar_style, widget.layout.width = total, "", None
+
+
 class Unfailing:
     """A stream on which nothing fails: a log on a full disk loses lines, and ends no search."""
 

@@ -3,6 +3,7 @@
 The page loads nothing: no script, no font, no picture from elsewhere; what a study says of itself is escaped.
 """
 
+import hashlib
 import math
 import os
 from collections import Counter
@@ -52,11 +53,37 @@ def page(study: Study, *, top: int = 5) -> str:
         >>> page(study)[:15]
         '<!DOCTYPE html>'
     """
-    run = _Run(
-        study, records.about(study), table.trials(study), table.leaderboard(study, top), table.blocks(study), top
-    )
-    found = [section for make in _SECTIONS if (section := make(run)) is not None]
-    return str(_part("document", f"David · {study.study_name}", _hero(run), found)).strip() + "\n"
+    run = _run(study, top)
+    return str(_part("document", f"David · {study.study_name}", _hero(run), _found(run))).strip() + "\n"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A study as it stands in a cell of a notebook, and as text elsewhere: see `show`."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def show(study: Study, *, top: int = 5) -> Shown:
+    """A study as a whole in a cell of a notebook: what its page tells, in the notebook's own light or dark theme.
+
+    It is a picture of the study as it is now. Where there is no notebook it is the leaderboard and the verdict as text.
+    Raises `SearchError` for a study that is not one of David's.
+
+    Example:
+        >>> show(study, top=1)
+         rank  trial  visits depth search ppl held-out ppl  Δ nats ...
+    """
+    run = _run(study, top, apart=True)
+    text = f"{report.board_text(run.board)}\n\n{report.verdict(run.board)}"
+    return Shown(str(_part("cell", _hero(run), _found(run))).strip(), text)
 
 
 @dataclass(frozen=True)
@@ -69,6 +96,7 @@ class _Run:
     board: pd.DataFrame
     grid: pd.DataFrame
     top: int
+    mark: str  # before the ids of its drawings
 
     @property
     def recipes(self) -> list[dict[str, Any]]:
@@ -79,6 +107,19 @@ class _Run:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the leaderboard, best first."""
         return cast(list[dict[str, Any]], self.board.to_dict("records"))
+
+
+def _run(study: Study, top: int, *, apart: bool = False) -> _Run:
+    """A study's tables. In a notebook two studies may be on one page: `apart`, their drawings have ids of their own."""
+    about, trials, board = records.about(study), table.trials(study), table.leaderboard(study, top)
+    told = f"{study.study_name}{trials.to_csv()}{board.to_csv()}".encode(errors="replace") if apart else b""
+    mark = f"d{hashlib.sha256(told).hexdigest()[:8]}-" if apart else ""
+    return _Run(study, about, trials, board, table.blocks(study), top, mark)
+
+
+def _found(run: _Run) -> list["Section"]:
+    """The sections that have something to show."""
+    return [section for make in _SECTIONS if (section := make(run)) is not None]
 
 
 Section = tuple[str, Markup]  # its heading, and what stands below
@@ -196,7 +237,7 @@ def _heatmap(run: _Run) -> Section | None:
     if not table.is_map(run.grid):
         return None
     values = run.grid.to_numpy(dtype=float)
-    drawn = drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), "blocks", {"axes.facecolor": VOID})
+    drawn = drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), f"{run.mark}blocks", {"axes.facecolor": VOID})
     lowest = sorted((values[i, j], int(i), int(j)) for i, j in np.argwhere(~np.isnan(values)))[:8]
     best = [(i, int(run.grid.columns[j]), difference) for difference, i, j in lowest]
     return "Repeating one block", _part("blocks", drawn, best, records.unit_of(run.study))
@@ -208,12 +249,15 @@ def _course(run: _Run) -> Section | None:
         return None
     grid = {"axes.grid": True}
     drawings = [
-        drawing(lambda ax: plot.history(run.trials, ax), (5, 3.6), "history", grid),
+        drawing(lambda ax: plot.history(run.trials, ax), (5, 3.6), f"{run.mark}history", grid),
         drawing(
-            lambda ax: plot.depth(run.trials, ax, front=table.front(run.trials, ["visits"])), (5, 3.6), "depth", grid
+            lambda ax: plot.depth(run.trials, ax, front=table.front(run.trials, ["visits"])),
+            (5, 3.6),
+            f"{run.mark}depth",
+            grid,
         ),
         *(
-            drawing(partial(report.against, run.trials, name), (5, 3.6), f"against-{report.slug(name)}", grid)
+            drawing(partial(report.against, run.trials, name), (5, 3.6), f"{run.mark}against-{report.slug(name)}", grid)
             for name in records.traded(run.study)
         ),
     ]

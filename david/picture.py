@@ -1,9 +1,14 @@
-"""A recipe as a picture: one line of text, or an SVG for notebooks."""
+"""A recipe as a picture: one line of text, or an SVG for notebooks and pages."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 _BARS = "▁▂▃▄▅▆▇█"
+_FIRST, _AGAIN = "#3b82c4", "#e8743b"
+_LEFT, _RIGHT = 66.0, 16.0  # beside the layers: the visits' numbers, and room for a seam to turn
+_MOST_SWEEPS = 120
+_TALL = 480.0  # of all sweeps together, at most
 
 
 def text_picture(repeat_map: Sequence[int], n_layers: int) -> str:
@@ -17,62 +22,197 @@ def text_picture(repeat_map: Sequence[int], n_layers: int) -> str:
     return "".join(_BARS[layer * (len(_BARS) - 1) // top] for layer in repeat_map)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring layers `start … stop − 1`, visited one after the other at one scale, all first or all again."""
+
+    visit: int  # the number of its first visit
+    start: int
+    stop: int
+    scale: float
+    again: bool
+
+
+def sweeps(repeat_map: Sequence[int], scales: Sequence[float]) -> list[list[Stretch]]:
+    """A map as sweeps over the base, each a walk upwards that ends where the path turns back, in stretches.
+
+    Example:
+        >>> [[(part.start, part.stop, part.again) for part in sweep] for sweep in sweeps([0, 1, 2, 1, 2, 4], [1.0] * 6)]
+        [[(0, 3, False)], [(1, 3, True), (4, 5, False)]]
+    """
+    found: list[list[Stretch]] = []
+    seen: set[int] = set()
+    for visit, (layer, scale) in enumerate(zip(repeat_map, scales, strict=True)):
+        again = layer in seen
+        seen.add(layer)
+        last = found[-1][-1] if found else None
+        if last is None or layer < last.stop:
+            found.append([Stretch(visit, layer, layer + 1, scale, again)])
+        elif (layer, scale, again) == (last.stop, last.scale, last.again):
+            found[-1][-1] = Stretch(last.visit, last.start, layer + 1, scale, again)
+        else:
+            found[-1].append(Stretch(visit, layer, layer + 1, scale, again))
+    return found
+
+
 def svg_picture(
     repeat_map: Sequence[int], scales: Sequence[float], n_layers: int, title: str | None = None, *, room: float = 640.0
 ) -> str:
-    """The path over the base layers: visits left to right, layers bottom to top, seams dashed, scales as opacity.
+    """The path over the base: layers left to right, a row for each sweep, top to bottom; seams dashed.
 
-    Colours follow the page (`currentColor`), so that it reads on light and dark backgrounds. Without a title, the key
-    to the colours is left out too: the page has its own. `room` is the width for up to 160 visits.
+    Blue is a layer's first visit, orange one that it has again. A visit is filled as high as it is strong, and its
+    scale stands there as a figure where there is room. Text and lines have the colour of the text around
+    (`currentColor`), so that it reads on light and on dark. Without a title the key to the colours is left out too: the
+    page has its own. `room` is the greatest width of the layers; of more than 120 sweeps the first are drawn, and the
+    others counted.
     """
-    visits = len(repeat_map)
-    step = max(room / 160, min(18.0, room / max(visits, 1)))
-    row = max(3.0, min(8.0, 200.0 / n_layers))
-    left, top, foot = (44.0, 24.0, 34.0) if title is not None else (44.0, 4.0, 18.0)
-    width, height = left + step * visits + 12.0, top + row * n_layers + foot
-
-    def corner(visit: int, layer: int) -> tuple[float, float]:
-        return left + step * visit, top + row * (n_layers - 1 - layer)
-
-    marks: list[str] = []
-    seen: set[int] = set()
-    for visit, (layer, scale) in enumerate(zip(repeat_map, scales, strict=True)):
-        x, y = corner(visit, layer)
-        colour = "#e8743b" if layer in seen else "#3b82c4"
-        seen.add(layer)
-        opacity = min(1.0, 0.25 + 0.75 * abs(scale))
-        note = f"visit {visit}: layer {layer}" + ("" if scale == 1 else f", scale {scale:g}")
-        marks.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{step:.1f}" height="{row:.1f}" fill="{colour}" '
-            f'fill-opacity="{opacity:.2f}"><title>{note}</title></rect>'
-        )
-        if visit and layer != repeat_map[visit - 1] + 1:
-            _, before = corner(visit - 1, repeat_map[visit - 1])
-            marks.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{before + row / 2:.1f}" y2="{y + row / 2:.1f}" '
-                'stroke="currentColor" stroke-dasharray="2 2"/>'
-            )
-    floor = top + row * n_layers
-    labels = (
-        f'<text x="{left - 4}" y="{floor:.1f}" text-anchor="end">0</text>'
-        f'<text x="{left - 4}" y="{top + 8:.1f}" text-anchor="end">{n_layers - 1}</text>'
-        f'<text x="2" y="{(top + floor) / 2:.1f}">layer</text>'
-        f'<text x="{left}" y="{floor + 14:.1f}">visit 0</text>'
-        f'<text x="{width - 12:.1f}" y="{floor + 14:.1f}" text-anchor="end">{visits - 1}</text>'
-    )
+    rows = sweeps(repeat_map, scales)
+    drawn = rows[:_MOST_SWEEPS]
+    top = 18.0 + (22.0 if title is not None else 0.0)
+    sheet = _Sheet(n_layers, min(22.0, room / n_layers), top, min(26.0, _TALL / len(drawn)))
+    parts = [_axis(sheet)]
+    for number, sweep in enumerate(drawn):
+        parts += _sweep(sheet, number, sweep)
+        if number:
+            parts.append(_turn(sheet, number, drawn[number - 1][-1].stop, sweep[0].start))
+    foot = sheet.y(len(drawn))
+    if len(rows) > len(drawn):
+        foot += 14.0
+        more = f"… and {len(rows) - len(drawn)} more sweeps, {len(repeat_map) - rows[len(drawn)][0].visit} visits"
+        parts.append(f'<text x="{_LEFT:g}" y="{foot - 3:.1f}">{more}</text>')
+    width = sheet.x(n_layers) + _RIGHT
     if title is not None:
-        labels += (
-            f'<text x="2" y="14" font-weight="bold">{escape(title)}</text>'
-            f'<text x="{left}" y="{floor + 28:.1f}">'
-            "blue: first visit · orange: visited again · paler: weaker scale</text>"
-        )
-    frame = (
-        f'<rect x="{left}" y="{top}" width="{step * visits:.1f}" height="{row * n_layers:.1f}" fill="none" '
-        'stroke="currentColor" stroke-opacity="0.3"/>'
-    )
-    width = max(width, 420.0 if title is not None else left + room + 12.0)
+        width = max(width, 560.0)
+        parts.append(f'<text x="2" y="14" font-size="12" font-weight="bold">{escape(title)}</text>')
+        parts.append(_key(foot + 16.0))
+        foot += 22.0
+    else:
+        width = max(width, _LEFT + room + _RIGHT)
+    height = foot + 4.0
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="sans-serif" font-size="11" fill="currentColor" '
-        f'style="background:transparent">{frame}{"".join(marks)}{labels}</svg>'
+        f'style="background:transparent;max-width:100%">{"".join(parts)}</svg>'
     )
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """Where a layer and a sweep stand in the drawing, in its units."""
+
+    n_layers: int
+    step: float  # the width of a layer
+    top: float
+    row: float  # the height of a sweep, with the gap below it
+
+    @property
+    def bar(self) -> float:
+        return self.row * 0.62
+
+    def x(self, layer: int) -> float:
+        return _LEFT + self.step * layer
+
+    def y(self, sweep: int) -> float:
+        return self.top + self.row * sweep
+
+
+def _axis(sheet: _Sheet) -> str:
+    """The numbers of the layers above, every so many, the last one always."""
+    apart = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000) if sheet.step * n >= 22)
+    last = sheet.n_layers - 1
+    shown = [layer for layer in range(0, last, apart) if sheet.step * (last - layer) >= 20] + [last]
+    middle = sheet.step / 2
+    ticks = "".join(
+        f'<text x="{sheet.x(layer) + middle:.1f}" y="{sheet.top - 6:.1f}" text-anchor="middle">{layer}</text>'
+        for layer in shown
+    )
+    return _beside("layer", sheet.top - 6) + ticks
+
+
+def _sweep(sheet: _Sheet, number: int, sweep: Sequence[Stretch]) -> list[str]:
+    """A row: the base's layers as a faint track, the stretches over it, dashes where it skips, its first visit."""
+    y = sheet.y(number)
+    middle = y + sheet.bar / 2
+    parts = [
+        f'<rect x="{sheet.x(0):.1f}" y="{y:.1f}" width="{sheet.step * sheet.n_layers:.1f}" height="{sheet.bar:.1f}" '
+        'fill-opacity="0.07"/>'
+    ]
+    if sheet.row >= 11:
+        parts.append(_beside(f"visit {sweep[0].visit}", middle + 4))
+    for before, part in zip([None, *sweep], sweep, strict=False):
+        if before is not None and before.stop != part.start:
+            parts.append(_dashes(f"M{sheet.x(before.stop):.1f} {middle:.1f}H{sheet.x(part.start):.1f}"))
+        parts.append(_stretch(sheet, y, part))
+        if part.scale != 1 and sheet.row >= 14:
+            parts.append(_figure(sheet, middle + 4, part, is_last=part is sweep[-1]))
+    return parts
+
+
+def _stretch(sheet: _Sheet, y: float, part: Stretch) -> str:
+    """The layers of a stretch, side by side: each a cell that is filled as high as its visit is strong."""
+    level = min(1.0, abs(part.scale))
+    layers = f"layer {part.start}" if part.stop == part.start + 1 else f"layers {part.start} … {part.stop - 1}"
+    last = part.visit + part.stop - part.start - 1
+    visits = f"visit {part.visit}" if last == part.visit else f"visits {part.visit} … {last}"
+    note = f"{visits}: {layers}{' again' * part.again}" + ("" if part.scale == 1 else f", scale {part.scale:g}")
+    whole = f'<path d="{_cells(sheet, y, part, 1.0)}" fill-opacity="0.25"/>' if level < 1 else ""
+    return (
+        f'<g fill="{_AGAIN if part.again else _FIRST}">{whole}<path d="{_cells(sheet, y, part, level)}"/>'
+        f"<title>{note}</title></g>"
+    )
+
+
+def _cells(sheet: _Sheet, y: float, part: Stretch, level: float) -> str:
+    """The outlines of a stretch's cells up to a level; of narrow ones the outline of all."""
+    high = sheet.bar * level
+    low = y + sheet.bar - high
+    if sheet.step < 5:
+        across = sheet.step * (part.stop - part.start)
+        return f"M{sheet.x(part.start):.1f} {low:.1f}h{across:.1f}v{high:.1f}h{-across:.1f}z"
+    wide = sheet.step - 1
+    return "".join(
+        f"M{sheet.x(layer):.1f} {low:.1f}h{wide:.1f}v{high:.1f}h{-wide:.1f}z" for layer in range(part.start, part.stop)
+    )
+
+
+def _figure(sheet: _Sheet, y: float, part: Stretch, *, is_last: bool) -> str:
+    """The scale of a stretch: in it, or behind it where the row ends; nothing where there is no room."""
+    said = f"×{part.scale:g}".replace("-", "−")
+    needed = 6.4 * len(said)
+    middle = (sheet.x(part.start) + sheet.x(part.stop) - 1) / 2
+    if sheet.step * (part.stop - part.start) < needed:
+        middle = sheet.x(part.stop) + 10 + needed / 2
+        if not is_last or middle + needed / 2 > sheet.x(sheet.n_layers):
+            return ""
+    return f'<text x="{middle:.1f}" y="{y:.1f}" text-anchor="middle" pointer-events="none">{said}</text>'
+
+
+def _turn(sheet: _Sheet, number: int, stop: int, start: int) -> str:
+    """A seam that goes back: from the end of a sweep through the gap below it to the beginning of the next."""
+    above, below = sheet.y(number - 1) + sheet.bar / 2, sheet.y(number) + sheet.bar / 2
+    between = (sheet.y(number - 1) + sheet.bar + sheet.y(number)) / 2
+    out, into = sheet.x(stop), sheet.x(start) - 1
+    if sheet.row < 8:
+        return _dashes(f"M{out:.1f} {above:.1f}L{into:.1f} {below:.1f}")
+    aside = min(6.0, sheet.row / 4)
+    return _dashes(f"M{out:.1f} {above:.1f}h{aside:.1f}V{between:.1f}H{into - aside:.1f}V{below:.1f}h{aside:.1f}")
+
+
+def _beside(said: str, y: float) -> str:
+    return f'<text x="{_LEFT - 12:g}" y="{y:.1f}" text-anchor="end" opacity="0.65">{said}</text>'
+
+
+def _dashes(path: str) -> str:
+    return f'<path d="{path}" fill="none" stroke="currentColor" stroke-opacity="0.75" stroke-dasharray="2 2"/>'
+
+
+def _key(y: float) -> str:
+    """What the colours and lines mean."""
+    parts, x = [], _LEFT
+    for colour, said in ((_FIRST, "first visit"), (_AGAIN, "visited again (filled as high as it is strong)")):
+        parts.append(f'<rect x="{x:.0f}" y="{y - 8:.1f}" width="9" height="9" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 14:.0f}" y="{y:.1f}">{said}</text>')
+        x += 32 + 5.4 * len(said)
+    parts.append(_dashes(f"M{x:.0f} {y - 4:.1f}h18"))
+    parts.append(f'<text x="{x + 24:.0f}" y="{y:.1f}">seam</text>')
+    return "".join(parts)

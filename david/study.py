@@ -23,7 +23,7 @@ from david.corpus import Corpus
 from david.engine import Engine, counts_tokens
 from david.errors import DavidError, SearchError
 from david.judging import judge
-from david.messages import say
+from david.messages import end_at, say
 from david.models import describe
 from david.origin import ranges_of
 from david.queueing import Asked, enqueue, first_queued, reclaim
@@ -228,7 +228,7 @@ def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 here += outcome == "scored"
             if failures >= _FAILURES_BEFORE_END:
                 raise SearchError(f"{failures} recipes in a row failed; the last one's reason stands above")
-        bar.total = bar.n
+        end_at(bar, bar.n)
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
 
@@ -254,7 +254,7 @@ def _await_others(study: Study, run: Run) -> None:
 
 def _expect(bar: Any, later: float, work: float) -> None:
     """Let a bar end where this much work, and what comes later, is done."""
-    bar.total = bar.n + work + later
+    end_at(bar, bar.n + work + later)
 
 
 def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> Asked:

@@ -438,7 +438,7 @@ def test_random_recipes_that_others_wrote_into_a_study_are_text(judged: Study) -
 @pytest.mark.parametrize("title", [HOSTILE, "a & b", '"quoted"'])
 def test_a_picture_of_a_recipe_has_its_title_as_text(title: str) -> None:
     drawn = Document(svg_picture([0, 1, 1], [1, 0.5, 1], 2, title))
-    assert {tag for tag, _ in drawn.elements} == {"svg", "rect", "title", "line", "text"}
+    assert {tag for tag, _ in drawn.elements} == {"svg", "g", "path", "rect", "title", "text"}
     assert title in drawn.text
 
 
@@ -446,7 +446,7 @@ def test_a_recipe_in_a_notebook_is_a_picture_without_anything_its_file_says() ->
     base = Base(model=HOSTILE, num_layers=6)
     recipe = Recipe((0, 1, 1), base=base, written_as=HOSTILE)
     drawn = recipe._repr_html_()
-    assert {tag for tag, _ in Document(drawn).elements} == {"svg", "rect", "title", "line", "text"}
+    assert {tag for tag, _ in Document(drawn).elements} == {"svg", "g", "path", "rect", "title", "text"}
     assert "alert" not in drawn
 
 
@@ -516,6 +516,48 @@ def test_whatever_a_module_reads_comes_with_the_package() -> None:
     project = tomllib.loads((house.parent / "pyproject.toml").read_text(encoding="utf-8"))
     others = sorted(path.name for path in house.iterdir() if path.is_file() and path.suffix != ".py")
     assert project["tool"]["setuptools"]["package-data"] == {"david": others}
+
+
+# In a notebook
+
+
+def test_a_study_in_a_cell_shows_what_its_page_does(judged: Study) -> None:
+    shown, whole = page.show(judged), Document(page.page(judged))
+    cell = Document(shown._repr_html_())
+    assert cell.headings == whole.headings
+    title = whole.text.partition(" Study “")[0]
+    assert cell.text == whole.text.removeprefix(title).strip()
+    assert cell.elements[0] == ("div", {"class": "david cell mathjax_ignore"})
+    assert not {"html", "head", "body", "script", "link", "meta", "main"} & {tag for tag, _ in cell.elements}
+
+
+def test_without_a_notebook_a_study_is_shown_as_text(judged: Study) -> None:
+    board = table.leaderboard(judged)
+    assert repr(page.show(judged)) == f"{report.board_text(board)}\n\n{report.verdict(board)}"
+    assert repr(page.show(new_study(6))).startswith("(nothing is scored yet)")
+    assert len(Document(page.show(judged, top=1).html).all("div", "path")) == 1
+
+
+def test_studies_in_two_cells_do_not_mix_up_their_drawings(judged: Study) -> None:
+    first = page.show(judged).html
+    assert page.show(judged).html == first
+    add(judged, "0:2, 1:6", 1.6)
+    ids = [set(re.findall(r' id="([^"]*)"', source)) for source in (first, page.show(judged).html)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    assert set(re.findall(r"url\(#([^)]*)\)", first)) <= ids[0]
+
+
+def test_a_cell_follows_the_notebooks_theme_and_a_page_the_systems() -> None:
+    """Each name of a colour is told for light and for dark; a cell asks nothing of the system."""
+    source = page.show(only_base()).html
+    system = re.search(r"@media \(prefers-color-scheme: dark\) \{\s*(\S+) \{", source)
+    assert system is not None
+    assert system[1] == ".david:not(#_):not(.cell)"
+    theme = re.search(r"\[data-jp-theme-light=\"false\"\].*?\.david:not\(#_\)\.cell \{(.*?)\}", source, re.DOTALL)
+    assert theme is not None
+    dark, light = (set(re.findall(r"(--[a-z]+): ?#", part)) for part in (theme[1], source[: source.index("@media")]))
+    assert light - dark == {"--first", "--again"}
 
 
 # In a browser
