@@ -52,7 +52,7 @@ _HOME = {
     "score_recipes": "engine",
     "search": "study",
 }
-_MODULES = {"neighbours", "page", "plot", "profile", "report", "space", "strategy", "table", "verdict"}
+_MODULES = {"neighbours", "notation", "page", "plot", "profile", "report", "space", "strategy", "table", "verdict"}
 
 
 def __getattr__(name: str) -> Any:

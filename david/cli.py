@@ -10,7 +10,7 @@ from typing import TextIO, cast
 import typer
 
 from david.cli_models import check, export
-from david.cli_recipes import explain
+from david.cli_recipes import convert, explain
 from david.cli_scores import score
 from david.cli_studies import profile, report, scan, search
 from david.cli_talk import generate
@@ -31,6 +31,7 @@ for _command in (
     report,
     score,
     explain,
+    convert,
     check,
     export,
     generate,

@@ -97,7 +97,24 @@ def changed(model: nn.Module) -> str | None:
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
     """What a token costs a model, from its configuration alone: no weights are read."""
-    source = os.fspath(source)
+    return costs(_without_weights(os.fspath(source)))
+
+
+def read_base(source: str | os.PathLike[str]) -> Base:
+    """A model's name, architecture and depth, from its configuration alone: no weights are read."""
+    model = _without_weights(os.fspath(source))
+    return Base(model=os.fspath(source), architecture=type(model).__name__, num_layers=base_depth(model))
+
+
+def place_of(source: str) -> str:
+    """Where other tools find a model: its folder, or its name on the Hub; a GGUF file is none that they read."""
+    name, options = _locate(source)
+    if "gguf_file" in options:
+        raise ModelError(f"{source} is a GGUF file, which a merge cannot name: give the model's folder or Hub id")
+    return name
+
+
+def _without_weights(source: str) -> PreTrainedModel:
     name, options = _locate(source)
     try:
         config = _config(name, options)
@@ -105,7 +122,7 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"the configuration of {source} cannot be read: {_reason(error)}") from error
-    return costs(model)
+    return model
 
 
 def costs(model: nn.Module) -> Costs:

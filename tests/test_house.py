@@ -25,6 +25,8 @@ LIGHT = [
     "picture",
     "recipe",
     "explain",
+    "readers",
+    "writers",
     "notation",
     "plan",
     "parts",
@@ -200,7 +202,7 @@ def test_search_is_the_function_also_after_its_module_was_imported() -> None:
     assert in_fresh_python(code).strip() == "True"
 
 
-@pytest.mark.parametrize("module", ["recipe", "explain", "picture", "plan", "parts", "neighbours"])
+@pytest.mark.parametrize("module", ["recipe", "explain", "notation", "picture", "plan", "parts", "neighbours"])
 def test_the_docstrings_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"david.{module}"))
     assert result.attempted > 0
