@@ -65,6 +65,7 @@ _HOME = {
 }
 _MODULES = {
     "neighbours",
+    "notation",
     "page",
     "plot",
     "profile",

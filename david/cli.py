@@ -10,7 +10,7 @@ from typing import TextIO, cast
 import typer
 
 from david.cli_models import check, export
-from david.cli_recipes import explain
+from david.cli_recipes import convert, explain
 from david.cli_scores import compare, score
 from david.cli_studies import profile, report, scan, search
 from david.cli_talk import chat, generate
@@ -32,6 +32,7 @@ for _command in (
     score,
     compare,
     explain,
+    convert,
     check,
     export,
     generate,

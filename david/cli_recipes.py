@@ -1,5 +1,7 @@
-"""The commands that read and write recipes: `explain`."""
+"""The commands that read and write recipes: `explain` and `convert`."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,3 +37,53 @@ def explain(
     n_layers = None if costs is None else len(costs.layer_parameters)
     explanation = tell(recipe_of(recipe, ratios, n_layers), costs)
     print_found(explanation.to_dict(), str(explanation), as_json)
+
+
+def convert(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe JSON, its notation, or a file or text in another tool's language.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option(help="david, notation, mergekit, rys, rys_relayer, exllamav3, exllamav2, peft or drllm."),
+    ] = "david",
+    source_format: Annotated[
+        str | None, typer.Option("--from", help="What RECIPE is written in, layer-scan too; left out, its looks tell.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base, for its name, depth and architecture; no weights are loaded.")
+    ] = None,
+    to_layers: Annotated[
+        int | None, typer.Option(min=1, help="Move the recipe to a sibling of so many layers, by fractions of depth.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Which of the best of a layer-scan file.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The file to write; left out, it is printed.")] = None,
+) -> None:
+    """Translate a recipe into another tool's language, or from one; what it cannot say is refused with the reason.
+
+    Example: david convert "0:12, 8:30" --to mergekit --model demo
+    """
+    from david import notation
+
+    base = place = None
+    if model is not None:
+        from david.models import place_of, read_base
+
+        base = read_base(model)
+        place = place_of(model) if to in ("mergekit", "rys_relayer") else None
+    n_layers, architecture = (base.num_layers, base.architecture) if base else (None, None)
+    found = notation.read(recipe, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
+    if base is not None:
+        told = found.base or base
+        known = told.model_copy(update={"model": told.model or base.model, "architecture": base.architecture})
+        found = replace(found, base=known)
+    if to_layers is not None:
+        found, place = notation.moved(found, to_layers), None
+    text = notation.write(found, to, model=place).rstrip("\n") + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    from david.report import put
+
+    put(out, lambda path: path.write_text(text, encoding="utf-8"))
+    typer.echo(f"{out}: {len(found)} visits, as {to}")

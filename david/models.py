@@ -204,9 +204,33 @@ def changed(model: nn.Module) -> str | None:
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
     """What a token costs a model (a recipe's base), from its configuration alone: no weights are read."""
-    recipe, source, revision = recipe_at(source), os.fspath(source), None
-    if recipe is not None and recipe.base is not None:
-        source, revision = named_base(recipe.base, "--model"), recipe.base.revision
+    return costs(_without_weights(*_base_of(source)))
+
+
+def read_base(source: str | os.PathLike[str]) -> Base:
+    """A model's (a recipe's base's) name, architecture and depth, from its configuration alone: no weights are read."""
+    name, revision = _base_of(source)
+    model = _without_weights(name, revision)
+    return Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=base_depth(model))
+
+
+def place_of(source: str) -> str:
+    """Where other tools find a model: its folder, or its name on the Hub; a GGUF file is none that they read."""
+    name, options = _locate(*_base_of(source))
+    if "gguf_file" in options:
+        raise ModelError(f"{source} is a GGUF file, which a merge cannot name: give the model's folder or Hub id")
+    return name
+
+
+def _base_of(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The model that a source is, or that it names as its base where it is a recipe; and its revision there."""
+    recipe = recipe_at(source)
+    if recipe is None or recipe.base is None:
+        return os.fspath(source), None
+    return named_base(recipe.base, "--model"), recipe.base.revision
+
+
+def _without_weights(source: str, revision: str | None) -> PreTrainedModel:
     name, options = _locate(source, revision)
     try:
         config = _config(name, options)
@@ -214,7 +238,7 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"the configuration of {source} cannot be read: {_reason(error)}") from error
-    return costs(model)
+    return model
 
 
 def costs(model: nn.Module) -> Costs:

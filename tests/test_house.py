@@ -25,6 +25,8 @@ LIGHT = [
     "picture",
     "recipe",
     "explain",
+    "readers",
+    "writers",
     "notation",
     "plan",
     "parts",
