@@ -90,6 +90,25 @@ print("visits:", model.config.num_hidden_layers, "and", shallow.config.num_hidde
 print("base again, exactly:", perplexity(model, corpus) == base)
 
 # %% [markdown]
+# ## With your hands
+#
+# In JupyterLab, with ipywidgets, the next cell is a panel of sliders: move a block, how often and how strongly it runs, and see what that
+# does to the perplexity and to what the model writes. The model is as it was at all other times. (On a page that is only read, the panel
+# is not there.)
+
+# %%
+from david import widgets
+
+panel = widgets.slider(model, tokenizer, corpus.take(1), block=(8, 12), strength=0.3)
+panel
+
+# %% [markdown]
+# What the sliders say is a recipe like any other:
+
+# %%
+print(panel.recipe, f"· perplexity {panel.score.perplexity:.2f} on {panel.score.tokens} tokens: a look, no verdict")
+
+# %% [markdown]
 # ## Hand it on
 #
 # A recipe is a file of a kilobyte or two. Whoever has the base has the model.

@@ -84,13 +84,14 @@ _ = plot.depth(table.trials(study), front=table.front(table.trials(study)))
 #
 # ## All of it as a page
 #
-# `out="run"` left a folder: tables, plots, `best.json`, and `report.html`, one page that needs nothing else and can be sent as it is.
+# `page.show(study)` shows the whole study in a cell. `out="run"` left it in a folder too: tables, plots, `best.json`, and `report.html`, one
+# page that needs nothing else and can be sent as it is.
 
 # %%
 import os
 
-print(sorted(name for name in os.listdir("run")))
-print(f"the page: {len(page.page(study)) / 1000:.0f} kB")
+print(*sorted(os.listdir("run")))
+page.show(study, top=2)
 
 # %% [markdown]
 # Running the same search again with the same folder goes on where it stopped: ask for more trials, and more are made. To judge more

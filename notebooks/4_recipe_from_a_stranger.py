@@ -7,7 +7,7 @@
 # We play the stranger first, quickly.
 
 # %%
-from david import Corpus, David, Recipe, load_model, score_recipes, search
+from david import Corpus, Recipe, load_model, score_recipes, search
 from david.space import Block
 
 model, tokenizer = load_model("demo", device="cpu")
@@ -83,21 +83,17 @@ print(
 # %% [markdown]
 # ## Do you like it?
 #
-# Perplexity is a cheap gate. Ask it something.
-
+# Perplexity is a cheap gate. Ask it something: a `Chat` holds one conversation, which the base and any number of recipes answer, on one
+# set of weights.
 
 # %%
-def ask(question, tokens=24):
-    messages = [{"role": "user", "content": question}]
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+from david.chat import Chat
+from david.writing import Sampling
 
-
-question = "Name three animals that can fly."
-print("base:  ", ask(question))
-with David.slung(model, recipe):
-    print("recipe:", ask(question))
+chat = Chat(model, tokenizer, recipes=[recipe], sampling=Sampling(max_new_tokens=24))
+for who, answer in chat.compare("Name three animals that can fly.").items():
+    print(f"{who}: {answer}")
 
 # %% [markdown]
-# In a terminal the same is one command, `david chat sent/best.json`: it loads the base that the recipe names, and slings it.
+# In a terminal all of this is one command, `david chat sent/best.json`; in Python `load_model("sent/best.json")`. Both load the base
+# that the recipe names, tell you where its weights are others, and sling it.

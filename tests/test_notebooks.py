@@ -1,27 +1,55 @@
-"""Each notebook runs from top to bottom."""
+"""Each notebook is what its script says, and runs from top to bottom."""
 
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+HOME = Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.stem for path in HOME.glob("[0-9]_*.py"))
+QUICK = "1_first_sling"
+sys.path.append(str(HOME))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def build() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Jupyter's own, on import and at the kernel's start
-        import nbformat
-        from nbclient import NotebookClient
-
-        notebook = nbformat.read(path, as_version=4)
-        stored = [cell.get("outputs") for cell in notebook.cells]
-        NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-        ).execute()
-    assert any(stored), "a notebook is committed with its outputs"
+        warnings.simplefilter("ignore")  # Jupyter's own, on import
+        import build
+    return build
 
 
-def test_there_is_a_notebook() -> None:
-    assert NOTEBOOKS
+def read(name: str) -> Any:
+    import nbformat
+
+    return nbformat.read(HOME / f"{name}.ipynb", as_version=4)
+
+
+def test_there_are_five_notebooks_each_with_its_script() -> None:
+    assert len(NAMES) == 5
+    assert sorted(path.stem for path in HOME.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_says_what_its_script_says_and_shows_what_it_has_run(name: str, build: Any) -> None:
+    notebook, script = read(name), build.made(HOME / f"{name}.py")
+    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
+        (cell.cell_type, cell.source) for cell in script.cells
+    ]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert any(cell.outputs for cell in code)
+    assert (HOME / f"{name}.ipynb").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_a_notebook_runs_from_top_to_bottom(name: str, build: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Jupyter's own, at the kernel's start
+        ran = build.run(build.made(HOME / f"{name}.py"), tmp_path)
+    said = [output for cell in ran.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not any("Warning" in output.get("text", "") for output in said if output.get("name") == "stderr")
