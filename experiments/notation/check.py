@@ -1,4 +1,4 @@
-"""Do other tools mean what David reads and writes? Merges, adapters and parsers of the tools themselves, held against it."""
+"""Do other tools mean what David reads and writes? Their own merges, adapters and parsers, held against it."""
 
 import argparse
 import ast
@@ -18,8 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-for _folder in ("architectures", "engine"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / _folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import torch
 from rivals import environment
@@ -372,15 +372,14 @@ def main() -> None:
     if arguments.sources:
         checked |= parsers(arguments.sources.resolve())
     compared = [row.completed for row in merge_rows if "by hand" not in row.recipe and row.completed is not None]
+    equal = sum(value <= TOLERANCE for value in compared)
     checked["mergekit"] = (
-        f"the weights of {sum(value <= TOLERANCE for value in compared)} of {len(compared)} merges equal to 1e-5; "
+        f"the weights of {equal} of {len(compared)} merges equal to 1e-5; its configuration: see below"
     )
-    checked["mergekit"] += "its configuration is not always right, see below"
     runs = [row.found for row in adapter_rows if not isinstance(row.found, str)]
     equal = sum(value <= TOLERANCE for value in runs)
-    checked["peft"] = (
-        f"{equal} of {len(adapter_rows)} models equal to 1e-5, {len(runs) - equal} wrong, {len(adapter_rows) - len(runs)} raise"
-    )
+    wrong, raised = len(runs) - equal, len(adapter_rows) - len(runs)
+    checked["peft"] = f"{equal} of {len(adapter_rows)} models equal to 1e-5, {wrong} wrong, {raised} raise: see below"
     checked["layer-scan"] = f"{len(scanned['top_configs'])} results of a real scan, and its own mergekit export"
     versions = f"mergekit 0.1.5, PEFT {version('peft')}, layer-scan 0.2.2, transformers {version('transformers')}"
     text = f"""{languages(checked)}
