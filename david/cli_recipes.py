@@ -66,10 +66,11 @@ def convert(
     from david import notation
 
     base = place = None
+    lists: tuple[str, ...] = ()
     if model is not None:
         from david.models import place_of, read_base
 
-        base = read_base(model)
+        base, lists = read_base(model)
         place = place_of(model) if to in ("mergekit", "rys_relayer") else None
     n_layers, architecture = (base.num_layers, base.architecture) if base else (None, None)
     found = notation.read(recipe, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
@@ -80,6 +81,12 @@ def convert(
     if to_layers is not None:
         found, place = notation.moved(found, to_layers), None
     text = notation.write(found, to, model=place).rstrip("\n") + "\n"
+    if lists and to_layers is None and to in ("mergekit", "peft"):
+        typer.echo(
+            f"note: {to} leaves {', '.join(lists)} as the base has it, which does not follow the recipe: its "
+            "model fails or is another one; david export writes one that is right",
+            err=True,
+        )
     if out is None:
         typer.echo(text, nl=False)
         return

@@ -237,7 +237,7 @@ def now(stack: Stack) -> Values:
     """What follows a map, as it is now: the owner's layers and what goes with them, a configuration's lists."""
     owner = {stack.name: stack.layers} | {name: child for name in PACKED if (child := stack.owner._modules.get(name))}
     owner |= {name: value for name, value in vars(stack.owner).items() if name in (*_NUMBERS, _SHARED_END)}
-    return [owner, *(_per_layer(config, len(stack.layers)) for config in stack.configs)]
+    return [owner, *(per_layer(config, len(stack.layers)) for config in stack.configs)]
 
 
 def put(stack: Stack, values: Values) -> None:
@@ -265,7 +265,7 @@ def followed(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: Sequ
     return [owner, *(_mapped(config, values, len(home), repeat_map) for config, values in configs)]
 
 
-def _per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
+def per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
     """What a configuration says layer by layer.
 
     Its depth, over which the loops of transformers run (`layers[:config.num_hidden_layers]`); each list that has an

@@ -207,11 +207,17 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
     return costs(_without_weights(*_base_of(source)))
 
 
-def read_base(source: str | os.PathLike[str]) -> Base:
-    """A model's (a recipe's base's) name, architecture and depth, from its configuration alone: no weights are read."""
+def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
+    """A model's (a recipe's base's) name, architecture and depth, and which settings it has for each layer.
+
+    From its configuration alone: no weights are read. Such a setting is `layer_types`.
+    """
     name, revision = _base_of(source)
     model = _without_weights(name, revision)
-    return Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=base_depth(model))
+    base = Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=base_depth(model))
+    told = [layers.per_layer(part, base.num_layers) for part in layers.find(model).configs]
+    lists = {name for part in told for name, value in part.items() if isinstance(value, list | tuple)}
+    return base, tuple(sorted(lists))
 
 
 def place_of(source: str) -> str:

@@ -23,7 +23,8 @@ STRENGTH_ZERO = (
     *("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
 )
 _SPEC_KEYS = ("layers", "layer_indices", "blocks", "key", "spec")  # of a RYS entry, in the order RYS looks for them
-_MOST_NODES = 500_000  # of a YAML document with its aliases written out
+MOST_YAML = 100_000  # characters: PyYAML reads some 50,000 in a second
+_MOST_NODES = 100_000  # of a YAML document with its aliases written out
 
 
 class Known(NamedTuple):
@@ -84,11 +85,14 @@ def read_mergekit(text: str, known: Known) -> Said:
 
 
 def _as_yaml(text: str) -> Any:
-    """What a YAML text holds, read by `SafeLoader`, and refused where its aliases would grow beyond bounds."""
+    """What a YAML text holds, as `yaml.safe_load` reads it; refused first where its aliases would make it grow."""
+    if len(text) > MOST_YAML:
+        raise RecipeError(f"a merge of {len(text)} characters is too long: it can have {MOST_YAML}")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         grown = 0 if root is None else _grown(root, {})
-        found = yaml.safe_load(text) if grown <= _MOST_NODES else None
+        found = loader.construct_document(root) if 0 < grown <= _MOST_NODES else None
     except RecursionError:
         raise RecipeError("the YAML is nested too deeply, or holds itself: write its slices out") from None
     except Exception as error:  # PyYAML lets its constructors' own kinds out: KeyError for "!!bool x", and more

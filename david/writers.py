@@ -8,7 +8,7 @@ from itertools import pairwise
 import yaml
 
 from david.errors import RecipeError, brief
-from david.readers import HALVES, repeated, why_not
+from david.readers import HALVES, MOST_YAML, repeated, why_not
 from david.recipe import Recipe
 
 
@@ -32,7 +32,11 @@ def write_mergekit(recipe: Recipe, model: str | None) -> str:
             lines += ["    parameters:", "      scale:"]
             lines += [f"      - {{filter: {half}, value: {scale!r}}}" for half in HALVES]
         visit += stop - start
-    return "\n".join(lines) + "\n"
+    if len(text := "\n".join(lines) + "\n") > MOST_YAML:
+        raise RecipeError(
+            f"a merge of {len(recipe.segments)} slices is longer than David reads back: export the recipe"
+        )
+    return text
 
 
 def _scalar(text: str) -> str:
