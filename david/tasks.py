@@ -193,7 +193,10 @@ def load(
     if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "eos_token_id", None) is None:
         raise ScoreError("lm-eval needs a tokenizer with a BOS or EOS token, behind which a text begins; this has none")
     positions = getattr(text_config(model), "max_position_embeddings", None)
-    longest = max_length or min(_LONGEST, positions if positions and positions > 0 else _LONGEST)
+    most = positions if positions and positions > 0 else math.inf  # XLNet says -1: any length
+    if max_length is not None and max_length > most:
+        raise ScoreError(f"max_length {max_length} is more than the model takes ({most} positions)")
+    longest = max_length or int(min(_LONGEST, most))
     with _quiet(), as_base(model):
         harness = _harness(model, tokenizer, longest, batch or (1 if input_device(model).type == "cpu" else 16))
         read = [(found, task, metric, kept) for name, metric, kept in wanted for found, task in _read(name)]

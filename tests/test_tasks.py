@@ -466,6 +466,8 @@ def test_what_cannot_be_scored_is_refused(model: Any, tokenizer: Any, folder: Pa
     for name in ("limit", "max_length", "batch"):
         with pytest.raises(ScoreError, match=f"{name} must be at least 1; got 0"):
             tasks.load(folder / "last.yaml", model, tokenizer, **{name: 0})
+    with pytest.raises(ScoreError, match=r"max_length 999 is more than the model takes \(128 positions\)"):
+        tasks.load(folder / "last.yaml", model, tokenizer, max_length=999)
     short = tasks.load(folder / "written.yaml", model, tokenizer, max_length=3)
     with pytest.raises(ScoreError, match=r"lm-eval cannot run .*: Invalid configuration: requested max tokens"):
         short(model, short.corpus)
