@@ -201,8 +201,8 @@ def changed(model: nn.Module) -> str | None:
 def read_costs(source: str | os.PathLike[str]) -> Costs:
     """What a token costs a model (a recipe's base), from its configuration alone: no weights are read."""
     recipe, source, revision = recipe_at(source), os.fspath(source), None
-    if recipe is not None and recipe.base is not None:
-        source, revision = named_base(recipe.base, "--model"), recipe.base.revision
+    if recipe is not None:
+        source, revision = named_base(recipe.base, "--model"), recipe.base and recipe.base.revision
     name, options = _locate(source, revision)
     try:
         config = _config(name, options)
