@@ -231,9 +231,9 @@ def place_of(source: str) -> str:
 def _base_of(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     """The model that a source is, or that it names as its base where it is a recipe; and its revision there."""
     recipe = recipe_at(source)
-    if recipe is None or recipe.base is None:
+    if recipe is None:
         return os.fspath(source), None
-    return named_base(recipe.base, "--model"), recipe.base.revision
+    return named_base(recipe.base, "--model"), recipe.base and recipe.base.revision
 
 
 def _without_weights(source: str, revision: str | None) -> PreTrainedModel:

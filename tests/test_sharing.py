@@ -305,6 +305,8 @@ def test_a_path_that_a_recipe_names_is_not_followed_by_a_command(run: Run, place
         said = refusal(run, place, f"{command} bad.json")
         assert "'model': if it is meant, say so with MODEL, and the recipe with --recipe" in said
     assert "say so with --model" in refusal(run, place, "explain 0:6 --model bad.json")
+    Recipe(MAP).save(place / "bad.json")
+    assert "say which with --model" in refusal(run, place, "explain 0:6 --model bad.json")
 
 
 def test_what_a_recipe_says_of_its_base_is_told_in_a_line_that_prints(
