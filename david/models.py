@@ -200,16 +200,17 @@ def changed(model: nn.Module) -> str | None:
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
     """What a token costs a model (a recipe's base), from its configuration alone: no weights are read."""
-    recipe, source, revision = recipe_at(source), os.fspath(source), None
+    recipe, named, revision = recipe_at(source), os.fspath(source), None
     if recipe is not None:
-        source, revision = named_base(recipe.base, "--model"), recipe.base and recipe.base.revision
-    name, options = _locate(source, revision)
+        named = named_base(recipe.base, "--model")
+        revision = None if recipe.base is None else recipe.base.revision
+    name, options = _locate(named, revision)
     try:
         config = _config(name, options)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the configuration of {source} cannot be read: {_reason(error)}") from error
+        raise ModelError(f"the configuration of {named} cannot be read: {_reason(error)}") from error
     return costs(model)
 
 

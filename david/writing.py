@@ -34,7 +34,8 @@ _STATES = (
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
 )
-_FORGETFUL = {"jamba", "recurrent_gemma", "zamba"}  # they read several tokens as if nothing had come before them
+# Types that read several tokens as if nothing had come before them, or refuse to.
+_FORGETFUL = {"jamba", "prophetnet", "recurrent_gemma", "zamba"}
 _TAIL = 8  # tokens before the written ones that are decoded with them
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what half a character is decoded to
 
@@ -163,12 +164,11 @@ class Voice:
 
 def _goes_on(model: PreTrainedModel, cache: DynamicCache) -> bool:
     """Whether a cache can be given several tokens: by the kinds of its layers, and the types that were tried."""
-    kinds = {type(part) for part in cache.layers}
-    if kinds <= {*_KEYS}:
-        return True
     kind = model.config.get_text_config(decoder=True).model_type
-    tried = kind in layers.PROVED and kind not in _FORGETFUL
-    return tried and kinds <= {*_KEYS, *_STATES} and not kinds <= {DummyLayer, LinearAttentionLayer}
+    kinds = {type(part) for part in cache.layers}
+    if kind in _FORGETFUL or kinds <= {DummyLayer, LinearAttentionLayer}:  # without a length
+        return False
+    return kinds <= {*_KEYS} or (kind in layers.PROVED and kinds <= {*_KEYS, *_STATES})
 
 
 def _can_go_back(layer: Any) -> bool:
