@@ -34,7 +34,8 @@ _STATES = (
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
 )
-_FORGETFUL = {"jamba", "recurrent_gemma", "zamba"}  # they read several tokens as if nothing had come before them
+# Types that read several tokens as if nothing had come before them, or refuse to.
+_FORGETFUL = {"jamba", "prophetnet", "recurrent_gemma", "zamba"}
 _TAIL = 8  # tokens before the written ones that are decoded with them
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what half a character is decoded to
 
@@ -82,9 +83,10 @@ class Voice:
     """A recipe that writes: a view on the base's weights, and the cache of what it has read and written last.
 
     Example:
-        >>> voice = Voice("skips", Recipe.parse("0:12, 14:30"), model)  # doctest: +SKIP
-        >>> for piece in voice.write(tokenizer, tokenizer("Once upon").input_ids, Sampling()):  # doctest: +SKIP
-        ...     print(piece, end="")
+        >>> voice = Voice("skips", Recipe.parse("0:12, 14:30"), model)
+        >>> pieces = list(voice.write(tokenizer, tokenizer("Once upon").input_ids, Sampling(max_new_tokens=4)))
+        >>> voice.answer.text == "".join(pieces)
+        True
     """
 
     def __init__(self, name: str, recipe: Recipe, model: PreTrainedModel) -> None:
@@ -163,12 +165,11 @@ class Voice:
 
 def _goes_on(model: PreTrainedModel, cache: DynamicCache) -> bool:
     """Whether a cache can be given several tokens: by the kinds of its layers, and the types that were tried."""
-    kinds = {type(part) for part in cache.layers}
-    if kinds <= {*_KEYS}:
-        return True
     kind = model.config.get_text_config(decoder=True).model_type
-    tried = kind in layers.PROVED and kind not in _FORGETFUL
-    return tried and kinds <= {*_KEYS, *_STATES} and not kinds <= {DummyLayer, LinearAttentionLayer}
+    kinds = {type(part) for part in cache.layers}
+    if kind in _FORGETFUL or kinds <= {DummyLayer, LinearAttentionLayer}:  # without a length
+        return False
+    return kinds <= {*_KEYS} or (kind in layers.PROVED and kinds <= {*_KEYS, *_STATES})
 
 
 def _can_go_back(layer: Any) -> bool:

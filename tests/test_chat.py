@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TYPES, tiny_model, tiny_named
+from tiny_models import NOT_BUILT, TYPES, tiny_model, tiny_named
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -118,16 +118,16 @@ def test_a_kept_cache_runs_the_new_tokens_alone_and_changes_nothing(kind: str, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in NOT_BUILT])
 def test_a_kept_cache_changes_nothing_on_any_type(kind: str) -> None:
+    model = tiny_named(kind)
     try:
-        model = tiny_named(kind)
         Voice("any", Recipe.parse(AGAIN), model)
-    except (SlingError, ValueError, KeyError, ImportError) as error:
+    except SlingError as error:
         pytest.skip(str(error)[:100])
     try:
-        written(Voice("base", Recipe.identity(6), model), [5, 6, 7])
-    except DavidError as error:
+        model.generate(torch.arange(5, 19)[None], max_new_tokens=8)
+    except Exception as error:  # of its own code
         pytest.skip(f"its own generate takes no plain tokens: {str(error)[:80]}")
     held_against_a_fresh_run(kind)
 
