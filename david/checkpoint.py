@@ -101,7 +101,8 @@ def hand_on(recipe: AnyRecipe, folder: str | os.PathLike[str], *, model: PreTrai
     `SearchError` for a folder that is not empty or cannot be written.
 
     Example:
-        >>> hand_on("recipe.json", "for-the-hub")  # doctest: +SKIP
+        >>> sorted(path.name for path in hand_on("recipe.json", "for-the-hub", model=model).iterdir())
+        ['README.md', 'recipe.json', 'recipe.png']
     """
     target = check_target(folder)
     wanted = Recipe.of(recipe)

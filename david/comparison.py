@@ -57,7 +57,9 @@ def compare(
     `ScoreError` where one cannot be scored.
 
     Example:
-        >>> compare(model, [Recipe.parse("0:12, 8:30")], {"wiki": corpus})  # doctest: +SKIP
+        >>> found = compare(model, [Recipe.parse("0:12, 8:30")], {"wiki": corpus.take(4)}, decode=0)
+        >>> found[["recipe", "visits"]].values.tolist()
+        [['base', 30], ['0:12, 8:30', 34]]
     """
     if not corpora:
         raise ScoreError("give at least one corpus to compare on")

@@ -179,10 +179,12 @@ def load(
     task that is not known or cannot be read.
 
     Example:
-        >>> tasks = load("arc_easy,./mine.yaml", model, tokenizer, limit=200)  # doctest: +SKIP
-        >>> [score] = score_recipes(model, [recipe], tasks.each["mine"], objective=tasks)  # doctest: +SKIP
-        >>> seen, unseen = tasks.corpus.hold_out(50, 100)  # doctest: +SKIP
-        >>> search(model, seen, held_out=unseen, objective=tasks, n_trials=40, out="run")  # doctest: +SKIP
+        >>> tasks = load("mine.yaml", model, tokenizer, limit=6)
+        >>> [score] = score_recipes(model, [recipe], tasks.each["mine"], objective=tasks)
+        >>> score.unit, len(score.window_nll)
+        ('1 − acc', 6)
+        >>> seen, unseen = tasks.corpus.hold_out(2, 4)
+        >>> study = search(model, seen, space="block", held_out=unseen, objective=tasks, n_trials=2)
     """
     wanted = check_names(names)
     for name, number in (("limit", limit), ("max_length", max_length), ("batch", batch)):
