@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -210,10 +211,13 @@ def set_theme(page: Any, theme: str) -> None:
 # Looking
 
 
-def picture(page: Any, selector: str, path: Path, *, clip: str | None = None) -> None:
-    """A picture of the last such element, or of what is seen below its top, in few colours so that it is small."""
+def picture(page: Any, selector: str, path: Path, *, clip: str | None = None, at: str = "start") -> None:
+    """A picture of the last such element, in few colours so that it is small.
+
+    With a `clip`, of that element, scrolled to where the other begins, or, `at` its end, to where it ends.
+    """
     element = page.find_elements(By.CSS_SELECTOR, selector)[-1]
-    page.execute_script("arguments[0].scrollIntoView({block: 'start'})", element)
+    page.execute_script("arguments[0].scrollIntoView({block: arguments[1]})", element, at)
     time.sleep(0.5)
     seen = element if clip is None else page.find_elements(By.CSS_SELECTOR, clip)[-1]
     image = Image.open(BytesIO(seen.screenshot_as_png)).convert("RGB")
@@ -296,10 +300,11 @@ def main() -> None:
                 continue
             for theme in THEMES:
                 set_theme(page, theme)
-                picture(page, ".jp-Cell", given.out / f"{path.stem}_{theme}.png", clip=SEEN)
+                picture(page, ".jp-Cell", given.out / f"{path.stem}_{theme}.png", clip=SEEN, at="end")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # JupyterLab and the browser end too
     try:
         main()
     except FailedError as failed:
