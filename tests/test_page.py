@@ -531,6 +531,16 @@ def test_a_study_in_a_cell_shows_what_its_page_does(judged: Study) -> None:
     assert not {"html", "head", "body", "script", "link", "meta", "main"} & {tag for tag, _ in cell.elements}
 
 
+def test_a_hostile_study_is_text_in_a_cell_too_and_anothers_is_refused() -> None:
+    study = new_study(6, name="name " + HOSTILE + UNSEEN, search_data={**data(0, 2), "source": HOSTILE})
+    add(study, BASE, 2.0)
+    cell = Document(page.show(study).html)
+    assert f"“name {HOSTILE}{SHOWN}”" in cell.text
+    assert not {"script", "img"} & {tag for tag, _ in cell.elements}
+    with pytest.raises(SearchError, match="not one of David's"):
+        page.show(optuna.create_study())
+
+
 def test_without_a_notebook_a_study_is_shown_as_text(judged: Study) -> None:
     board = table.leaderboard(judged)
     assert repr(page.show(judged)) == f"{report.board_text(board)}\n\n{report.verdict(board)}"
