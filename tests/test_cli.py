@@ -31,7 +31,7 @@ from tests.command import CHOICES, ON_DATA, SCORE, SEARCH, WINDOW, Run
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOTS = {"path.png", "history.png", "depth.png"}
 FILES = {"study.db", "trials.csv", "leaderboard.csv", "front.csv", "best.json", "report.html"} | PLOTS
-COMMANDS = ["search", "scan", "profile", "score", "check", "explain", "export", "generate", "report"]
+COMMANDS = ["search", "scan", "profile", "score", "check", "explain", "convert", "export", "generate", "report"]
 
 
 @pytest.fixture
