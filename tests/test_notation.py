@@ -490,6 +490,8 @@ def test_convert_prints_and_writes(run: Run, place: Path) -> None:
         ("convert empty", "Is a directory"),
         ("convert gone.json", "no such file"),
         ("convert six.json --out gone/x.json", "cannot write"),
+        ("convert six.json --out .", "the name of a file"),
+        ("convert six.json --out empty", "cannot write empty: Is a directory"),
         ("convert six.json --model nothing/here/at/all", "no such model"),
     ],
 )
