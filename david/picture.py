@@ -70,7 +70,8 @@ def svg_picture(
     drawn = rows[:_MOST_SWEEPS]
     top = 18.0 + (22.0 if title is not None else 0.0)
     sheet = _Sheet(n_layers, min(22.0, room / n_layers), top, min(26.0, _TALL / len(drawn)))
-    parts = [_axis(sheet)]
+    parts = [] if title is None else [f'<text x="2" y="14" font-size="12" font-weight="bold">{escape(title)}</text>']
+    parts.append(_axis(sheet))
     for number, sweep in enumerate(drawn):
         parts += _sweep(sheet, number, sweep)
         if number:
@@ -83,16 +84,16 @@ def svg_picture(
     width = sheet.x(n_layers) + _RIGHT
     if title is not None:
         width = max(width, 560.0)
-        parts.append(f'<text x="2" y="14" font-size="12" font-weight="bold">{escape(title)}</text>')
         parts.append(_key(foot + 16.0))
         foot += 22.0
     else:
         width = max(width, _LEFT + room + _RIGHT)
     height = foot + 4.0
+    lines = "\n".join(parts)  # of a notebook that is not trusted yet the words alone are shown: not all as one
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="sans-serif" font-size="11" fill="currentColor" '
-        f'style="background:transparent;max-width:100%">{"".join(parts)}</svg>'
+        f'style="background:transparent;max-width:100%">{lines}</svg>'
     )
 
 
@@ -122,11 +123,11 @@ def _axis(sheet: _Sheet) -> str:
     last = sheet.n_layers - 1
     shown = [layer for layer in range(0, last, apart) if sheet.step * (last - layer) >= 20] + [last]
     middle = sheet.step / 2
-    ticks = "".join(
+    ticks = "\n".join(
         f'<text x="{sheet.x(layer) + middle:.1f}" y="{sheet.top - 6:.1f}" text-anchor="middle">{layer}</text>'
         for layer in shown
     )
-    return _beside("layer", sheet.top - 6) + ticks
+    return _beside("layer", sheet.top - 6) + "\n" + ticks
 
 
 def _sweep(sheet: _Sheet, number: int, sweep: Sequence[Stretch]) -> list[str]:

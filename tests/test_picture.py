@@ -176,6 +176,13 @@ def test_svg_title_is_text_whatever_it_holds() -> None:
     assert not list(svg.iter(f"{SVG}script"))
 
 
+def test_the_words_alone_can_be_read_as_a_notebook_that_is_not_trusted_shows_them() -> None:
+    words = re.sub(r"<[^>]*>", "", svg_picture([0, 1, 2, 1, 2, 3], [1, 1, 1, 0.5, 0.5, 1], 4, "0:3, 1:3*0.5, 3"))
+    assert " ".join(words.split()).startswith(
+        "0:3, 1:3*0.5, 3 layer 0 1 2 3 visit 0 visits 0 … 2: layers 0 … 2 visit 3 "
+    )
+
+
 def test_svg_without_a_title_leaves_out_the_key_and_takes_the_room_it_is_given() -> None:
     with_title, bare = drawn([0, 1] * 40, 2), ET.fromstring(svg_picture([0, 1] * 40, [1.0] * 80, 2, room=200))
     assert "first visit" in texts(with_title)
