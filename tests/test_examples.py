@@ -108,4 +108,7 @@ def test_the_examples_run_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_examples_run_as_pasted_on_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert failures([*of_help(), *of_readme()], pasted) == []
+    code, said = pasted("david search demo --trials 3 --windows 2 --held-out 2 --window 32 --out run")
+    assert code == 0, said
+    long = ("david search", "david scan demo --max-length")  # minutes each: above, they run on the tiny model
+    assert failures([line for line in [*of_help(), *of_readme()] if not line.startswith(long)], pasted) == []
