@@ -17,6 +17,8 @@ from david.recipe import Recipe
 from david.sling import AnyRecipe, base_depth, check_recipe
 from david.writing import Sampling, Voice
 
+__all__ = ["Chat"]
+
 BASE = "base"
 _PLAIN = {"user": "User", "assistant": "Assistant"}  # a conversation where a model has no template for one
 _USERS_TURN = "\nUser:"

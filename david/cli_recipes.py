@@ -65,6 +65,8 @@ def convert(
     """
     from david import notation
 
+    if out is not None and not out.name:
+        raise RecipeError(f"--out must be the name of a file; got {str(out)!r}")
     base = place = None
     lists: tuple[str, ...] = ()
     if model is not None:

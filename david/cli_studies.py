@@ -100,7 +100,7 @@ def search(
 ) -> None:
     """Search for a better arrangement of a model's layers; the same command again goes on where it stopped.
 
-    Example: david search demo --trials 40 --scales 0.1:1 --out run
+    Example: david search demo --scales 0.1:1 --trials 40 --out run
     """
     from david.report import check_folder
     from david.space import named

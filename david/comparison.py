@@ -23,6 +23,8 @@ from david.sling import as_base, base_depth, check_recipe, slung
 from david.table import BASE
 from david.verdict import paired_difference
 
+__all__ = ["compare"]
+
 _PROMPT = 8  # tokens to read before a timing writes
 _PARTS = ("difference", "low95", "high95", "verdict")
 

@@ -233,7 +233,7 @@ def _base_of(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     recipe = recipe_at(source)
     if recipe is None:
         return os.fspath(source), None
-    return named_base(recipe.base, "--model"), recipe.base and recipe.base.revision
+    return named_base(recipe.base, "--model"), None if recipe.base is None else recipe.base.revision
 
 
 def _without_weights(source: str, revision: str | None) -> PreTrainedModel:

@@ -15,8 +15,8 @@
 
 mergekit multiplies weights. `o_proj` and `down_proj` times s is a visit of strength s, h + s·(layer(h) − h), only where
 attention and MLP read the same hidden state (Cohere). Elsewhere the MLP would read attention's output already damped;
-there 0 alone is the same. Its merge keeps the base's per-layer lists (`layer_types`), whatever the slices: a model with
-several kinds of layers comes out wrong unless they happen to fall as before (experiments/notation measures it).
+there 0 alone is the same. mergekit and PEFT leave the base's per-layer settings (`layer_types`) as they were, whatever
+the map: what they make of a model that has some fails, or is another model (experiments/notation measures it).
 """
 
 import os

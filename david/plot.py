@@ -18,6 +18,11 @@ def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Dots mark the visits that are not plain, smaller where they are weaker. A recipe with the map of a better one, and
     other strengths, is dashed over it, its dots rings around the other's.
+
+    Example:
+        >>> ax = paths(table.paths(table.leaderboard(study), 30))
+        >>> ax.get_xlabel()
+        'visit'
     """
     ax = ax or _axes((8, 5.5))
     names = [name for name in dict.fromkeys(table["recipe"]) if name != "base"]
@@ -47,6 +52,11 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Colours are centred at the base, and saturate above the ninth tenth of the values. Dots mark estimates: the blocks
     that a race dropped early.
+
+    Example:
+        >>> ax = blocks(table.blocks(study))
+        >>> ax.get_xlabel()
+        'block end j (the layer after its last)'
     """
     ax = ax or _axes((7.5, 6))
     values = table.to_numpy(dtype=float)
@@ -89,7 +99,13 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What running each layer twice, and leaving it out, does to the NLL, from `profile.Profile.layers`."""
+    """What running each layer twice, and leaving it out, does to the NLL, from `profile.Profile.layers`.
+
+    Example:
+        >>> ax = profile(david.profile.profile(model, corpus).layers)
+        >>> ax.get_xlabel()
+        'layer'
+    """
     ax = ax or _axes((9, 4.5))
     for column, colour, offset in (("repeat", _RECIPE, -0.2), ("skip", _BEST, 0.2)):
         ax.bar(table["layer"] + offset, table[column], width=0.4, color=colour, label=column)
@@ -102,7 +118,13 @@ def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """How much each layer turns the hidden state, from `profile.Profile.layers`."""
+    """How much each layer turns the hidden state, from `profile.Profile.layers`.
+
+    Example:
+        >>> ax = influence(david.profile.profile(model, corpus).layers)
+        >>> ax.get_xlabel()
+        'layer'
+    """
     ax = ax or _axes((9, 3))
     ax.bar(table["layer"], table["influence"], color=_RECIPE)
     ax.set(title="How much each layer turns the hidden state", xlabel="layer", ylabel="influence (1 − cos)")
@@ -111,7 +133,13 @@ def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """NLL of each trial of `table.trials` in the order they were made, with the best so far and the base."""
+    """NLL of each trial of `table.trials` in the order they were made, with the best so far and the base.
+
+    Example:
+        >>> ax = history(table.trials(study))
+        >>> ax.get_xlabel()
+        'trial'
+    """
     ax = ax or _axes((8, 4.5))
     scored = _scored(table)
     above = _scatter(ax, scored["trial"].astype(float), scored)
@@ -123,6 +151,11 @@ def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | 
     """NLL of each trial of `table.trials` against the visits it makes: what depth costs and buys.
 
     A line joins those of a `front` (see `table.front`): the best that so many visits have bought.
+
+    Example:
+        >>> ax = depth(table.trials(study), front=table.front(table.trials(study)))
+        >>> ax.get_xlabel()
+        'visits (layers run for each token)'
     """
     ax = ax or _axes((8, 4.5))
     title, across = f"{_minimised(table)} against depth", "visits (layers run for each token)"
@@ -133,6 +166,11 @@ def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: p
     """NLL of each trial of `table.trials` against what a study minimises beside it, the column `also_…` of that name.
 
     A line joins those of a `front` of both (see `table.front`).
+
+    Example:
+        >>> told = table.trials(study).assign(also_visits=table.trials(study)["visits"])
+        >>> tradeoff(told, "visits").get_xlabel()
+        'visits'
     """
     told = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
     return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"{_minimised(table)} against {told}", told)

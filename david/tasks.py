@@ -34,6 +34,8 @@ from david.score import Score, check_fits
 from david.sling import as_base
 from david.sources import quiet_datasets
 
+__all__ = ["Tasks", "load"]
+
 _LONGEST = 2048  # tokens: logits of more are gigabytes, and few tasks have longer documents
 _SEED = 1234  # lm-eval's own: of the examples in a prompt, and of what is sampled
 

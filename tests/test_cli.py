@@ -31,7 +31,8 @@ from tests.command import CHOICES, ON_DATA, SCORE, SEARCH, WINDOW, Run
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOTS = {"path.png", "history.png", "depth.png"}
 FILES = {"study.db", "trials.csv", "leaderboard.csv", "front.csv", "best.json", "report.html"} | PLOTS
-COMMANDS = ["search", "scan", "profile", "score", "compare", "check", "explain", "export", "generate", "chat", "report"]
+COMMANDS = ["search", "scan", "profile", "report", "score", "compare", "explain", "convert", "check", "export"]
+COMMANDS += ["generate", "chat"]
 
 
 @pytest.fixture

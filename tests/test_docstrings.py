@@ -25,7 +25,17 @@ EXAMPLES = [
     for test in FINDER.find(importlib.import_module(f"david.{module}"))
     if test.examples
 ]
-FOR_USERS = ["chat", "compare", "notation", "profile", "space", "table", "tasks", "widgets"]
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: gsm8k.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: '{{question}}'
+doc_to_target: 0
+doc_to_choice: '{{[answer, question]}}'
+metric_list: [{metric: acc}]
+"""
+FOR_USERS = ["chat", "comparison", "notation", "plot", "profile", "space", "table", "tasks", "widgets"]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     (folder / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = [{"question": f"{i} + {i} =", "answers": [str(2 * i), str(i)], "right": 0} for i in (1, 2)]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (folder / "mine.yaml").write_text(TASK)
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setenv("DAVID_CACHE", str(furnish_cache(folder / "cache")))
         model, tokenizer = david.load_model("demo", device="cpu")
@@ -56,6 +67,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             "study": study,
             "recipe": recipe,
             "optuna": optuna,
+            "david": david,
+            "table": david.table,
         }
         optuna.logging.set_verbosity(level)
 

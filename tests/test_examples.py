@@ -30,9 +30,8 @@ NEEDS = re.compile(r"postgresql://|grpc://")  # a server that others have
 def of_help() -> list[str]:
     """The examples of the commands' help texts, in the order in which these are listed."""
     texts = [command.help or "" for command in COMMANDS.values()]
-    return [
-        line.strip().removeprefix("Example: ") for text in texts for line in text.splitlines() if "Example: " in line
-    ]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    return [line.removeprefix("Example: ") for line in lines if line.startswith("Example: ")]
 
 
 def of_readme() -> list[str]:
@@ -40,7 +39,8 @@ def of_readme() -> list[str]:
     blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split(" && ")]
     inline = re.findall(r"`(david [^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE))
-    found = [line for line in [*lines, *inline] if line.startswith("david ")]
+    meant = [line for line in inline if len(line.split()) > 2]  # others name a command
+    found = [line for line in [*lines, *meant] if line.startswith("david ")]
     return [line for line in dict.fromkeys(found) if not NEEDS.search(line)]
 
 
@@ -51,10 +51,13 @@ def in_order(commands: list[str]) -> list[str]:
 
 
 def furnish(folder: Path) -> None:
-    """The files that examples take from their reader."""
+    """The files that examples take from their reader: a recipe that someone has made on the demo model."""
+    from david.card import told
+    from david.models import load_model
     from david.recipe import Recipe
 
-    Recipe.from_blocks(30, [(8, 12, 2, 0.3)]).save(folder / "recipe.json")
+    model, _ = load_model("demo", device="cpu")
+    told(model, Recipe.from_blocks(30, [(8, 12, 2, 0.3)])).save(folder / "recipe.json")
 
 
 def here(line: str) -> tuple[int, str]:

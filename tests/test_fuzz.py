@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "fuzz"
 SEEDS = sorted(path for name in TARGETS for path in (CORPUS / name).iterdir())
-SECONDS = {"recipe": 50, "notation": 40, "options": 30}
+SECONDS = {"recipe": 50, "notation": 40, "languages": 40, "options": 30}
 CASES = 1_000_000
 MEGABYTES = 200
 

@@ -254,25 +254,27 @@ def parsers(sources: Path, how_many: int = 2000) -> dict[str, str]:
             assert json.loads(notation.write(Recipe(tuple(rising), base=recipe.base), "drllm")) == told
             counts.update(("drllm",))
     for text, depth in random_specs(how_many):
-        read_alike(lambda spec, n=depth: v3(spec, min_value=0, max_value=n - 1), text["exllamav3"], "exllamav3", depth)
-        read_alike(as_exllamav2, text["exllamav2"], "exllamav2", depth)
-        read_alike(lambda spec, n=depth: rys.normalize_to_layers(n, spec), text["rys"], "rys", depth)
-        counts.update(("exllamav3", "exllamav2", "rys"))
-    told = {
-        name: f"{count:,} specs by its own parser; no forward pass, which needs CUDA" for name, count in counts.items()
-    }
+        theirs: dict[str, Callable[[str], list[int]]] = {
+            "exllamav3": lambda spec, n=depth: v3(spec, min_value=0, max_value=n - 1),
+            "exllamav2": as_exllamav2,
+            "rys": lambda spec, n=depth: rys.normalize_to_layers(n, spec),
+        }
+        counts.update(name for name, parse in theirs.items() if read_alike(parse, text[name], name, depth))
+    unrun = "no forward pass, which needs CUDA"
+    told = {name: f"{count:,} specs by its own parser; {unrun}" for name, count in counts.items()}
     told["drllm"] = f"{counts['drllm']:,} vectors by its own line of train.py; no forward pass, which needs its routers"
     told["rys_relayer"] = f"{counts['rys_relayer']:,} entries that its own export made; nothing of RYS reads them"
     return told
 
 
-def read_alike(theirs: Callable[[str], list[int]], text: str, name: str, depth: int) -> None:
-    """What the tool takes, David reads as the same visits, or refuses; it never reads what means something else."""
+def read_alike(theirs: Callable[[str], list[int]], text: str, name: str, depth: int) -> bool:
+    """Whether David reads a spec: as the visits that the tool makes of it, never as others; else it is refused."""
     try:
         found = list(notation.read(text, name, n_layers=depth).repeat_map)
     except RecipeError:
-        return
+        return False
     assert found == theirs(text), f"{name}: {text} is {theirs(text)}, and was read as {found}"
+    return True
 
 
 def random_specs(how_many: int) -> Iterator[tuple[dict[str, str], int]]:

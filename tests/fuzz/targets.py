@@ -6,6 +6,7 @@ from collections.abc import Callable
 from david.errors import DavidError
 from david.explain import explain
 from david.inputs import as_range
+from david.notation import FORMATS, read, write
 from david.origin import Data
 from david.recipe import Recipe
 from david.sources import _slice_bounds
@@ -25,6 +26,21 @@ def notation(data: bytes) -> None:
     """A recipe as a person types it."""
     with ours():
         used(Recipe.parse(data.decode("utf-8", "surrogateescape")))
+
+
+def languages(data: bytes) -> None:
+    """A recipe in another tool's language, which the first line names: refused, or read, written and read again."""
+    name, _, text = data.decode("utf-8", "surrogateescape").partition("\n")
+    if name not in FORMATS:
+        return
+    with ours():
+        for architecture in ("LlamaForCausalLM", "CohereForCausalLM"):
+            found = read(f"{text}\n", name, n_layers=8, architecture=architecture)
+            used(found)
+            if name != "layer-scan":
+                assert (
+                    read(write(found, name, model="owner/name"), name, n_layers=8, architecture=architecture) == found
+                )
 
 
 def options(data: bytes) -> None:
@@ -60,4 +76,9 @@ def ours():
         assert line.isprintable(), line
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"recipe": recipe, "notation": notation, "options": options}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "recipe": recipe,
+    "notation": notation,
+    "languages": languages,
+    "options": options,
+}
