@@ -73,9 +73,10 @@ print(study.best_params, f"{study.best_value:.3f} nats")
 # %%
 import warnings
 
+import matplotlib.pyplot as plt
 from optuna.visualization.matplotlib import plot_optimization_history
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), plt.rc_context():  # it warns that it is experimental, and sets a style
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     plot_optimization_history(study)
 
