@@ -15,7 +15,7 @@ from david.errors import DavidError, RecipeError, one_line
 from david.messages import say
 from david.recipe import Recipe
 from david.sling import AnyRecipe, base_depth, check_recipe
-from david.writing import Sampling, Voice
+from david.writing import Sampling, Voice, context_of
 
 __all__ = ["Chat"]
 
@@ -85,8 +85,7 @@ class Chat:
     @property
     def context(self) -> int | None:
         """How many tokens the model takes; None where its configuration does not say."""
-        longest = getattr(self._model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return longest if longest is not None and longest > 0 else None
+        return context_of(self._model)
 
     def add(self, recipe: AnyRecipe, *, name: str | None = None) -> Voice:
         """A recipe that can be used from now on; the one that is there already, where it is the same."""

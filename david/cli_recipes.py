@@ -80,6 +80,8 @@ def convert(
         told = found.base or base
         known = told.model_copy(update={"model": told.model or base.model, "architecture": base.architecture})
         found = replace(found, base=known)
+    if to_layers is not None and to in ("mergekit", "rys_relayer"):
+        raise RecipeError(f"{to} names the base, here a sibling: write david first, then convert that with --model")
     if to_layers is not None:
         found, place = notation.moved(found, to_layers), None
     text = notation.write(found, to, model=place).rstrip("\n") + "\n"

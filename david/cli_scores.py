@@ -6,7 +6,7 @@ import typer
 
 from david import units
 from david.errors import CorpusError
-from david.inputs import bytes_of, check_recipe, check_tasks, corpus_of, load, load_with_recipe, objective_of, recipe_of
+from david.inputs import bytes_of, check_recipe, check_tasks, corpus_of, load_with_recipe, objective_of, recipe_of
 from david.options import (
     DEFAULT_DATA,
     Bos,
@@ -35,6 +35,7 @@ from david.printing import figures, figures_text, print_found
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from david.corpus import Corpus
     from david.recipe import Recipe
     from david.score import Score
     from david.verdict import Difference
@@ -100,6 +101,7 @@ def score(
     }
     unit = "question" if base.right else "token"
     lines = [f"{corpus}, {base.tokens} {unit}s scored by convention {base.convention}", *_lines(scores, wanted)]
+    lines += _of_one_document([corpus])
     if asked is not None:
         found["tasks"] = {}
         for name, documents in asked.each.items():
@@ -111,7 +113,7 @@ def score(
 
 
 def compare(
-    model: Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, or demo.")],
+    model: Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, demo, or a recipe: the first, then.")],
     recipes: Annotated[list[str], typer.Argument(help="Recipe JSONs, or notations: '0:12, 8:30'.", metavar="RECIPE…")],
     data: Annotated[
         list[str] | None,
@@ -151,8 +153,9 @@ def compare(
     from david.sources import is_text
     from david.store import data_of
 
-    loaded, tokenizer = load(model, dtype, device)
+    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
     wanted = [recipe_of(recipe, None, base_depth(loaded), loaded) for recipe in recipes]
+    wanted = wanted if own is None else [own, *wanted]
     has_table = not all(map(is_text, sources))
     corpora: dict[str, Any] = {}
     for source in sources:
@@ -175,7 +178,17 @@ def compare(
     found = {"model": model, "corrected_for": len(its) - 1, "on": on, "recipes": its}
     n = len(its) - 1
     note = f"differences are recipe minus base, below 0 is better; ± is half a 95% interval, corrected for {n} recipe"
-    print_found(found, f"{as_text(table)}\n\n{note}{'s' * (n != 1)}", as_json)
+    notes = [f"{note}{'s' * (n != 1)}", *_of_one_document([corpus for _, corpus in corpora.values()])]
+    print_found(found, "\n".join([as_text(table), "", *notes]), as_json)
+
+
+def _of_one_document(corpora: "Sequence[Corpus]") -> list[str]:
+    """What to know of intervals where a corpus has windows of one document alone."""
+    few = [corpus for corpus in corpora if len(set(corpus.documents)) == 1 and len(corpus.items()) > 1]
+    return [
+        f"note: {corpus} is of one document: its windows were taken as independent, which they are not; take more"
+        for corpus in few
+    ]
 
 
 def _add(corpora: dict[str, Any], name: str, what: Any) -> None:

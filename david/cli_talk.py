@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,12 +198,13 @@ def _recipes(session: _Session, _: str) -> None:
 
 def _compare(session: _Session, text: str) -> None:
     failure: DavidError | None = None
-    for voice, pieces in session.talk.comparing(text or session.talk.take_back()):
-        try:
-            if not session.show(pieces, _label(voice)):
-                break
-        except DavidError as error:  # one that cannot answer does not silence the others
-            failure = DavidError(f"{voice.name}: {error}")
+    with nullcontext(text) if text else _again(session.talk) as message:
+        for voice, pieces in session.talk.comparing(message):
+            try:
+                if not session.show(pieces, _label(voice)):
+                    break
+            except DavidError as error:  # one that cannot answer does not silence the others
+                failure = DavidError(f"{voice.name}: {error}")
     if failure is not None:
         raise failure
 
@@ -213,7 +214,21 @@ def _label(voice: "Voice") -> str:
 
 
 def _retry(session: _Session, _: str) -> None:
-    session.answer(session.talk.take_back())
+    with _again(session.talk) as message:
+        session.answer(message)
+
+
+@contextmanager
+def _again(talk: "Chat") -> Iterator[str]:
+    """The last message, to be answered again; where no answer comes in its answer's place, that one stays."""
+    before = list(talk.messages)
+    message = talk.take_back()
+    left = len(talk.messages)
+    try:
+        yield message
+    finally:
+        if len(talk.messages) == left:
+            talk.messages[:] = before
 
 
 def _reset(session: _Session, _: str) -> None:

@@ -21,6 +21,7 @@ the map: what they make of a model that has some fails, or is another model (exp
 
 import os
 import re
+from dataclasses import replace
 
 from david.errors import RecipeError, brief, reason
 from david.origin import LONGEST, Base
@@ -83,7 +84,11 @@ def read(
         raise RecipeError(f"this is of a base of {said.n_layers} layers; the base given has {n_layers}")
     scales = None if said.scales is None else tuple(said.scales)
     recipe = Recipe(tuple(said.visits), scales)  # type: ignore[arg-type]
-    return _based(recipe, said.n_layers or n_layers, said.model, architecture)
+    model, _, revision = (said.model or "").partition("@" if name == "mergekit" else "\n")
+    found = _based(recipe, said.n_layers or n_layers, model or None, architecture)
+    if revision and found.base is not None:
+        found = replace(found, base=found.base.model_copy(update={"revision": revision}))
+    return found
 
 
 def write(recipe: Recipe, format: str, *, model: str | None = None) -> str:  # noqa: A002

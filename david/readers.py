@@ -77,9 +77,9 @@ def read_mergekit(text: str, known: Known) -> Said:
         strength = _strength([sources[0].get("parameters"), part.get("parameters"), found.get("parameters")], known)
         scales += [strength] * len(layers)
     model = models[0]
-    base = found.get("base_model") or model
+    base = _model_name(found["base_model"]) if found.get("base_model") else model
     if set(models) != {model} or base != model:
-        names = sorted({*models, str(base)})
+        names = sorted({*models, base})
         raise RecipeError(f"a recipe is of one base; this merge takes layers or a configuration from {brief(names)}")
     return Said(visits, scales, model=model)
 

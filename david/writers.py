@@ -15,12 +15,13 @@ from david.recipe import Recipe
 def write_mergekit(recipe: Recipe, model: str | None) -> str:
     """A passthrough merge; a range that goes downwards, or a layer alone, is a slice of one layer."""
     base = recipe.base
-    name = model or (base.model if base else None)
-    if name is None:
+    base_name = (base.model if base else None) or ""
+    name = model or base_name
+    if not name:
         raise RecipeError("mergekit needs the base's name, and the recipe does not tell it: say which (--model)")
     if model is None and base is not None and base.revision is not None:
         name = f"{name}@{base.revision}"
-    if "+" in name or name.count("@") > 1 or not name.isprintable():
+    if "+" in name or "@" in (model or base_name) or name.count("@") > 1 or not name.isprintable():
         raise RecipeError(f"mergekit would not take {brief(name)} for the name of one model: '+' and '@' split it")
     lines = ["merge_method: passthrough", "slices:"]
     visit = 0

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -79,6 +79,12 @@ class Answer:
     ended: bool
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens a model takes; None where its configuration does not say."""
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return longest if longest is not None and longest > 0 else None
+
+
 class Voice:
     """A recipe that writes: a view on the base's weights, and the cache of what it has read and written last.
 
@@ -113,6 +119,11 @@ class Voice:
         self.answer, prompt = None, list(prompt)
         if not prompt:
             raise DavidError("the prompt is empty: give some text")
+        context = context_of(self.model)
+        if context is not None and len(prompt) >= context:
+            raise DavidError(f"the prompt comes to {len(prompt)} tokens, and the model takes {context}: shorten it")
+        if context is not None:
+            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, context - len(prompt)))
         cache = self._cache_of(prompt)
         held = 0 if cache is None else cache.get_seq_length()
         self.forget()  # until it is known what it holds

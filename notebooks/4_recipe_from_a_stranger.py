@@ -7,7 +7,7 @@
 # We play the stranger first, quickly.
 
 # %%
-from david import Corpus, Recipe, load_model, score_recipes, search
+from david import Corpus, David, Recipe, load_model, score_recipes, search
 from david.space import Block
 
 model, tokenizer = load_model("demo", device="cpu")
@@ -56,11 +56,13 @@ for score in recipe.scores:
 # ## Is it for this model?
 #
 # The recipe names its base, and carries a fingerprint: a hash of names, shapes and a sample of the values. It is advice, not a lock.
+# `load_model` takes the recipe itself, follows a base that is `demo` or on the Hub (never a path that a stranger wrote), tells you where its
+# weights are others, and slings it.
 
 # %%
 from david.models import fingerprint
 
-model, tokenizer = load_model(recipe.base.model, device="cpu")
+model, tokenizer = load_model("sent/best.json", device="cpu")  # the base that it names, slung
 print("base:", recipe.base.model, "·", recipe.base.architecture, "·", recipe.base.num_layers, "layers")
 print("same weights as the stranger's:", fingerprint(model) == recipe.base.fingerprint)
 
@@ -73,7 +75,10 @@ print("same weights as the stranger's:", fingerprint(model) == recipe.base.finge
 # %%
 from david.verdict import paired_difference
 
-_, mine = Corpus.load(tokenizer=tokenizer, window=64).hold_out(4, 40, seed=1)
+David.reset(model)
+_, longer = Corpus.load(tokenizer=tokenizer, window=64).hold_out(4, 48)  # the stranger's 8, and 40 more
+_, mine = longer.split(8, 40)
+print("tokens that the stranger has seen:", mine.shared_tokens(windows) + mine.shared_tokens(others))
 base, its = score_recipes(model, [Recipe.identity(30), recipe], mine)
 difference = paired_difference(its.window_nll, base.window_nll, base.window_tokens, documents=base.documents)
 print(

@@ -1,5 +1,6 @@
 """Talking to recipes: kept caches change nothing, weights are shared, a conversation stays usable; the terminal."""
 
+import contextlib
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ from tiny_models import NOT_BUILT, TYPES, tiny_model, tiny_named
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from david import cli_talk
 from david.chat import Chat, template_tokens
 from david.errors import DavidError, RecipeError, SlingError, printable
 from david.recipe import Recipe
@@ -528,11 +530,17 @@ class Terminal:
         return came
 
     def type(self, text: str) -> None:
+        if text < " ":  # a signal between a prompt and Python's waiting for keys would be seen at the next key only
+            time.sleep(0.5)
         os.write(self.fd, text.encode())
 
-    def ended(self) -> int:
+    def ended(self, seconds: float = 60) -> int:
         """The exit code, once it has ended."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        end = time.monotonic() + seconds
+        while (found := os.waitpid(self.pid, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < end, f"it does not end; so far: {self.seen!r}"
+            time.sleep(0.05)
+        return os.waitstatus_to_exitcode(found[1])
 
 
 @pytest.fixture
@@ -673,3 +681,16 @@ def test_the_demo_answers_in_its_template(demo: tuple[Any, Any]) -> None:
 def test_a_tiny_model_of_another_kind_talks(tokenizer: Any) -> None:
     chat = Chat(tiny_model("mixtral"), tokenizer, recipes=[AGAIN], sampling=Sampling(max_new_tokens=3))
     assert set(chat.compare("w5")) == {"base", AGAIN}
+
+
+def test_a_message_that_is_not_answered_again_keeps_its_answer(endless: Any, tokenizer: Any) -> None:
+    chat = Chat(endless, tokenizer, sampling=Sampling(max_new_tokens=2))
+    chat.say("w5")
+    before = list(chat.messages)
+    with contextlib.suppress(KeyboardInterrupt), cli_talk._again(chat) as message:
+        assert message == "w5"
+        raise KeyboardInterrupt
+    assert chat.messages == before
+    with cli_talk._again(chat) as message:
+        chat.say(message)
+    assert len(chat.messages) == 2

@@ -172,7 +172,7 @@ def test_the_command_prints_a_row_for_the_base_and_each_recipe(run: Run, place: 
     )
     code, out, err = run(f"{line} --decode 2 --rounds 1", "0:4, 2:6")
     assert code == 0, err
-    head, base, six, other, _, note = out.splitlines()
+    head, base, six, other, _, note, few = out.splitlines()
     for part in ("visits", "KV bytes/token", "tokens/s", "data.txt ppl", "pairs.jsonl ppl", "Δ nats", "recipe"):
         assert part in head
     assert base.split()[0] == "6"
@@ -181,6 +181,7 @@ def test_the_command_prints_a_row_for_the_base_and_each_recipe(run: Run, place: 
     assert other.endswith("0:4, 2:6")
     assert " ± " in other
     assert "corrected for 2 recipes" in note
+    assert few.startswith("note: Corpus(data.txt: windows 0:2 of 16 tokens) is of one document")
 
     code, out, _ = run(f"{line} --decode 0 --json", "0:4, 2:6")
     found = json.loads(out)

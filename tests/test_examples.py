@@ -112,3 +112,5 @@ def test_the_examples_run_as_pasted_on_the_demo_model(tmp_path: Path, monkeypatc
     assert code == 0, said
     long = ("david search", "david scan demo --max-length")  # minutes each: above, they run on the tiny model
     assert failures([line for line in [*of_help(), *of_readme()] if not line.startswith(long)], pasted) == []
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert failures(re.findall(r"`(python -m [^`]+)`", README), pasted) == []

@@ -510,3 +510,18 @@ def test_convert_says_where_a_tool_leaves_the_configuration_behind(run: Run, pla
     assert out.startswith("merge_method")
     assert "mergekit leaves layer_types as the base has it" in err
     assert run("convert 0:4,2:6 --to mergekit --model model")[2] == ""
+
+
+def test_a_revision_goes_to_mergekit_and_comes_back() -> None:
+    recipe = Recipe([0, 1, 1], base=Base(num_layers=2, model="owner/name", revision="abc"))
+    found = read(write(recipe, "mergekit"), n_layers=2)
+    assert found.base is not None
+    assert (found.base.model, found.base.revision) == ("owner/name", "abc")
+    with pytest.raises(RecipeError, match="'@' split it"):
+        write(recipe, "mergekit", model="/a@b/model")
+
+
+def test_a_base_model_that_is_no_name_is_refused() -> None:
+    text = "merge_method: passthrough\nbase_model: 0x" + "f" * 6000 + "\nslices:\n- sources:\n"
+    with pytest.raises(RecipeError, match="must be a name"):
+        read(text + "  - model: base\n    layer_range: [0, 2]\n")
