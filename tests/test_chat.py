@@ -510,6 +510,7 @@ class Terminal:
         if self.pid == 0:
             os.chdir(place)
             os.environ["TERM"] = "dumb"
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a job in the background has ignored
             code = "from david.cli import main; main()"
             os.execv(sys.executable, [sys.executable, "-c", code, "chat", "model", *options])
         self.seen = ""
@@ -530,17 +531,27 @@ class Terminal:
         return came
 
     def type(self, text: str) -> None:
-        if text < " ":  # a signal between a prompt and Python's waiting for keys would be seen at the next key only
-            time.sleep(0.5)
         os.write(self.fd, text.encode())
 
-    def ended(self, seconds: float = 60) -> int:
-        """The exit code, once it has ended."""
-        end = time.monotonic() + seconds
-        while (found := os.waitpid(self.pid, os.WNOHANG)) == (0, 0):
-            assert time.monotonic() < end, f"it does not end; so far: {self.seen!r}"
-            time.sleep(0.05)
-        return os.waitstatus_to_exitcode(found[1])
+    def press(self, key: str, text: str) -> None:
+        """Press a key until a text comes: a signal between a prompt and Python's wait for keys is seen at the next."""
+        for _ in range(20):
+            time.sleep(0.2)
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                self.until(text, seconds=5)
+                return
+        raise AssertionError(f"{text!r} does not come; so far: {self.seen[-500:]!r}")
+
+    def ended(self, key: str) -> int:
+        """The exit code, once a key has ended it."""
+        for press in range(600):
+            if press % 50 == 2:
+                self.type(key)
+            if (found := os.waitpid(self.pid, os.WNOHANG)) != (0, 0):
+                return os.waitstatus_to_exitcode(found[1])
+            time.sleep(0.1)
+        raise AssertionError(f"it does not end; so far: {self.seen[-500:]!r}")
 
 
 @pytest.fixture
@@ -577,14 +588,13 @@ def test_a_conversation_at_a_terminal(terminal: Any, place: Path) -> None:
     assert f"[{AGAIN}] w" in at.until("you>").replace("\r", "")
     at.type("/nothing\n")
     assert "error: no command is called /nothing" in at.until("you>")
-    at.type("\x03")
-    assert "(Ctrl-C again, or Ctrl-D, leaves)" in at.until("you>")
+    at.press("\x03", "(Ctrl-C again, or Ctrl-D, leaves)")
+    at.until("you>")
     at.type("/recipes\n")
     assert f"* 1  {AGAIN}  (8 visits)" in at.until("you>")
-    at.type("\x03")
+    at.press("\x03", "(Ctrl-C again, or Ctrl-D, leaves)")
     at.until("you>")
-    at.type("\x03")
-    assert at.ended() == 0
+    assert at.ended("\x03") == 0
 
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(terminal: Any, place: Path) -> None:
@@ -603,16 +613,15 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(terminal: Any, plac
     at.type("w5\n")
     at.until("w5")
     at.until(" w")  # it has begun
-    at.type("\x03")
-    at.until("(stopped)")
+    at.press("\x03", "(stopped)")
     at.until("you>")
     at.type("/save stopped.json\n")
-    assert "stopped.json: 2 messages" in at.until("you>")
+    at.until("stopped.json: 2 messages")
+    at.until("you>")
     said = json.loads((place / "stopped.json").read_text())
     (place / "stopped.json").unlink()
     assert said["messages"][1]["content"].startswith("w")
-    at.type("\x04")
-    assert at.ended() == 0
+    assert at.ended("\x04") == 0
 
 
 # ---- generate
