@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from david import __version__, plot, table
-from david.models import DEMO, RECIPE_FILE, describe
+from david.base import describe
+from david.models import DEMO, RECIPE_FILE
 from david.origin import Measurement, Versions, is_hub_id, public_name
 from david.recipe import Recipe
 

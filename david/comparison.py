@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from david import units
+from david.base import costs
 from david.corpus import Corpus
 from david.engine import score_recipes
 from david.errors import ScoreError
 from david.explain import explain
 from david.forward import input_device
-from david.models import costs
 from david.recipe import Recipe
 from david.score import Objective, Score, perplexity
 from david.sling import as_base, base_depth, check_recipe, slung

@@ -8,10 +8,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from david import records, table
+from david.base import describe
 from david.corpus import Corpus
 from david.engine import Engine
 from david.errors import DavidError, SearchError
-from david.models import describe
 from david.recipe import Recipe
 from david.score import Objective, perplexity
 from david.store import same_weights

@@ -9,27 +9,24 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
-from jinja2.environment import TemplateModule
 from markupsafe import Markup
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from david import plot, records, report, table, units
 from david.drawing import VOID, drawing
-from david.errors import plain
+from david.markup import counted, figure, part, rounded_up, share, signed
 from david.origin import Data, ranges_of
 from david.picture import svg_picture
 from david.recipe import Recipe
-from david.verdict import BETTER, UNDECIDED, WORSE
+from david.verdict import BETTER, WORSE
 
 NAME = "report.html"
 
@@ -54,7 +51,7 @@ def page(study: Study, *, top: int = 5) -> str:
         '<!DOCTYPE html>'
     """
     run = _run(study, top)
-    return str(_part("document", f"David · {study.study_name}", _hero(run), _found(run))).strip() + "\n"
+    return str(part("document", f"David · {study.study_name}", _hero(run), _found(run))).strip() + "\n"
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def show(study: Study, *, top: int = 5) -> Shown:
     """
     run = _run(study, top, apart=True)
     text = f"{report.board_text(run.board)}\n\n{report.verdict(run.board)}"
-    return Shown(str(_part("cell", _hero(run), _found(run))).strip(), text)
+    return Shown(str(part("cell", _hero(run), _found(run))).strip(), text)
 
 
 @dataclass(frozen=True)
@@ -133,12 +130,12 @@ def _hero(run: _Run) -> dict[str, Any]:
     scored = len(records.complete(run.study))
     judged = len(records.judged(run.study))
     with_base = ", the base among them," * (records.base_trial(run.study) is not None)
-    lead = f"{_count(scored, 'recipe')}{with_base} scored on {_windows(run, run.about['search_data'])}. "
+    lead = f"{counted(scored, 'recipe')}{with_base} scored on {_windows(run, run.about['search_data'])}. "
     if held_out is None or not judged:
         lead += f"Nothing has been measured on held-out {records.item_of(run.study)}s."
     else:
         lead += (
-            f"The base and {_count(judged, 'finalist')} were then measured on {_windows(run, held_out)} "
+            f"The base and {counted(judged, 'finalist')} were then measured on {_windows(run, held_out)} "
             "that the search had not seen."
         )
     if records.looks(run.study) > 1:
@@ -160,22 +157,22 @@ def _tiles(run: _Run) -> list[tuple[str, str, str]]:
     if base is None:
         return []
     kept = records.held_out(run.study, base)
-    measure, figure = ("accuracy", _share) if asked else (units.read(unit, 0.0)[0], _figure)
+    measure, write_out = ("accuracy", share) if asked else (units.read(unit, 0.0)[0], figure)
     better = "higher" if asked or units.read(unit, 1.0)[1] < units.read(unit, 0.0)[1] else "lower"
     if kept is None:
         its = run.board[run.board["recipe"] == table.BASE][f"search_{measure}"]
-        return [(f"Base, search {measure}", figure(float(its.iloc[0])), "not judged yet"), _tried(run)]
+        return [(f"Base, search {measure}", write_out(float(its.iloc[0])), "not judged yet"), _tried(run)]
     value = kept.accuracy if asked else units.read(unit, kept.nll)[1]
-    tiles = [(f"Base, held-out {measure}", figure(value), f"{better} is better")]
+    tiles = [(f"Base, held-out {measure}", write_out(value), f"{better} is better")]
     best = next((row for row in run.recipes if not math.isnan(row["held_out_nll"])), None)
     if best is not None:
         change = math.expm1(min(best["nll_difference"], 700))
         has_change = math.isfinite(change) and measure == "perplexity"
-        apart = f"{_signed(100 * change, 2)}% to the base’s, " if has_change else ""
-        figure_ = figure(best[f"held_out_{measure}"])
-        tiles.append((f"Best finalist, held-out {measure}", figure_, f"{apart}{best['verdict']}"))
+        apart = f"{signed(100 * change, 2)}% to the base’s, " if has_change else ""
+        told = write_out(best[f"held_out_{measure}"])
+        tiles.append((f"Best finalist, held-out {measure}", told, f"{apart}{best['verdict']}"))
     documents = len(set(kept.documents))
-    measured = ("Held-out tokens scored", f"{sum(kept.window_tokens):,}", f"in {_count(documents, 'document')}")
+    measured = ("Held-out tokens scored", f"{sum(kept.window_tokens):,}", f"in {counted(documents, 'document')}")
     if (item := records.item_of(run.study)) != "window":
         measured = (f"Held-out {item}s", f"{documents:,}", "each counts once" if set(kept.window_tokens) == {1} else "")
     return [*tiles, _tried(run), measured]
@@ -195,11 +192,11 @@ def _strategies(study: Study) -> list[str]:
 def _leaderboard(run: _Run) -> Section | None:
     """The leaderboard, with a bar for each interval, all on one scale."""
     bounds = [abs(row[end]) for row in run.recipes for end in ("low95", "high95", "nll_difference")]
-    reach = _rounded_up(max((bound for bound in bounds if math.isfinite(bound)), default=0.0))
+    reach = rounded_up(max((bound for bound in bounds if math.isfinite(bound)), default=0.0))
     rows = [row | {"is_base": row["recipe"] == table.BASE, "bar": _bar(row, reach)} for row in run.rows]
     unit = records.unit_of(run.study)
     told = unit == units.QUESTION, unit, units.read(unit, 0.0)[0]
-    return ("Leaderboard", _part("leaderboard", rows, reach, *told, records.traded(run.study))) if rows else None
+    return ("Leaderboard", part("leaderboard", rows, reach, *told, records.traded(run.study))) if rows else None
 
 
 def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
@@ -217,7 +214,7 @@ def _bar(row: Mapping[str, Any], reach: float) -> dict[str, Any] | None:
         "mean": place(mean) if math.isfinite(mean) else None,
         "low_is_open": low == -math.inf,
         "high_is_open": high == math.inf,
-        "label": f"{_signed(mean)}, 95% interval from {_signed(low)} to {_signed(high)}",
+        "label": f"{signed(mean)}, 95% interval from {signed(low)} to {signed(high)}",
     }
 
 
@@ -229,7 +226,7 @@ def _paths(run: _Run) -> Section | None:
         recipe = Recipe.parse(row["recipe"])
         drawn = svg_picture(recipe.repeat_map, recipe.scales, n_layers, room=290)
         cards.append(row | {"svg": Markup(drawn)})
-    return ("Paths of the best recipes", _part("paths", cards)) if cards else None
+    return ("Paths of the best recipes", part("paths", cards)) if cards else None
 
 
 def _heatmap(run: _Run) -> Section | None:
@@ -240,7 +237,7 @@ def _heatmap(run: _Run) -> Section | None:
     drawn = drawing(lambda ax: plot.blocks(run.grid, ax), (5.6, 4.6), f"{run.mark}blocks", {"axes.facecolor": VOID})
     lowest = sorted((values[i, j], int(i), int(j)) for i, j in np.argwhere(~np.isnan(values)))[:8]
     best = [(i, int(run.grid.columns[j]), difference) for difference, i, j in lowest]
-    return "Repeating one block", _part("blocks", drawn, best, records.unit_of(run.study))
+    return "Repeating one block", part("blocks", drawn, best, records.unit_of(run.study))
 
 
 def _course(run: _Run) -> Section | None:
@@ -261,7 +258,7 @@ def _course(run: _Run) -> Section | None:
             for name in records.traded(run.study)
         ),
     ]
-    return "The search", _part("plots", drawings)
+    return "The search", part("plots", drawings)
 
 
 def _front(run: _Run) -> Section | None:
@@ -270,7 +267,7 @@ def _front(run: _Run) -> Section | None:
     traded, unit = records.traded(run.study), records.unit_of(run.study)
     told = unit, units.read(unit, 0.0)[0]
     named = "What depth buys" if not traded else "The Pareto front"
-    return (named, _part("front", rows, records.also(run.study), traded, *told)) if len(rows) > 1 else None
+    return (named, part("front", rows, records.also(run.study), traded, *told)) if len(rows) > 1 else None
 
 
 def _luck(run: _Run) -> Section | None:
@@ -278,7 +275,7 @@ def _luck(run: _Run) -> Section | None:
     found = table.luck(run.study)
     unit = records.unit_of(run.study)
     said = report.luck(found, len(records.complete(run.study)) - 1, unit, records.item_of(run.study))
-    return ("Luck", _part("luck", f"{said[:1].upper()}{said[1:]}.", found, unit)) if said else None
+    return ("Luck", part("luck", f"{said[:1].upper()}{said[1:]}.", found, unit)) if said else None
 
 
 def _baseline(run: _Run) -> Section | None:
@@ -288,13 +285,13 @@ def _baseline(run: _Run) -> Section | None:
         return None
     rows = sorted(found.nll.items(), key=lambda item: item[1])
     unit = records.unit_of(run.study)
-    return ("Beside random recipes", _part("baseline", f"{said[:1].upper()}{said[1:]}.", rows, unit))
+    return ("Beside random recipes", part("baseline", f"{said[:1].upper()}{said[1:]}.", rows, unit))
 
 
 def _rankings(run: _Run) -> Section | None:
     """How well the search windows rank recipes for other measures."""
     said = report.rankings(run.study)
-    return ("Other measures", _part("rankings", [f"{line[:1].upper()}{line[1:]}." for line in said])) if said else None
+    return ("Other measures", part("rankings", [f"{line[:1].upper()}{line[1:]}." for line in said])) if said else None
 
 
 def _seams(run: _Run) -> Section | None:
@@ -307,7 +304,7 @@ def _seams(run: _Run) -> Section | None:
         back, forward = [jump for jump in jumps if jump[1] <= jump[0]], [jump for jump in jumps if jump[1] > jump[0]]
         left_out = _ranges([layer for layer in every if layer not in set(visited)])
         rows.append(row | {"back": _jumps(back), "forward": _jumps(forward), "left_out": left_out})
-    return ("Seams", _part("seams", rows)) if rows else None
+    return ("Seams", part("seams", rows)) if rows else None
 
 
 _MOST_JUMPS = 12
@@ -361,7 +358,7 @@ def _was_run(run: _Run) -> Section:
     ]
     failed = (trial for trial in every if trial.state == TrialState.FAIL)
     errors = Counter(str(trial.user_attrs.get("error", "broken off: no reason was kept")) for trial in failed)
-    return "What was run", _part("facts", groups, errors.most_common(5))
+    return "What was run", part("facts", groups, errors.most_common(5))
 
 
 def _also(what: Any) -> str:
@@ -393,7 +390,7 @@ def _data(data: Mapping[str, Any] | None, window: int) -> list[tuple[str, str, b
         return [("Source", "none: nothing is kept apart", False)]
     data = Data(**data).model_dump()
     documents = data["documents"]
-    spread = f", of {_count(documents, 'document')}" if documents else ""
+    spread = f", of {counted(documents, 'document')}" if documents else ""
     return [
         ("Source", data["source"], False),
         ("Slice", data["slice"] or "all of it", False),
@@ -404,8 +401,15 @@ def _data(data: Mapping[str, Any] | None, window: int) -> list[tuple[str, str, b
     ]
 
 
+def _windows(run: _Run | None, data: Mapping[str, Any]) -> str:
+    told = Data(**data)
+    if run is not None and (item := records.item_of(run.study)) != "window":
+        return f"{counted(told.documents or 0, item)} of {told.source}"
+    return f"{counted(sum(map(len, ranges_of(told.windows or '0:0'))), 'window')} of {told.source}"
+
+
 def _how_to_read(_: _Run) -> Section:
-    return "How to read this", _part("reading")
+    return "How to read this", part("reading")
 
 
 # In this order; a section with nothing to show is left out. One more is a function here.
@@ -422,78 +426,3 @@ _SECTIONS: tuple[Callable[[_Run], Section | None], ...] = (
     _was_run,
     _how_to_read,
 )
-
-
-# Text and figures
-
-
-@cache
-def _template() -> TemplateModule:
-    text = resources.files("david").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen)
-    made.filters |= {
-        "figure": _figure,
-        "signed": _signed,
-        "percent": _percent,
-        "share": _share,
-        "number": _number,
-        "tone": _tone,
-    }
-    return made.from_string(text).module
-
-
-def _seen(value: Any) -> Any:
-    """Text as it is put into the page, before it is escaped: no character of it acts without being seen."""
-    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _part(name: str, *given: object) -> Markup:
-    """What a macro of the template makes of this."""
-    return cast(Markup, getattr(_template(), name)(*given))
-
-
-def _tone(word: str) -> str:
-    return {BETTER: "better", WORSE: "worse", UNDECIDED: "even"}.get(word, "none")
-
-
-def _figure(value: float) -> str:
-    if not math.isfinite(value):
-        return "–" if math.isnan(value) else "∞"
-    return f"{value:.3f}" if value < 1e5 else f"{value:.2e}"
-
-
-def _signed(value: float, digits: int | None = 4) -> str:
-    if not math.isfinite(value):
-        return "–" if math.isnan(value) else "+∞" if value > 0 else "−∞"
-    return (f"{value:+g}" if digits is None else f"{value:+.{digits}f}").replace("-", "−")
-
-
-def _percent(value: float) -> str:
-    return f"{value:+.0%}".replace("-", "−")
-
-
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1%}"
-
-
-def _number(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.4g}"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}" + "s" * (number != 1)
-
-
-def _windows(run: _Run | None, data: Mapping[str, Any]) -> str:
-    told = Data(**data)
-    if run is not None and (item := records.item_of(run.study)) != "window":
-        return f"{_count(told.documents or 0, item)} of {told.source}"
-    return f"{_count(sum(map(len, ranges_of(told.windows or '0:0'))), 'window')} of {told.source}"
-
-
-def _rounded_up(value: float) -> float:
-    """The next value of two digits, for the ends of a scale."""
-    if value <= 0:
-        return 0.0
-    step = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.ceil(round(value / step, 6)) * step:.2g}")

@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 import david
 from david import page, records, report, stopping, store, units
 from david.also import Also, check_also, measures_of, share_of, values_of
+from david.base import describe
 from david.corpus import Corpus
 from david.engine import Engine, counts_tokens
 from david.errors import DavidError, SearchError
 from david.judging import judge
 from david.messages import end_at, say
-from david.models import describe
 from david.origin import ranges_of
 from david.queueing import Asked, enqueue, first_queued, reclaim
 from david.recipe import Recipe

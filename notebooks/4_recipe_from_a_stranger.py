@@ -60,7 +60,7 @@ for score in recipe.scores:
 # weights are others, and slings it.
 
 # %%
-from david.models import fingerprint
+from david.base import fingerprint
 
 model, tokenizer = load_model("sent/best.json", device="cpu")  # the base that it names, slung
 print("base:", recipe.base.model, "·", recipe.base.architecture, "·", recipe.base.num_layers, "layers")

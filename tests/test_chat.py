@@ -22,7 +22,7 @@ from tiny_models import NOT_BUILT, TYPES, tiny_model, tiny_named
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from david import cli_talk
+from david import session
 from david.chat import Chat, template_tokens
 from david.errors import DavidError, RecipeError, SlingError, printable
 from david.recipe import Recipe
@@ -696,10 +696,10 @@ def test_a_message_that_is_not_answered_again_keeps_its_answer(endless: Any, tok
     chat = Chat(endless, tokenizer, sampling=Sampling(max_new_tokens=2))
     chat.say("w5")
     before = list(chat.messages)
-    with contextlib.suppress(KeyboardInterrupt), cli_talk._again(chat) as message:
+    with contextlib.suppress(KeyboardInterrupt), session._again(chat) as message:
         assert message == "w5"
         raise KeyboardInterrupt
     assert chat.messages == before
-    with cli_talk._again(chat) as message:
+    with session._again(chat) as message:
         chat.say(message)
     assert len(chat.messages) == 2

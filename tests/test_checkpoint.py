@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import david
 from david import David, Recipe, checkpoint, export, rebuilt
+from david.base import fingerprint
 from david.errors import DavidError, RecipeError, SearchError, SlingError
-from david.models import fingerprint
 from david.origin import Base, Convention, Data, Measurement
 from david.stack import stacked
 

@@ -11,11 +11,11 @@ from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from david import compare, comparison, tasks
+from david.base import costs
 from david.cli_scores import _add
 from david.engine import Engine
 from david.errors import CorpusError, RecipeError, ScoreError
 from david.explain import explain
-from david.models import costs
 from david.recipe import Recipe
 from david.score import Score, multiple_choice, perplexity
 from david.sling import sling, slung, view

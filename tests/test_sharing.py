@@ -21,10 +21,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from tiny_models import tiny_model
 
 from david import David, Recipe, load_model, models
+from david.base import fingerprint
 from david.card import PICTURE_FILE, Stacked, card, told, without_paths
 from david.checkpoint import hand_on
 from david.errors import ModelError, RecipeError, SearchError
-from david.models import fingerprint, load_base, recipe_at
+from david.models import load_base, recipe_at
 from david.origin import Base, Convention, Data, Measurement, Origin
 from david.sling import is_slung, reset
 from david.stack import stacked

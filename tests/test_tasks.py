@@ -23,7 +23,7 @@ from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from david import page, records, report, table, tasks, units
+from david import harness, page, records, report, table, tasks, units
 from david.engine import score_recipes
 from david.errors import CorpusError, DavidError, ScoreError, SearchError
 from david.measures import measure
@@ -506,7 +506,7 @@ def test_tasks_are_loaded_on_a_slung_model_too(model: Any, tokenizer: Any, folde
 
 def test_a_brier_score_is_summed_over_answers() -> None:
     shares = np.array([0.2, 0.5, 0.3])
-    assert tasks._brier(1, shares) == pytest.approx(0.04 + 0.25 + 0.09)
+    assert harness._brier(1, shares) == pytest.approx(0.04 + 0.25 + 0.09)
 
 
 def test_importing_lm_eval_is_left_to_who_asks_for_it() -> None:

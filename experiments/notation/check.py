@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from david import David, Recipe, load_model, notation
+from david.base import describe
 from david.errors import RecipeError
-from david.models import describe
 from david.origin import Base
 
 TOLERANCE = 1e-5  # between logits, whose largest are around 6 (Cohere's: 0.4)
