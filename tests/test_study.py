@@ -667,6 +667,17 @@ def test_the_best_of_the_search_are_measured_once_on_held_out_windows(
     assert Counter(objective.spans) == {(0, 3): 14, (3, 12): judged}
 
 
+def test_a_look_that_is_broken_off_goes_on_as_the_same_look(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
+    objective, study = Counting(at=8 + 3, instead=interrupt), open_study(None)  # at the second finalist
+    options = {"space": Block(max_length=3), "objective": objective, "held_out": held_out, "top": 3, "baseline": 0}
+    run(tiny, corpus, n_trials=8, study=study, **options)
+    assert len(records.judged(study)) == 1
+    run(tiny, corpus, n_trials=8, study=study, **options)
+    assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4 + 1}
+    assert len(records.judged(study)) == 3
+    assert records.looks(study) == 1
+
+
 def test_the_leaderboard_is_what_one_computes_by_hand(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
     study = run(tiny, corpus, space=Block(max_length=3), held_out=held_out, n_trials=8, top=4)
     board = table.leaderboard(study, top=4)
