@@ -226,7 +226,7 @@ def test_three_workers_and_a_server_that_dies_three_times(server: Postgres, tmp_
 
 @needs_server
 @pytest.mark.slow
-@pytest.mark.parametrize("round_", range(20))
+@pytest.mark.parametrize("round_", range(8))
 def test_short_storms(round_: int, server: Postgres) -> None:
     pauses, name = random.Random(round_), f"short {round_}"
     check(storm(server.url, name, 3, 30, pause=lambda: pauses.uniform(0.2, 0.8)), 30, 3)
@@ -236,5 +236,5 @@ def test_short_storms(round_: int, server: Postgres) -> None:
 @pytest.mark.slow
 def test_two_workers_on_sqlite_in_a_storm(tmp_path: Path) -> None:
     pauses, url = random.Random(3), f"sqlite:///{tmp_path / 'study.db'}"
-    check(storm(url, NAME, 2, 200, pause=lambda: pauses.uniform(1, 3)), 200, 2)
+    check(storm(url, NAME, 2, 100, pause=lambda: pauses.uniform(0.5, 2)), 100, 2)
     judged_once(url, NAME)
