@@ -193,7 +193,7 @@ def keep_held_out(study: Study, trial: FrozenTrial, score: HeldOut) -> None:
 
 
 def look(study: Study, picked: Sequence[FrozenTrial]) -> None:
-    """Remember that held-out windows are looked at once more, for these; the same again goes on with a look broken off."""
+    """Remember that held-out windows are looked at once more, for these; the same again is a broken look going on."""
     before, now = study.user_attrs.get(_LOOKS, []), [trial.number for trial in picked]
     if before[-1:] != [now]:
         study.set_user_attr(_LOOKS, [*before, now])

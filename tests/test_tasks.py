@@ -436,7 +436,7 @@ def test_a_name_of_lm_evals_own_says_where_it_looks(
     model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here := TaskManager(include_defaults=False, include_path=str(folder)))  # its own take 16 s to read
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: here)
+    monkeypatch.setattr(harness, "_own_tasks", lambda: here)
     with pytest.raises(CorpusError, match=r"lm-eval has no task 'choise' \(it has choice\)"):
         tasks.load("choise", model, tokenizer)
     assert "no file here is called choise: reading lm-eval's own tasks" in capsys.readouterr().err
