@@ -16,8 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from david import __version__, plot, table
 from david.base import describe
-from david.models import DEMO, RECIPE_FILE
-from david.origin import Measurement, Versions, is_hub_id, public_name
+from david.models import RECIPE_FILE
+from david.origin import DEMO, Measurement, Versions, is_hub_id, public_name
 from david.recipe import Recipe
 
 PICTURE_FILE, CARD_FILE = "recipe.png", "README.md"
@@ -41,8 +41,8 @@ def told(model: PreTrainedModel, recipe: Recipe) -> Recipe:
         name = public_name(recipe.base)
     if name is not None and name != base.model and recipe.base is not None:
         base = base.model_copy(update={"revision": recipe.base.revision})
-    if recipe.base is not None and recipe.base.fingerprint not in (None, base.fingerprint):
-        recipe = replace(recipe, scores=(), search=None)  # of other weights
+    if recipe.base is None or recipe.base.fingerprint != base.fingerprint:
+        recipe = replace(recipe, scores=(), search=None)  # of other weights, or nobody can tell of which
     return without_paths(replace(recipe, base=base.model_copy(update={"model": name})))
 
 

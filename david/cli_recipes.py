@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from david.errors import RecipeError
 from david.inputs import one_of, recipe_of
+from david.messages import say
 from david.options import Json, Ratios
 from david.printing import print_found
+
+if TYPE_CHECKING:
+    from david.origin import Base
+    from david.recipe import Recipe
 
 
 def explain(
@@ -77,9 +82,7 @@ def convert(
     n_layers, architecture = (base.num_layers, base.architecture) if base else (None, None)
     found = notation.read(recipe, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
     if base is not None:
-        told = found.base or base
-        known = told.model_copy(update={"model": told.model or base.model, "architecture": base.architecture})
-        found = replace(found, base=known)
+        found = _of(found, base)
     if to_layers is not None and to in ("mergekit", "rys_relayer"):
         raise RecipeError(f"{to} names the base, here a sibling: write david first, then convert that with --model")
     if to_layers is not None:
@@ -98,3 +101,14 @@ def convert(
 
     put(out, lambda path: path.write_text(text, encoding="utf-8"))
     typer.echo(f"{out}: {len(found)} visits, as {to}")
+
+
+def _of(recipe: "Recipe", base: "Base") -> "Recipe":
+    """The recipe with the base that `--model` names; what a recipe of another base tells of that is left out."""
+    its = recipe.base
+    if its is not None and its.model not in (None, base.model):
+        say(f"note: the recipe is of {its.model}: it is written for {base.model}, without fingerprint and scores")
+        return replace(recipe, base=base, scores=(), search=None)
+    if its is None or its.model is None:
+        its = base if its is None else its.model_copy(update={"model": base.model, "revision": base.revision})
+    return replace(recipe, base=its.model_copy(update={"architecture": base.architecture}))

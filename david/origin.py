@@ -12,6 +12,8 @@ _MOST_WINDOWS = 1_000_000
 
 LONGEST = 10_000  # visits of a recipe, and layers of a base: a hundred times those of the deepest models
 
+DEMO = "demo"  # the model that David fetches from the package index
+
 
 class Part(BaseModel):
     """A part of a recipe file: read strictly, never changed; no NaN or infinity, no unknown keys."""
@@ -37,7 +39,7 @@ class Base(Part):
 def public_name(base: Base) -> str | None:
     """What others can find a base by: `demo`, or a Hub id; None for a path, or with a revision that is none."""
     name, revision = base.model or "", base.revision or "main"
-    if name == "demo":
+    if name == DEMO:
         return name
     is_revision = re.fullmatch(r"\w[\w./-]*", revision, re.ASCII) is not None and ".." not in revision
     return name if is_hub_id(name) and is_revision and not os.path.exists(name) else None

@@ -287,7 +287,7 @@ def read_exllamav2(text: str, _known: Known) -> Said:
     The pull request's first commits (3afecf7) took the end in and ran on to the last layer: that meaning is gone.
     """
     body = text.strip()
-    shape = r"[\[(]\s*(\([^()]*\)\s*,\s*)*(\([^()]*\)\s*,?\s*)?[\])]"
+    shape = r"[\[(]\s*+(\([^()]*+\)\s*+,\s*+)*+(\([^()]*+\)\s*+)?[\])]"
     tuples = re.findall(r"\(([^()]*)\)", body[1:-1])
     if re.fullmatch(shape, body) is None or not tuples:
         raise RecipeError(f"cannot read repeats {brief(text)}: expected a list of tuples, such as '[(0, 12), (8, 30)]'")

@@ -8,6 +8,7 @@ from itertools import pairwise
 import yaml
 
 from david.errors import RecipeError, brief
+from david.origin import DEMO
 from david.readers import HALVES, MOST_YAML, repeated, why_not
 from david.recipe import Recipe
 
@@ -17,6 +18,8 @@ def write_mergekit(recipe: Recipe, model: str | None) -> str:
     base = recipe.base
     base_name = (base.model if base else None) or ""
     name = model or base_name
+    if name == DEMO:
+        raise RecipeError("mergekit does not know David's demo model: say --model demo, for the folder that it lies in")
     if not name:
         raise RecipeError("mergekit needs the base's name, and the recipe does not tell it: say which (--model)")
     if model is None and base is not None and base.revision is not None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from itertools import chain, pairwise
@@ -352,6 +354,17 @@ def test_whatever_json_is_read_or_refused(name: str, value: Any) -> None:
     TARGETS["languages"](f"{name}\n{json.dumps(value)}".encode())
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("x", "x"), ("1,2", "x"), ("[(1,2)", "x"), ("[", "x"), ("layers", ":x"), ("0:3 ", "x")]
+)
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_most_of_a_megabyte_of_blanks_is_refused_at_once(before: str, blank: str, after: str, tmp_path: Path) -> None:
+    (tmp_path / "long").write_text(before + 900_000 * blank + after)
+    code = f"from david.notation import read; read({str(tmp_path / 'long')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "david.errors.RecipeError" in done.stderr  # and not hours later
+
+
 # ---- to a sibling of another depth
 
 
@@ -374,6 +387,8 @@ def test_a_moved_recipe_has_every_segment_seam_and_strength(recipe: Recipe, n_la
         return
     assert shape(found) == shape(recipe)
     assert found.n_layers == n_layers
+    assert (min(found.repeat_map) > 0) >= (min(recipe.repeat_map) > 0)  # what is left out at an end stays so
+    assert (max(found.repeat_map) < n_layers - 1) >= (max(recipe.repeat_map) < DEPTH - 1)
     for before, after in zip(recipe.segments, found.segments, strict=True):
         if n_layers >= 2 * DEPTH:  # with room, every place is the nearest
             assert abs(after.start - before.start * n_layers / DEPTH) <= 0.5
@@ -401,6 +416,8 @@ def test_what_is_told_of_a_moved_recipe() -> None:
     assert found.base == Base(num_layers=48)
     assert (found.scores, found.search) == ((), None)
     assert str(moved(Recipe.from_blocks(30, [(10, 11, 2)]), 5)) == "0:2, 1:5"  # the seam stays
+    assert str(moved(Recipe(range(1, 30), base=Base(num_layers=30)), 8)) == "1:8"  # and what is left out
+    assert str(moved(Recipe(range(29), base=Base(num_layers=30)), 8)) == "0:7"
     for wrong, told in (
         (lambda: moved(Recipe.parse("0:12, 8:30"), 48), "--model"),
         (lambda: moved(Recipe([0, 2, 4], base=Base(num_layers=5)), 4), "4 layers are too few"),
@@ -470,6 +487,11 @@ def test_convert_prints_and_writes(run: Run, place: Path) -> None:
     code, out, _ = run("convert merge.yml --model model")
     found = Recipe.from_json(out)
     assert found.base == Base(model="model", architecture="LlamaForCausalLM", num_layers=6)
+    Recipe([0, 1, 1, 2, 3, 4, 5], base=Base(model="demo", num_layers=6)).save(place / "of_demo.json")
+    assert "say --model demo, for the folder" in run("convert of_demo.json --to mergekit")[2]
+    code, out, err = run("convert of_demo.json --model model")
+    assert Recipe.from_json(out).base == Base(model="model", architecture="LlamaForCausalLM", num_layers=6)
+    assert "note: the recipe is of demo: it is written for model" in err
     assert run("convert six.json --to notation --to-layers 12")[:2] == (0, "0:8, 2:8*0.5, 8:12\n")
     assert run("convert 1,1,2,0,1,1 --from drllm --to peft")[:2] == (
         0,
@@ -485,6 +507,7 @@ def test_convert_prints_and_writes(run: Run, place: Path) -> None:
         ("convert six.json --to peft", "visit 4, of layer 1, has the scale 0.5"),
         ("convert seven.json --model model", "layer 6 is out of range: the base has 6 layers"),
         ("convert 0:4 --to-layers 9", "depth"),
+        ("convert six.json --rank 2", "a rank is of layer-scan's files"),
         ("convert six.json --to-layers 10001", "at most 10000 layers"),
         ("convert broken.json", "repeat_map"),
         ("convert empty", "Is a directory"),
