@@ -16,7 +16,7 @@ from david.corpus import Corpus
 from david.engine import score_recipes
 from david.errors import ScoreError
 from david.explain import explain
-from david.forward import input_device
+from david.forward import context_of, input_device
 from david.recipe import Recipe
 from david.score import Objective, Score, perplexity
 from david.sling import as_base, base_depth, check_recipe, slung
@@ -68,6 +68,11 @@ def compare(
     if decode < 0 or rounds < 1:
         raise ScoreError(f"decode must be 0 or more and rounds at least 1; got {decode} and {rounds}")
     pairs = [(name, *(its if isinstance(its, tuple) else (perplexity, its))) for name, its in corpora.items()]
+    prompt = pairs[0][2].windows[:1, :_PROMPT]
+    context = context_of(model)
+    if decode and context is not None and prompt.shape[1] + decode > context:
+        most = max(0, context - prompt.shape[1])
+        raise ScoreError(f"behind a prompt of {prompt.shape[1]} the model takes {most} tokens; got decode {decode}")
     n_layers = base_depth(model)
     every = list(dict.fromkeys([Recipe.identity(n_layers), *recipes]))
     for recipe in every:
@@ -90,7 +95,7 @@ def compare(
         measured[name] = scores[0]
         scored |= {f"{name}_{part}": values for part, values in _judged(scores).items()}
     if decode:
-        columns["tokens_per_second"] = speeds(model, every, pairs[0][2].windows[:1, :_PROMPT], decode, rounds, progress)
+        columns["tokens_per_second"] = speeds(model, every, prompt, decode, rounds, progress)
     table = pd.DataFrame(columns | scored)
     table.attrs["units"] = {name: base.unit for name, base in measured.items()}
     table.attrs["labels"] = {name: _label(base) for name, base in measured.items()}

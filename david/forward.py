@@ -34,6 +34,12 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
 
 
+def context_of(model: nn.Module) -> int | None:
+    """How many tokens a model takes; None where its configuration does not say (XLNet's says -1: any length)."""
+    longest = getattr(text_config(model), "max_position_embeddings", None)
+    return longest if longest is not None and longest > 0 else None
+
+
 def input_device(model: nn.Module) -> torch.device:
     """Where a model takes its tokens."""
     device = next(model.parameters()).device

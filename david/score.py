@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from david import layers, units
 from david.corpus import TASKS, Corpus
 from david.errors import ScoreError
-from david.forward import end, forward, input_device, text_config
+from david.forward import context_of, end, forward, input_device, text_config
 from david.views import hidden
 
 ConventionName = Literal["window", "llamacpp"]
@@ -278,8 +278,8 @@ def check_fits(model: nn.Module, corpus: Corpus) -> None:
     """`ScoreError` unless a corpus can be scored by a model: its length, its vocabulary, and no training mode."""
     if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
-    longest = getattr(text_config(model), "max_position_embeddings", None)
-    if longest is not None and 0 < longest < corpus.window:  # XLNet says -1: any length
+    longest = context_of(model)
+    if longest is not None and longest < corpus.window:
         raise ScoreError(f"windows of {corpus.window} tokens are longer than the model takes ({longest} positions)")
     weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     top = int(corpus.windows.max())

@@ -22,7 +22,7 @@ from david import units
 from david.corpus import TASKS, Corpus
 from david.cuts import Tokenizer
 from david.errors import CorpusError, ScoreError, brief, one_line
-from david.forward import input_device, text_config
+from david.forward import context_of, input_device
 from david.harness import Task, around, bound, quiet, read, ready, seeded, without_cache
 from david.messages import say
 from david.score import Score, check_fits
@@ -156,11 +156,10 @@ def load(
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
     if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "eos_token_id", None) is None:
         raise ScoreError("lm-eval needs a tokenizer with a BOS or EOS token, behind which a text begins; this has none")
-    positions = getattr(text_config(model), "max_position_embeddings", None)
-    most = positions if positions and positions > 0 else math.inf  # XLNet says -1: any length
-    if max_length is not None and max_length > most:
+    most = context_of(model)
+    if max_length is not None and most is not None and max_length > most:
         raise ScoreError(f"max_length {max_length} is more than the model takes ({most} positions)")
-    longest = max_length or int(min(_LONGEST, most))
+    longest = max_length or min(_LONGEST, most or _LONGEST)
     with quiet(), as_base(model):
         harness = around(model, tokenizer, longest, batch or (1 if input_device(model).type == "cpu" else 16))
         found = [(its, task, metric, kept) for name, metric, kept in wanted for its, task in read(name)]

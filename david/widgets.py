@@ -14,6 +14,7 @@ from torch import nn
 
 from david.corpus import Corpus
 from david.errors import DavidError, RecipeError, ScoreError, brief, one_line, plain
+from david.forward import input_device
 from david.recipe import Recipe
 from david.score import Score, check_fits, perplexity
 from david.sling import as_base, base_depth, check_recipe, slung
@@ -163,10 +164,9 @@ class Slider:
         length = inputs["input_ids"].shape[1]
         if not length:
             raise DavidError("the prompt is empty: give it some text")
-        device = next(self._model.parameters()).device
         with torch.inference_mode():
             output = self._model.generate(  # type: ignore[operator]
-                **inputs.to(device), max_new_tokens=self._tokens, do_sample=False
+                **inputs.to(input_device(self._model)), max_new_tokens=self._tokens, do_sample=False
             )
         return str(self._tokenizer.decode(output[0, length:], skip_special_tokens=True))
 

@@ -22,6 +22,7 @@ from transformers.cache_utils import (
 
 from david import layers
 from david.errors import DavidError, brief, one_line
+from david.forward import context_of, input_device
 from david.recipe import Recipe
 from david.sling import view
 
@@ -77,12 +78,6 @@ class Answer:
     run_tokens: int
     seconds: float
     ended: bool
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """How many tokens a model takes; None where its configuration does not say."""
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return longest if longest is not None and longest > 0 else None
 
 
 class Voice:
@@ -230,7 +225,7 @@ class _Writing:
         if cache is not None:
             options["past_key_values"] = cache
         options |= {"eos_token_id": sorted(self.ends) or None, "pad_token_id": pad}
-        tokens = torch.tensor([prompt], device=_device(model))  # [1, T]
+        tokens = torch.tensor([prompt], device=input_device(model))  # [1, T]
         self._thread = Thread(target=self._run, args=(model, tokens, options), daemon=True)
         self._thread.start()
 
@@ -279,8 +274,3 @@ class _Writing:
         """Stop it, and wait until it has."""
         self._stop.set()
         self._thread.join()
-
-
-def _device(model: PreTrainedModel) -> torch.device:
-    """Where to put tokens: offloaded weights are on meta, and accelerate moves what their modules are given."""
-    return torch.device("cpu") if model.device.type == "meta" else model.device

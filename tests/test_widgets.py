@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tqdm.notebook import tqdm as notebook_bar
 from tqdm.std import tqdm as text_bar
 
@@ -55,6 +57,13 @@ def text(html: str) -> str:
 
 
 # What it shows
+
+
+def test_a_model_whose_weights_are_elsewhere_writes_the_same(make: Make, loaded: tuple[Any, Any, Corpus]) -> None:
+    here = said(make(strength=0.5))
+    model = cpu_offload(deepcopy(loaded[0]))
+    assert next(model.parameters()).device.type == "meta"
+    assert said(slider(model, *loaded[1:], block=(2, 5), strength=0.5, tokens=3, wait=0.01)) == here
 
 
 def test_a_panel_shows_picture_score_and_sample_of_where_its_sliders_stand(
