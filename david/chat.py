@@ -12,10 +12,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from david.errors import DavidError, RecipeError, one_line
+from david.forward import context_of
 from david.messages import say
 from david.recipe import Recipe
 from david.sling import AnyRecipe, base_depth, check_recipe
-from david.writing import Sampling, Voice, context_of
+from david.writing import Sampling, Voice
 
 __all__ = ["Chat"]
 
@@ -148,7 +149,7 @@ class Chat:
     def _answers(self, text: str, voices: Sequence[Voice]) -> Iterator[tuple[Voice, Iterator[str]]]:
         """What each voice answers to a message; the answer of the one in use is kept, as far as it was read."""
         question = {"role": "user", "content": encodable(text)}
-        prompt = self._fitted(question)
+        prompt, before = self._fitted(question)
         drawn = replace(self.sampling, seed=(self.sampling.seed + self._asked) % 2**63)
         if self.context is not None:
             drawn = replace(drawn, max_new_tokens=max(1, min(drawn.max_new_tokens, self.context - len(prompt))))
@@ -157,10 +158,10 @@ class Chat:
         for voice in voices:
             pieces = voice.write(self.tokenizer, prompt, drawn, trim=True, end=end)
             kept = voice is self.in_use
-            yield voice, self._kept(question, voice, pieces) if kept else pieces
+            yield voice, self._kept([*before, question], voice, pieces) if kept else pieces
 
-    def _kept(self, question: dict[str, str], voice: Voice, pieces: Iterator[str]) -> Iterator[str]:
-        """Pieces of an answer, which is put into the conversation when they end, or are not read any further."""
+    def _kept(self, said: list[dict[str, str]], voice: Voice, pieces: Iterator[str]) -> Iterator[str]:
+        """Pieces of an answer to what was said; when no more are read, that and the answer are the conversation."""
         failed = False
         try:
             yield from pieces
@@ -170,17 +171,17 @@ class Chat:
         finally:
             if not failed and voice.answer is not None:
                 answer = {"role": "assistant", "content": voice.answer.text.strip(), "recipe": voice.name}
-                self.messages += [question, answer]
+                self.messages = [*said, answer]
 
-    def _fitted(self, question: dict[str, str]) -> list[int]:
-        """The tokens of the conversation and a question; where they are too many, the oldest turns are let go."""
-        tokens = self._tokens([*self.messages, question])
+    def _fitted(self, question: dict[str, str]) -> tuple[list[int], list[dict[str, str]]]:
+        """The tokens of the conversation and a question, and what they hold of it: of a long one the last turns."""
+        left = list(self.messages)
+        tokens = self._tokens([*left, question])
         if self.context is None:
-            return tokens
+            return tokens, left
         room = self.context - min(self.sampling.max_new_tokens, self.context // 4)  # beside an answer
         if len(tokens) <= room:
-            return tokens
-        left = list(self.messages)
+            return tokens, left
         while left and len(tokens) > room * 3 // 4:  # some more than needed, so that not every turn lets one go
             del left[:2]
             tokens = self._tokens([*left, question])
@@ -194,8 +195,7 @@ class Chat:
             f"the conversation is longer than the {self.context} tokens that the model takes: "
             f"the oldest {gone} of its {len(self.messages) // 2} turns are forgotten"
         )
-        self.messages = left
-        return tokens
+        return tokens, left
 
     def _tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens of a conversation, up to where the answer begins."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from david.errors import RecipeError
-from david.inputs import load, load_with_recipe, named_base, tell_other_weights
+from david.inputs import load, load_base_of, load_with_recipe, named_base, tell_other_weights
 from david.options import Device, Dtype, Json, Model
 from david.printing import print_found
 
@@ -50,8 +50,8 @@ def export(
     from david.recipe import Recipe
 
     wanted = Recipe.of(recipe)
-    if weights:
-        model = model or named_base(wanted)
+    if weights and model is None:
+        named_base(wanted)  # that there is none is told before anything heavy is imported
     elif model is None and (wanted.base is None or wanted.base.fingerprint is None):
         raise RecipeError("the recipe does not say which weights are its base: name them with --model")
 
@@ -60,9 +60,12 @@ def export(
     checkpoint.check_target(folder)
     if weights:
         checkpoint.check_recipe(wanted)
-    loaded, tokenizer = (None, None) if model is None else load(model, dtype, device)
-    if loaded is not None:
+    loaded = tokenizer = None
+    if model is not None:
+        loaded, tokenizer = load(model, dtype, device)
         tell_other_weights(wanted, loaded)
+    elif weights:
+        loaded, tokenizer = load_base_of(wanted, dtype, device)
     if weights:
         checkpoint.export(loaded, wanted, folder, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=True)
         typer.echo(f"{folder}: {len(wanted)} layers, {checkpoint.folder_size(folder)}")

@@ -36,28 +36,52 @@ def load_with_recipe(
 
     A command that takes one recipe puts `--recipe` in its place; one that takes several begins with it.
     """
+    from david.models import load_weights, recipe_at
+
+    _settle(device)
+    recipe = recipe_at(model)
+    if recipe is None:
+        loaded, tokenizer = _proved(load_weights(model, dtype=dtype, device=device), proved)
+    else:
+        instead = "MODEL, and the recipe beside it where the command takes one"
+        loaded, tokenizer = load_base_of(recipe, dtype, device, instead, proved=proved)
+    return loaded, tokenizer, recipe
+
+
+def load_base_of(
+    recipe: "Recipe", dtype: str | None, device: str | None, instead: str = "--model", *, proved: bool = True
+) -> tuple[Any, Any]:
+    """The model that a recipe names as its base, in the revision that it names, and its tokenizer.
+
+    `instead` is the way to name another that an error tells.
+    """
+    from david.models import load_base
+
+    _settle(device)
+    return _proved(load_base(recipe, dtype=dtype, device=device, instead=instead), proved)
+
+
+def _settle(device: str | None) -> None:
+    """Have the libraries say only what is for a person at a command; `ModelError` for a device without values."""
     import optuna
     import transformers
-
-    from david.check import prove
-    from david.layers import is_proved
-    from david.models import load_base, load_weights, recipe_at
 
     if device is not None and device.startswith("meta"):
         raise ModelError("on the device meta weights have no values: give cpu, or an accelerator")
     transformers.logging.set_verbosity_error()
     logging.getLogger("datasets").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    recipe = recipe_at(model)
-    if recipe is None:
-        loaded, tokenizer = load_weights(model, dtype=dtype, device=device)
-    else:
-        instead = "MODEL, and the recipe with --recipe"
-        loaded, tokenizer = load_base(recipe, dtype=dtype, device=device, instead=instead)
-    if proved and not is_proved(loaded):
-        typer.echo(f"david: {type(loaded).__name__} is new here: proving first that it slings exactly", err=True)
-        prove(loaded)
-    return loaded, tokenizer, recipe
+
+
+def _proved(model: tuple[Any, Any], wanted: bool) -> tuple[Any, Any]:
+    """A model and its tokenizer, where it is wanted and not done yet after a proof that it slings exactly."""
+    from david.check import prove
+    from david.layers import is_proved
+
+    if wanted and not is_proved(model[0]):
+        typer.echo(f"david: {type(model[0]).__name__} is new here: proving first that it slings exactly", err=True)
+        prove(model[0])
+    return model
 
 
 def corpus_of(
@@ -135,8 +159,7 @@ def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, load
 
     one_of(recipe, ratios)
     if ratios is not None:
-        slices = [as_range(part, "--ratios") for part in ratios.split(",")]
-        return Recipe.from_ratios(n_layers or 0, slices)
+        return Recipe.from_ratios(n_layers or 0, _ratios(ratios))
     wanted = Recipe.of(recipe or "")
     if n_layers is not None:
         wanted.check(n_layers)
@@ -145,10 +168,16 @@ def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, load
     return wanted
 
 
+def _ratios(text: str) -> list[tuple[float, float]]:
+    return [as_range(part, "--ratios") for part in text.split(",")]
+
+
 def check_recipe(recipe: str | None, ratios: str | None) -> None:
     """What is wrong with a recipe by itself, where one is given, told before a model is loaded."""
     if recipe is not None:
         recipe_of(recipe, ratios, None)
+    elif ratios is not None:
+        _ratios(ratios)
 
 
 def strategy_of(

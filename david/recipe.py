@@ -175,7 +175,7 @@ class Recipe:
         """A recipe from whatever stands for one: itself, the path of its JSON, its notation, or a plain repeat map."""
         if isinstance(value, Recipe):
             return value
-        if isinstance(value, str) and not value.endswith(".json") and not os.path.exists(value):
+        if isinstance(value, str) and not value.endswith(".json") and not os.path.exists(os.path.expanduser(value)):
             return cls.parse(value)
         if isinstance(value, str | os.PathLike):
             return cls.load(value)
@@ -185,7 +185,7 @@ class Recipe:
     def load(cls, path: str | os.PathLike[str]) -> "Recipe":
         """Read a recipe file; `RecipeError` when it is missing, or not valid `david.recipe` version 1."""
         try:
-            with open(path, "rb") as file:
+            with open(os.path.expanduser(path), "rb") as file:
                 text = file.read(_MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read recipe {os.fspath(path)}: {reason(error)}") from None

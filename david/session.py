@@ -1,6 +1,7 @@
 """A conversation at a terminal, or line by line from standard input: its commands, and answers shown as they come."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -114,14 +115,15 @@ def _retry(session: Session, _: str) -> None:
 @contextmanager
 def _again(talk: "Chat") -> Iterator[str]:
     """The last message, to be answered again; where no answer comes in its answer's place, that one stays."""
-    before = list(talk.messages)
+    before = talk.messages
+    talk.messages = list(before)
     message = talk.take_back()
-    left = len(talk.messages)
+    left = talk.messages
     try:
         yield message
     finally:
-        if len(talk.messages) == left:
-            talk.messages[:] = before
+        if talk.messages is left:
+            talk.messages = before
 
 
 def _reset(session: Session, _: str) -> None:
@@ -139,7 +141,7 @@ def _save(session: Session, path: str) -> None:
         raise DavidError("/save takes the name of a file that is new")
     found = {"system": session.talk.system, "messages": session.talk.messages}
     try:
-        with open(path, "x", encoding="utf-8") as file:
+        with open(os.path.expanduser(path), "x", encoding="utf-8") as file:
             file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     except (OSError, ValueError) as error:
         raise DavidError(f"{path} cannot be written: {reason(error)}") from None

@@ -703,3 +703,21 @@ def test_a_message_that_is_not_answered_again_keeps_its_answer(endless: Any, tok
     with session._again(chat) as message:
         chat.say(message)
     assert len(chat.messages) == 2
+
+
+def test_what_is_answered_again_in_less_room_is_kept_and_what_is_not_is_as_it_was(endless: Any, tokenizer: Any) -> None:
+    notes: list[str] = []
+    chat = Chat(endless, tokenizer, sampling=Sampling(max_new_tokens=10), note=notes.append)
+    for word in ("w5", "w6", "w7"):
+        chat.say(word)
+    before = list(chat.messages)
+    chat.system = "w9 " * 100  # with which fewer turns find room
+    with contextlib.suppress(DavidError), session._again(chat) as message:
+        next(chat.comparing(message))
+        raise DavidError
+    assert chat.messages == before
+    with session._again(chat) as message:
+        answer = chat.say(message)
+    assert notes
+    assert len(chat.messages) < len(before)
+    assert [its["content"] for its in chat.messages[-2:]] == ["w7", answer.strip()]

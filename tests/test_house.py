@@ -98,7 +98,6 @@ ORDER = [
 ]
 UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
 MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
-NEEDS_STUDY = pytest.mark.skipif("study" not in MODULES, reason="david/study.py is not there yet")
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -161,7 +160,7 @@ def test_a_module_imports_only_modules_above_it(module: str) -> None:
 
 
 def test_the_light_modules_load_without_torch() -> None:
-    light = [f"david.{module}" for module in LIGHT if module in MODULES]
+    light = [f"david.{module}" for module in LIGHT]
     code = f"import importlib, sys\nfor m in {light}: importlib.import_module(m); print(m, 'torch' in sys.modules)"
     assert in_fresh_python(code).splitlines() == [f"{module} False" for module in light]
 
@@ -181,9 +180,7 @@ def test_the_public_names_are_sorted() -> None:
     assert set(david.__all__) <= set(dir(david))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=NEEDS_STUDY) if name == "search" else name for name in david.__all__]
-)
+@pytest.mark.parametrize("name", david.__all__)
 def test_a_public_name_is_what_its_own_module_calls_it(name: str) -> None:
     value = getattr(david, name)
     assert value.__name__ == name
@@ -193,8 +190,6 @@ def test_a_public_name_is_what_its_own_module_calls_it(name: str) -> None:
 
 @pytest.mark.parametrize("module", ["notation", "page", "plot", "space", "table"])
 def test_promised_modules_are_attributes_without_an_import(module: str) -> None:
-    if module not in MODULES:
-        pytest.skip(f"david/{module}.py is not there yet")
     assert in_fresh_python(f"import david; print(david.{module}.__name__)").strip() == f"david.{module}"
 
 
@@ -203,7 +198,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = david.no_such_name
 
 
-@NEEDS_STUDY
 def test_search_is_the_function_also_after_its_module_was_imported() -> None:
     code = "import david.study\nfrom david import search\nprint(callable(search))"
     assert in_fresh_python(code).strip() == "True"

@@ -304,7 +304,7 @@ def test_a_path_that_a_recipe_names_is_not_followed_by_a_command(run: Run, place
     Recipe(MAP, base=Base(model="model", num_layers=6)).save(place / "bad.json")
     for command in ("score", "generate", "chat", "check", "profile"):
         said = refusal(run, place, f"{command} bad.json")
-        assert "'model': if it is meant, say so with MODEL, and the recipe with --recipe" in said
+        assert "'model': if it is meant, say so with MODEL, and the recipe beside it" in said
     assert "say so with --model" in refusal(run, place, "explain 0:6 --model bad.json")
     Recipe(MAP).save(place / "bad.json")
     assert "say which with --model" in refusal(run, place, "explain 0:6 --model bad.json")
@@ -441,6 +441,12 @@ def test_told_leaves_no_path_of_a_score(tiny: Any, full: Recipe) -> None:
     assert [score.data.source for score in kept.scores] == ["owner/data", "mine.jsonl", "more.csv"]
 
 
+def test_told_leaves_scores_out_of_which_nobody_can_tell_on_what_weights(tiny: Any, full: Recipe) -> None:
+    for fingerprint_ in (None, "sha256:another"):
+        base = full.base.model_copy(update={"fingerprint": fingerprint_}) if full.base else None
+        assert told(tiny, Recipe(MAP, base=base, scores=full.scores)).scores == ()
+
+
 def test_export_without_weights_loads_none(
     run: Run, place: Path, of_demo: Path, monkeypatch: pytest.MonkeyPatch, bad: Path
 ) -> None:
@@ -455,6 +461,21 @@ def test_export_without_weights_loads_none(
     code, printed, err = run("generate bad-hub --max-new-tokens 3")  # what was handed on is received
     assert code == 0, err
     assert printed == run(f"generate {of_demo.name} --max-new-tokens 3")[1]
+
+
+def test_what_a_recipe_is_exported_from_is_the_revision_that_it_names(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Recipe(MAP, base=Base(model="someone/base", revision="f" * 40, num_layers=6)).save(tmp_path / "pinned.json")
+    asked: list[tuple[str, Any]] = []
+
+    def load_weights(name: str, **options: Any) -> Any:
+        asked.append((name, options["revision"]))
+        raise ModelError("not here")
+
+    monkeypatch.setattr("david.models.load_weights", load_weights)
+    assert run(f"export {tmp_path / 'pinned.json'} stacked")[0] == 1
+    assert asked == [("someone/base", "f" * 40)]
 
 
 def test_a_recipes_base_is_loaded_by_itself(of_demo: Path) -> None:
