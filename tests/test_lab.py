@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 HOME = Path(__file__).parents[1] / "experiments" / "jupyter"
-PICTURES = [
-    f"{what}_{theme}.png" for what in ("bars", "plots", "recipes", "slider", "study") for theme in ("dark", "light")
-]
+THEMES = ("dark", "light")
+PICTURES = [f"{what}_{theme}.png" for what in ("bars", "plots", "recipes", "slider", "study") for theme in THEMES]
+NOTEBOOKS = sorted((HOME.parents[1] / "notebooks").glob("*.ipynb"))
 
 MISSING = [name for name in ("jupyterlab", "selenium") if importlib.util.find_spec(name) is None]
 MISSING += [] if shutil.which("chromedriver") else ["chromedriver"]
@@ -29,6 +29,15 @@ def test_jupyterlab_runs_the_gallery_and_its_slider_moves(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "the slider was moved by keys: perplexity " in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == PICTURES
+
+
+@pytest.mark.slow
+@NEEDS_BROWSER
+def test_jupyterlab_runs_a_notebook_of_ours_from_top_to_bottom(tmp_path: Path) -> None:
+    command = [sys.executable, HOME / "lab.py", NOTEBOOKS[0], "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{NOTEBOOKS[0].stem}_{theme}.png" for theme in THEMES]
 
 
 @pytest.mark.slow
@@ -53,8 +62,9 @@ def test_a_notebook_that_fails_warns_or_does_not_end_is_told(tmp_path: Path, cel
 
 def test_the_committed_pictures_are_there_and_small() -> None:
     found = {path.name: path.stat().st_size for path in HOME.glob("*.png")}
-    assert set(PICTURES) <= set(found)
+    wanted = [*PICTURES, *(f"{path.stem}_{theme}.png" for path in NOTEBOOKS for theme in THEMES)]
+    assert sorted(found) == sorted(wanted)
     assert max(found.values()) <= 150_000
-    for name in PICTURES:
+    for name in wanted:
         with Image.open(HOME / name) as image:
             assert len(image.convert("RGB").getcolors(1 << 24)) > 20, name
