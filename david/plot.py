@@ -43,7 +43,7 @@ def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.scatter(damped["visit"], damped["layer"], s=sizes, facecolors=face, edgecolors=colour, zorder=over)
     ax.set(title="Path of the best recipes over the base's layers", xlabel="visit", ylabel="layer of the base")
     _whole_numbers(ax, "both")
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False, handlelength=4)
     return ax
 
 

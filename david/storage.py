@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import optuna
 import sqlalchemy
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -83,6 +84,17 @@ def one_look(study: Study) -> AbstractContextManager[None]:
     """Within this, the study is read once, as long as nothing is written: each read asks the database."""
     storage = study._storage
     return storage._one_look() if isinstance(storage, _Patient) else nullcontext()
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Without Optuna's word of each study that is made: in a notebook a red one, which looks like an error."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def shown(url: str) -> str:

@@ -20,7 +20,7 @@ from david.errors import SearchError, brief, plain
 from david.messages import say
 from david.origin import Data
 from david.racing import RacingPruner
-from david.storage import open_storage
+from david.storage import open_storage, unsaid
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     # in groups: trials of a strategy, which may have no parameters, then leave the joint space of the others alone
@@ -61,9 +61,10 @@ def open_study(
         raise SearchError(f"a study's name must be one line of whole characters; got {brief(name)}")
     opened = open_storage(storage)
     with report.readable(f"the study {name!r}"):
-        study = optuna.create_study(
-            storage=opened, study_name=name, directions=["minimize"] * values, load_if_exists=True
-        )
+        with unsaid():
+            study = optuna.create_study(
+                storage=opened, study_name=name, directions=["minimize"] * values, load_if_exists=True
+            )
         if "david" in study.user_attrs:
             table.trials(study)
             records.finalists(study)

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import optuna
 import psutil
 from optuna import Study
 from optuna.exceptions import DuplicatedStudyError
@@ -22,6 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from david import stopping
+from david.storage import unsaid
 
 OWNER = "david_worker"  # of a trial: who has it in hand
 BEAT = "beat:"  # of a study, … behind which a worker's name stands: its last sign of life; null once it has ended
@@ -135,16 +135,6 @@ class Heart:
                     self._study.set_user_attr(name, None)  # nobody waits for it again; were it only slow, it comes back
 
 
-def _made(storage: BaseStorage, name: str) -> int:
-    """A new study, of which Optuna does not tell the person in front of the screen."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        return storage.create_new_study([StudyDirection.MINIMIZE], name)
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
 @contextmanager
 def alone(study: Study, heart: Heart, what: str) -> Iterator[None]:
     """Wait until no other worker does this; one that dies while it does is not waited for."""
@@ -152,7 +142,8 @@ def alone(study: Study, heart: Heart, what: str) -> Iterator[None]:
     nameless = 0.0  # seconds for which nobody has said that the lock is his
     while True:
         with suppress(DuplicatedStudyError, KeyError):  # another has it, or has just taken this one away
-            lock = _made(storage, name)
+            with unsaid():
+                lock = storage.create_new_study([StudyDirection.MINIMIZE], name)
             storage.set_study_user_attr(lock, OWNER, heart.name)
             break
         with suppress(KeyError):  # it is gone

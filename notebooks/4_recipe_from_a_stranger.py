@@ -48,7 +48,8 @@ for score in recipe.scores:
     print(
         f"{kind} windows: {score.metric} {score.value:.3f}, base {score.base:.3f}, {score.tokens} tokens of {score.data.source}"
     )
-    print(f"   nats a token to the base: {score.nll_difference:+.4f}, 95% interval {score.interval95}")
+    interval = "{:+.4f} … {:+.4f}".format(*score.interval95) if score.interval95 else "none"
+    print(f"   nats a token to the base: {score.nll_difference:+.4f}, 95% interval: {interval}")
 
 # %% [markdown]
 # A search score is what the recipe was picked by. Believe the held-out one, and its interval: where that holds 0, nothing was shown.

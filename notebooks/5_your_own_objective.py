@@ -80,9 +80,10 @@ import warnings
 import matplotlib.pyplot as plt
 from optuna.visualization.matplotlib import plot_optimization_history
 
-with warnings.catch_warnings(), plt.rc_context():  # it warns that it is experimental, and sets a style
+with warnings.catch_warnings():  # it warns that it is experimental, and sets a style
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     plot_optimization_history(study)
+plt.style.use("default")
 
 # %% [markdown]
 # Six questions are few, and the best of 25 was picked by them: so far this is luck as much as anything. Does it carry over to plain text?

@@ -51,5 +51,9 @@ def test_a_notebook_runs_from_top_to_bottom(name: str, build: Any, tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Jupyter's own, at the kernel's start
         ran = build.run(build.made(HOME / f"{name}.py"), tmp_path)
-    said = [output for cell in ran.cells if cell.cell_type == "code" for output in cell.outputs]
+    code = [cell for cell in ran.cells if cell.cell_type == "code"]
+    for cell in code:
+        if "plot" in cell.source:
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
+    said = [output for cell in code for output in cell.outputs]
     assert not any("Warning" in output.get("text", "") for output in said if output.get("name") == "stderr")
