@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from david.errors import DavidError, RecipeError, one_line
 from david.forward import context_of
 from david.messages import say
+from david.origin import expanded
 from david.recipe import Recipe
 from david.sling import AnyRecipe, base_depth, check_recipe
 from david.writing import Sampling, Voice
@@ -149,7 +150,7 @@ class Chat:
     def _answers(self, text: str, voices: Sequence[Voice]) -> Iterator[tuple[Voice, Iterator[str]]]:
         """What each voice answers to a message; the answer of the one in use is kept, as far as it was read."""
         question = {"role": "user", "content": encodable(text)}
-        prompt, before = self._fitted(question)
+        prompt, gone = self._fitted(question)
         drawn = replace(self.sampling, seed=(self.sampling.seed + self._asked) % 2**63)
         if self.context is not None:
             drawn = replace(drawn, max_new_tokens=max(1, min(drawn.max_new_tokens, self.context - len(prompt))))
@@ -158,10 +159,10 @@ class Chat:
         for voice in voices:
             pieces = voice.write(self.tokenizer, prompt, drawn, trim=True, end=end)
             kept = voice is self.in_use
-            yield voice, self._kept([*before, question], voice, pieces) if kept else pieces
+            yield voice, self._kept(question, gone, voice, pieces) if kept else pieces
 
-    def _kept(self, said: list[dict[str, str]], voice: Voice, pieces: Iterator[str]) -> Iterator[str]:
-        """Pieces of an answer to what was said; when no more are read, that and the answer are the conversation."""
+    def _kept(self, question: dict[str, str], gone: int, voice: Voice, pieces: Iterator[str]) -> Iterator[str]:
+        """Pieces of an answer, kept when no more are read; so many messages of before are let go with that."""
         failed = False
         try:
             yield from pieces
@@ -169,19 +170,20 @@ class Chat:
             failed = True
             raise
         finally:
-            if not failed and voice.answer is not None:
+            if not failed and voice.answer is not None and (voice.answer.text or voice.answer.ended):
                 answer = {"role": "assistant", "content": voice.answer.text.strip(), "recipe": voice.name}
-                self.messages = [*said, answer]
+                del self.messages[:gone]
+                self.messages += [question, answer]
 
-    def _fitted(self, question: dict[str, str]) -> tuple[list[int], list[dict[str, str]]]:
-        """The tokens of the conversation and a question, and what they hold of it: of a long one the last turns."""
+    def _fitted(self, question: dict[str, str]) -> tuple[list[int], int]:
+        """The tokens of the conversation and a question, and how many of its first messages they leave out."""
         left = list(self.messages)
         tokens = self._tokens([*left, question])
         if self.context is None:
-            return tokens, left
+            return tokens, 0
         room = self.context - min(self.sampling.max_new_tokens, self.context // 4)  # beside an answer
         if len(tokens) <= room:
-            return tokens, left
+            return tokens, 0
         while left and len(tokens) > room * 3 // 4:  # some more than needed, so that not every turn lets one go
             del left[:2]
             tokens = self._tokens([*left, question])
@@ -190,12 +192,12 @@ class Chat:
                 f"the message comes to {len(tokens)} tokens, and the model takes {self.context}, of which "
                 f"{self.context - room} are for the answer: say it in fewer words"
             )
-        gone = (len(self.messages) - len(left)) // 2
+        gone = len(self.messages) - len(left)
         self._note(
             f"the conversation is longer than the {self.context} tokens that the model takes: "
-            f"the oldest {gone} of its {len(self.messages) // 2} turns are forgotten"
+            f"the oldest {gone // 2} of its {len(self.messages) // 2} turns are forgotten"
         )
-        return tokens, left
+        return tokens, gone
 
     def _tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens of a conversation, up to where the answer begins."""
@@ -225,5 +227,5 @@ def encodable(text: str) -> str:
 
 def name_of(given: AnyRecipe, recipe: Recipe) -> str:
     """What a recipe is called: the path of its file, or its notation."""
-    is_path = isinstance(given, os.PathLike) or (isinstance(given, str) and os.path.exists(given))
+    is_path = isinstance(given, os.PathLike) or (isinstance(given, str) and os.path.exists(expanded(given)))
     return os.fspath(given) if is_path else str(recipe)  # type: ignore[arg-type]

@@ -95,7 +95,8 @@ def hand_on(recipe: AnyRecipe, folder: str | os.PathLike[str], *, model: PreTrai
 
     It holds `recipe.json`, a model card and the recipe's picture: `load_model` of the folder, or of the repository that
     it becomes, slings the base that the recipe names. Paths of this machine are left out. With `model`, the base in
-    hand, what the recipe does not say of its base is filled in; without it, nothing is loaded.
+    hand, what the recipe does not say of its base is filled in, and scores that are not known to be of its weights are
+    left out; without it, nothing is loaded.
 
     Raises `RecipeError` for a recipe that is not valid, does not fit the model, or says nothing of its base;
     `SearchError` for a folder that is not empty or cannot be written.

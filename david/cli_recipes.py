@@ -1,5 +1,6 @@
 """The commands that read and write recipes: `explain` and `convert`."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,11 +105,23 @@ def convert(
 
 
 def _of(recipe: "Recipe", base: "Base") -> "Recipe":
-    """The recipe with the base that `--model` names; what a recipe of another base tells of that is left out."""
+    """The recipe with the base that `--model` names; a name that others can follow stays, where that is a folder.
+
+    What was measured on a base of another architecture is left out. Of the same, the fingerprint still tells on which
+    weights it was.
+    """
     its = recipe.base
-    if its is not None and its.model not in (None, base.model):
-        say(f"note: the recipe is of {its.model}: it is written for {base.model}, without fingerprint and scores")
+    if its is None:
+        return replace(recipe, base=base)
+    if its.architecture not in (None, base.architecture):
+        say(f"note: the recipe is of {its.architecture}: it is written for {base.model} without fingerprint and scores")
         return replace(recipe, base=base, scores=(), search=None)
-    if its is None or its.model is None:
-        its = base if its is None else its.model_copy(update={"model": base.model, "revision": base.revision})
-    return replace(recipe, base=its.model_copy(update={"architecture": base.architecture}))
+    now = {"architecture": base.architecture}
+    if its.model in (None, base.model) or not os.path.exists(base.model or ""):
+        same = its.model == base.model
+        now |= {"model": base.model, "revision": base.revision or (its.revision if same else None)}
+        if its.model is not None and not same:
+            say(
+                f"note: the recipe is of {its.model}: it is written for {base.model}, with the fingerprint of the former"
+            )
+    return replace(recipe, base=its.model_copy(update=now))

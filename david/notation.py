@@ -24,7 +24,7 @@ import re
 from dataclasses import replace
 
 from david.errors import RecipeError, brief, reason
-from david.origin import LONGEST, Base
+from david.origin import LONGEST, Base, expanded
 from david.readers import READERS, Known, as_json
 from david.recipe import Recipe, Segment
 from david.writers import WRITERS
@@ -179,7 +179,7 @@ def _placed(chain: list[Segment], depth: int, to: int, before: int, ends: tuple[
     if not ends[0] <= new[0] < before:
         raise RecipeError(
             f"{to} layers are too few for this recipe: from layer {old[0]} to {old[-1] - 1} it has {len(old) - 1} "
-            "parts, which would each need a layer"
+            f"parts, which would each need a layer{'' if ends == (0, to) else ', and it leaves some out at an end'}"
         )
     at = dict(zip(old, new, strict=True))
     return [Segment(at[start], at[stop], scale) for start, stop, scale in chain]
@@ -187,13 +187,13 @@ def _placed(chain: list[Segment], depth: int, to: int, before: int, ends: tuple[
 
 def _text_of(source: str | os.PathLike[str]) -> str:
     """The text itself, or that of a file, of a megabyte at most."""
-    if isinstance(source, str) and not os.path.exists(source):
+    if isinstance(source, str) and not os.path.exists(expanded(source)):
         if re.fullmatch(r"\S+\.(json|ya?ml)", source):
             raise RecipeError(f"cannot read {brief(source)}: there is no such file")
         text = source
     else:
         try:
-            with open(source, "rb") as file:
+            with open(expanded(source), "rb") as file:
                 text = file.read(_MAX_BYTES + 1).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read {brief(os.fspath(source))}: {reason(error)}") from None

@@ -21,6 +21,14 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def expanded(path: str | os.PathLike[str]) -> str:
+    """A path with one's home for its `~`; as it is where that is no name of a user."""
+    try:
+        return os.path.expanduser(os.fspath(path))
+    except ValueError:
+        return os.fspath(path)
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name could be a model's on the Hub: one or two words, none that leads to a file."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from david.errors import RecipeError, brief, reason
-from david.origin import LONGEST, Base, Measurement, Origin, Part, Versions
+from david.origin import LONGEST, Base, Measurement, Origin, Part, Versions, expanded
 from david.picture import svg_picture, text_picture
 
 _MAX_FILE_BYTES = 1_000_000
@@ -175,7 +175,7 @@ class Recipe:
         """A recipe from whatever stands for one: itself, the path of its JSON, its notation, or a plain repeat map."""
         if isinstance(value, Recipe):
             return value
-        if isinstance(value, str) and not value.endswith(".json") and not os.path.exists(os.path.expanduser(value)):
+        if isinstance(value, str) and not value.endswith(".json") and not os.path.exists(expanded(value)):
             return cls.parse(value)
         if isinstance(value, str | os.PathLike):
             return cls.load(value)
@@ -185,7 +185,7 @@ class Recipe:
     def load(cls, path: str | os.PathLike[str]) -> "Recipe":
         """Read a recipe file; `RecipeError` when it is missing, or not valid `david.recipe` version 1."""
         try:
-            with open(os.path.expanduser(path), "rb") as file:
+            with open(expanded(path), "rb") as file:
                 text = file.read(_MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read recipe {os.fspath(path)}: {reason(error)}") from None

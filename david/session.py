@@ -1,7 +1,6 @@
 """A conversation at a terminal, or line by line from standard input: its commands, and answers shown as they come."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from david.errors import DavidError, plain, printable, reason
 from david.inputs import recipe_of
+from david.origin import expanded
 
 if TYPE_CHECKING:
     from david.chat import Chat
@@ -115,15 +115,14 @@ def _retry(session: Session, _: str) -> None:
 @contextmanager
 def _again(talk: "Chat") -> Iterator[str]:
     """The last message, to be answered again; where no answer comes in its answer's place, that one stays."""
-    before = talk.messages
-    talk.messages = list(before)
+    before = list(talk.messages)
     message = talk.take_back()
-    left = talk.messages
+    last = talk.messages[-1:]
     try:
         yield message
     finally:
-        if talk.messages is left:
-            talk.messages = before
+        if [*map(id, talk.messages[-1:])] == [*map(id, last)]:
+            talk.messages[:] = before
 
 
 def _reset(session: Session, _: str) -> None:
@@ -141,7 +140,7 @@ def _save(session: Session, path: str) -> None:
         raise DavidError("/save takes the name of a file that is new")
     found = {"system": session.talk.system, "messages": session.talk.messages}
     try:
-        with open(os.path.expanduser(path), "x", encoding="utf-8") as file:
+        with open(expanded(path), "x", encoding="utf-8") as file:
             file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     except (OSError, ValueError) as error:
         raise DavidError(f"{path} cannot be written: {reason(error)}") from None

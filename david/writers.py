@@ -17,9 +17,7 @@ def write_mergekit(recipe: Recipe, model: str | None) -> str:
     """A passthrough merge; a range that goes downwards, or a layer alone, is a slice of one layer."""
     base = recipe.base
     base_name = (base.model if base else None) or ""
-    name = model or base_name
-    if name == DEMO:
-        raise RecipeError("mergekit does not know David's demo model: say --model demo, for the folder that it lies in")
+    name = _known(model or base_name, "mergekit")
     if not name:
         raise RecipeError("mergekit needs the base's name, and the recipe does not tell it: say which (--model)")
     if model is None and base is not None and base.revision is not None:
@@ -41,6 +39,14 @@ def write_mergekit(recipe: Recipe, model: str | None) -> str:
             f"a merge of {len(recipe.segments)} slices is longer than David reads back: export the recipe"
         )
     return text
+
+
+def _known(name: str, tool: str) -> str:
+    if name == DEMO:
+        raise RecipeError(
+            f"{tool} does not know David's demo model: give its folder (on the command line --model demo)"
+        )
+    return name
 
 
 def _scalar(text: str) -> str:
@@ -68,9 +74,10 @@ def write_relayer(recipe: Recipe, model: str | None) -> str:
     """The entry that RYS's export puts into a config.json."""
     plain_only(recipe, "rys_relayer")
     base = _base_needed(recipe, "rys_relayer")
+    name = model or (recipe.base.model if recipe.base else None)
     again = {str(layer): count for layer, count in sorted(Counter(recipe.repeat_map).items()) if count > 1}
     entry = {
-        "source_repo_id": model or (recipe.base.model if recipe.base else None),
+        "source_repo_id": name and _known(name, "rys_relayer"),
         "source_num_layers": base,
         "target_num_layers": len(recipe),
         "spec": write_rys(recipe, None),

@@ -28,7 +28,7 @@ from david.errors import DavidError, RecipeError, SlingError, printable
 from david.recipe import Recipe
 from david.sling import sling
 from david.stack import stacked
-from david.writing import Sampling, Voice
+from david.writing import Answer, Sampling, Voice
 from tests.command import Run, refusal
 
 AGAIN, DAMPED = "0:4, 2:6", "0:6, 3:6*0.5"
@@ -721,3 +721,29 @@ def test_what_is_answered_again_in_less_room_is_kept_and_what_is_not_is_as_it_wa
     assert notes
     assert len(chat.messages) < len(before)
     assert [its["content"] for its in chat.messages[-2:]] == ["w7", answer.strip()]
+
+
+def test_what_is_said_meanwhile_stays_and_an_answer_that_has_not_begun_is_none(endless: Any, tokenizer: Any) -> None:
+    chat = Chat(endless, tokenizer, sampling=Sampling(max_new_tokens=10))
+    slow = chat.stream("w5")
+    next(slow)
+    chat.say("w6")
+    slow.close()  # type: ignore[attr-defined]
+    assert [its["content"] for its in chat.messages[::2]] == ["w6", "w5"]
+    slow = chat.stream("w7")
+    next(slow)
+    chat.reset()
+    slow.close()  # type: ignore[attr-defined]
+    assert [its["content"] for its in chat.messages[::2]] == ["w7"]
+    before = list(chat.messages)
+    chat.in_use.write = lambda *_, **__: _stopped(chat.in_use)  # type: ignore[method-assign]
+    with contextlib.suppress(KeyboardInterrupt), session._again(chat) as message:
+        chat.say(message)
+    assert chat.messages == before
+
+
+def _stopped(voice: Any) -> Iterator[str]:
+    """An answer that a person stops before its first token."""
+    voice.answer = Answer(voice.name, "", 0, 3, 3, 0.1, False)
+    yield from ()
+    raise KeyboardInterrupt

@@ -149,6 +149,14 @@ def test_an_objective_of_ones_own_has_its_own_unit(model: Any) -> None:
     assert "mine layers" in comparison.as_text(table)
 
 
+def test_more_tokens_than_the_model_takes_are_refused_before_anything_is_scored(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "score_recipes", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(ScoreError, match=r"behind a prompt of \d+ the model takes \d+ tokens; got decode 5000"):
+        compare(model, RECIPES, {"a": random_corpus(2)}, decode=5000)
+
+
 def test_what_cannot_be_compared_is_refused_before_anything_is_scored(model: Any) -> None:
     def never(_model: Any, _corpus: Any) -> Score:
         pytest.fail("scored")
@@ -164,14 +172,6 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_scored(model: Any
 
 
 # ---- the command
-
-
-def test_more_tokens_than_the_model_takes_are_refused_before_anything_is_scored(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(comparison, "score_recipes", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(ScoreError, match=r"behind a prompt of \d+ the model takes \d+ tokens; got decode 5000"):
-        compare(model, RECIPES, {"a": random_corpus(2)}, decode=5000)
 
 
 def test_the_command_prints_a_row_for_the_base_and_each_recipe(run: Run, place: Path) -> None:

@@ -488,10 +488,16 @@ def test_convert_prints_and_writes(run: Run, place: Path) -> None:
     found = Recipe.from_json(out)
     assert found.base == Base(model="model", architecture="LlamaForCausalLM", num_layers=6)
     Recipe([0, 1, 1, 2, 3, 4, 5], base=Base(model="demo", num_layers=6)).save(place / "of_demo.json")
-    assert "say --model demo, for the folder" in run("convert of_demo.json --to mergekit")[2]
+    for tool in ("mergekit", "rys_relayer"):
+        assert "--model demo" in run(f"convert of_demo.json --to {tool}")[2]
     code, out, err = run("convert of_demo.json --model model")
+    assert Recipe.from_json(out).base == Base(model="demo", architecture="LlamaForCausalLM", num_layers=6)
+    assert err == ""
+    another = Base(model="someone/base", architecture="GPT2LMHeadModel", num_layers=6, fingerprint="sha256:0")
+    Recipe([0, 1, 1, 2, 3, 4, 5], base=another).save(place / "another.json")
+    code, out, err = run("convert another.json --model model")
     assert Recipe.from_json(out).base == Base(model="model", architecture="LlamaForCausalLM", num_layers=6)
-    assert "note: the recipe is of demo: it is written for model" in err
+    assert "note: the recipe is of GPT2LMHeadModel: it is written for model without fingerprint" in err
     assert run("convert six.json --to notation --to-layers 12")[:2] == (0, "0:8, 2:8*0.5, 8:12\n")
     assert run("convert 1,1,2,0,1,1 --from drllm --to peft")[:2] == (
         0,

@@ -627,3 +627,9 @@ def test_sloppy_notation_is_refused(text: str) -> None:
 def test_an_error_shows_a_text_as_a_text() -> None:
     with pytest.raises(RecipeError, match="got '0'"):
         Recipe(["0"])
+
+
+@pytest.mark.parametrize("text", ["~a\0b", "~\ud800", "~nobody-has-this-name/x", "~"])
+def test_a_home_that_nobody_has_is_no_recipe(text: str) -> None:
+    with pytest.raises(RecipeError):
+        Recipe.of(text)
