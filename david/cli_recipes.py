@@ -121,7 +121,5 @@ def _of(recipe: "Recipe", base: "Base") -> "Recipe":
         same = its.model == base.model
         now |= {"model": base.model, "revision": base.revision or (its.revision if same else None)}
         if its.model is not None and not same:
-            say(
-                f"note: the recipe is of {its.model}: it is written for {base.model}, with the fingerprint of the former"
-            )
+            say(f"note: the recipe is of {its.model}: it is written for {base.model}, with the former's fingerprint")
     return replace(recipe, base=its.model_copy(update=now))
