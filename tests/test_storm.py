@@ -151,15 +151,15 @@ def judged_once(url: str, name: str) -> None:
 @needs_server
 def test_workers_on_postgresql_are_killed_and_nothing_is_lost_or_twice(server: Postgres, tmp_path: Path) -> None:
     pauses = random.Random(0)
-    trials = storm(server.url, NAME, 2, 24, pause=lambda: pauses.uniform(0.3, 1.2), out=tmp_path / "run")
-    check(trials, 24, 2)
+    trials = storm(server.url, NAME, 2, 40, pause=lambda: pauses.uniform(0.2, 0.8), out=tmp_path / "run")
+    check(trials, 40, 2)
     judged_once(server.url, NAME)
     assert (tmp_path / "run" / "best.json").is_file()
 
 
 def test_workers_on_sqlite_are_killed_and_nothing_is_lost_or_twice(tmp_path: Path) -> None:
     pauses, url = random.Random(1), f"sqlite:///{tmp_path / 'study.db'}"
-    check(storm(url, NAME, 2, 24, pause=lambda: pauses.uniform(0.3, 1.2)), 24, 2)
+    check(storm(url, NAME, 2, 40, pause=lambda: pauses.uniform(0.2, 0.8)), 40, 2)
     judged_once(url, NAME)
 
 
@@ -229,7 +229,7 @@ def test_three_workers_and_a_server_that_dies_three_times(server: Postgres, tmp_
 @pytest.mark.parametrize("round_", range(8))
 def test_short_storms(round_: int, server: Postgres) -> None:
     pauses, name = random.Random(round_), f"short {round_}"
-    check(storm(server.url, name, 3, 30, pause=lambda: pauses.uniform(0.2, 0.8)), 30, 3)
+    check(storm(server.url, name, 3, 50, pause=lambda: pauses.uniform(0.2, 0.8)), 50, 3)
     judged_once(server.url, name)
 
 
