@@ -48,7 +48,10 @@ def test_a_notebook_says_what_its_script_says_and_shows_what_it_has_run(name: st
 @pytest.mark.parametrize(
     "name", [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
-def test_a_notebook_runs_from_top_to_bottom(name: str, build: Any, tmp_path: Path) -> None:
+def test_a_notebook_runs_from_top_to_bottom(
+    name: str, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the tests' own, which shows nothing in a notebook
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Jupyter's own, at the kernel's start
         ran = build.run(build.made(HOME / f"{name}.py"), tmp_path)
