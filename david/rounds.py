@@ -31,7 +31,7 @@ from david.workers import OWNER, Heart
 Tell = Callable[[float], Any]
 _Fresh = dict[str, tuple[Trial, Recipe]]
 
-_DUPLICATE = "duplicate"
+DUPLICATE = "duplicate"
 _QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
 _GO_ON = 0.55  # of a rung's recipes, as far as a bar can tell beforehand (experiments/engine: a landscape of blocks)
 
@@ -84,7 +84,7 @@ def play(study: Study, run: Run, n: int, *, until: float = math.inf, expect: Tel
     try:
         fresh, again, outcomes = _ask(study, run, n, until, trials)
         recipes = [recipe for _, recipe in fresh.values()]
-        race = _Race(study, run, list(fresh.values()), expect) if run.racing else None
+        race = Race(study, run, list(fresh.values()), expect) if run.racing else None
         expect(run.engine.work(recipes) if race is None else race.to_come(0, recipes))
         scores = _scores(run, recipes, race, done)
         values = _values(run, recipes, scores)
@@ -97,12 +97,12 @@ def play(study: Study, run: Run, n: int, *, until: float = math.inf, expect: Tel
             elif other is not None and (isinstance(its, DavidError) or records.PARTIAL not in other.user_attrs):
                 again.append((trial, notation))  # another worker took this one for dead, and was faster
             elif isinstance(score, DavidError) or isinstance(its, DavidError):
-                outcomes.append(_first(_failed, study, trial, its))
+                outcomes.append(tell_once(tell_failed, study, trial, its))
             else:
-                outcomes.append(_first(_tell, study, trial, score, its))
+                outcomes.append(tell_once(tell_score, study, trial, score, its))
         with one_look(study):
             known = _known(study) if again else {}
-        return outcomes + [_first(_told_again, study, trial, notation, known) for trial, notation in again]
+        return outcomes + [tell_once(tell_duplicate, study, trial, notation, known) for trial, notation in again]
     except BaseException as error:
         by_recipe = isinstance(error, Exception) and not isinstance(error, StorageError | ModelError)
         with suppress(Exception):  # where it is the storage that fails
@@ -145,7 +145,7 @@ def _ask(
     passed = {notation: fresh.pop(notation)[0] for notation in [*fresh] if notation in theirs or notation in known}
     again = [(trial, notation) for notation, trial in passed.items()] + [its for its in again if its[0] in trials]
     left = [(trial, notation) for trial, notation in again if notation in theirs]
-    outcomes += [_first(_left_to, study, trial, notation, theirs[notation]) for trial, notation in left]
+    outcomes += [tell_once(_left_to, study, trial, notation, theirs[notation]) for trial, notation in left]
     return fresh, [(trial, notation) for trial, notation in again if notation not in theirs], outcomes
 
 
@@ -175,11 +175,11 @@ def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
     except StorageError:
         raise
     except DavidError as error:
-        return _first(_failed, study, trial, error)
+        return tell_once(tell_failed, study, trial, error)
     except UpdateFinishedTrialError:
-        return _DUPLICATE
+        return DUPLICATE
     except Exception as error:  # any kind: the space may be the caller's own, and the sampler another's
-        return _first(_failed, study, trial, raised("asking for a recipe", error))
+        return tell_once(tell_failed, study, trial, raised("asking for a recipe", error))
 
 
 def _left_to(study: Study, trial: Trial, notation: str, number: int) -> str:
@@ -187,10 +187,10 @@ def _left_to(study: Study, trial: Trial, notation: str, number: int) -> str:
     trial.set_user_attr("duplicate_of", number)
     trial.set_user_attr("recipe", notation)
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    return _DUPLICATE
+    return DUPLICATE
 
 
-def _scores(run: Run, recipes: Sequence[Recipe], race: "_Race | None", done: Tell) -> list[Outcome]:
+def _scores(run: Run, recipes: Sequence[Recipe], race: "Race | None", done: Tell) -> list[Outcome]:
     """The score of each recipe; Ctrl-C ends it between two batches of windows."""
 
     def drop(windows: range, nll: Mapping[int, Sequence[float]]) -> list[int]:
@@ -214,7 +214,7 @@ def _check_weights(model: nn.Module) -> None:
         )
 
 
-class _Race:
+class Race:
     """Shows the study's pruner what a round's recipes have on each rung, and tells those that it drops at once."""
 
     def __init__(self, study: Study, run: Run, racers: Sequence[tuple[Trial, Recipe]], expect: Tell) -> None:
@@ -238,7 +238,7 @@ class _Race:
             trial, recipe = self._racers[i]
             score = engine.score_of(self._nll[i])
             if isinstance(score, Score) and recipe != base_recipe and trial.should_prune():
-                _first(_tell, self._study, trial, score, [_estimate(score, base, best)], is_partial=True)
+                tell_once(tell_score, self._study, trial, score, [estimate_nll(score, base, best)], is_partial=True)
                 dropped.append(i)
         self.told |= set(dropped)
         self._expect(self.to_come(windows.stop, [self._racers[i][1] for i in nll if i not in self.told]))
@@ -273,14 +273,14 @@ def _values(run: Run, recipes: Sequence[Recipe], scores: Sequence[Outcome]) -> l
     return found
 
 
-def _estimate(score: Score, base: FrozenTrial, best: float) -> float:
+def estimate_nll(score: Score, base: FrozenTrial, best: float) -> float:
     """What a dropped recipe's first windows make of the base's NLL; never as low as the best."""
     its = base.user_attrs[records.WINDOW_NLL][: len(score.window_nll)]
     value = records.value_of(base) + (sum(score.window_nll) - sum(its)) / score.tokens
     return max(math.nextafter(best, math.inf), score.nll if math.isnan(value) else value)
 
 
-def _first(tell: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+def tell_once(tell: Callable[..., str], *args: Any, **kwargs: Any) -> str:
     """What becomes of a trial that is told; a duplicate where another worker has told it.
 
     Optuna may give one trial to two workers, and one that was taken for dead may be alive.
@@ -288,10 +288,10 @@ def _first(tell: Callable[..., str], *args: Any, **kwargs: Any) -> str:
     try:
         return tell(*args, **kwargs)
     except UpdateFinishedTrialError:
-        return _DUPLICATE
+        return DUPLICATE
 
 
-def _tell(study: Study, trial: Trial, score: Score, values: Sequence[float], *, is_partial: bool = False) -> str:
+def tell_score(study: Study, trial: Trial, score: Score, values: Sequence[float], *, is_partial: bool = False) -> str:
     if is_partial:
         trial.set_user_attr(records.PARTIAL, len(score.window_nll))
     for name, its in kept(score).items():
@@ -300,7 +300,7 @@ def _tell(study: Study, trial: Trial, score: Score, values: Sequence[float], *, 
     return "scored"
 
 
-def _failed(study: Study, trial: Trial, error: DavidError) -> str:
+def tell_failed(study: Study, trial: Trial, error: DavidError) -> str:
     trial.set_user_attr(records.ERROR, str(error))
     if error.__cause__ is not None and lacks_memory(error.__cause__):
         trial.set_user_attr(records.NO_MEMORY, True)
@@ -311,7 +311,7 @@ def _failed(study: Study, trial: Trial, error: DavidError) -> str:
     return "refused" if isinstance(error, RecipeError | SlingError) else "failed"
 
 
-def _told_again(study: Study, trial: Trial, notation: str, known: Mapping[str, FrozenTrial]) -> str:
+def tell_duplicate(study: Study, trial: Trial, notation: str, known: Mapping[str, FrozenTrial]) -> str:
     """Tell a trial what is known of its recipe; or nothing, where a worker that was taken for dead had it in hand."""
     its = known.get(notation)
     if its is not None:
@@ -319,7 +319,7 @@ def _told_again(study: Study, trial: Trial, notation: str, known: Mapping[str, F
     trial.set_user_attr("recipe", notation)
     values, state = (None, TrialState.FAIL) if its is None else (its.values, its.state)
     study.tell(trial, values, state=state, skip_if_finished=True)
-    return _DUPLICATE
+    return DUPLICATE
 
 
 def _known(study: Study) -> dict[str, FrozenTrial]:

@@ -149,7 +149,7 @@ def windows_score(model: nn.Module, corpus: Corpus, convention: ConventionName =
     sums: list[float] = []
     with torch.inference_mode():
         for windows in torch.split(corpus.windows, batch):
-            nll = _token_nll(model, windows.to(input_device(model)), first)  # [B, scored]
+            nll = token_nll(model, windows.to(input_device(model)), first)  # [B, scored]
             sums += window_sums(nll, corpus.part(len(sums), len(sums) + len(windows)), first)
     wrong = next((i for i, value in enumerate(sums) if math.isnan(value)), None)
     if wrong is not None:
@@ -199,7 +199,7 @@ def first_scored(corpus: Corpus, convention: str) -> int:
     return first
 
 
-def _token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
+def token_nll(model: nn.Module, windows: Tensor, first: int) -> Tensor:
     """NLL of the tokens from position `first` on, `[B, T − first]` in float32, of windows `[B, T]`."""
     chunked = positions_at_once(model, len(windows)) < windows.shape[1]
     last = _last_output(model, windows) if chunked and layers.is_known(model) and not layers.is_coupled(model) else None

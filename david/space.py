@@ -427,6 +427,11 @@ def named(
     return _NAMED[name](**given)
 
 
+def is_built_in(space: Space) -> bool:
+    """Whether a space is one of those above, whose name in a study is its class's."""
+    return type(space) in _NAMED.values()
+
+
 def params_of(space: Space, recipe: Recipe, n_layers: int) -> Params | None:
     """The parameters with which a space gives a recipe, where it can tell them.
 

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch import nn
 from tqdm.auto import tqdm
 
-import david
 from david import page, records, report, stopping, store, units
+from david._version import __version__
 from david.also import Also, check_also, measures_of, share_of, values_of
 from david.base import describe
 from david.corpus import Corpus
@@ -31,7 +31,7 @@ from david.recipe import Recipe
 from david.rounds import Run, in_hand, kept, play
 from david.score import Objective, check_fits, perplexity
 from david.sling import base_depth, check_recipe
-from david.space import Space, named, params_of
+from david.space import Space, is_built_in, named, params_of
 from david.storage import one_look
 from david.strategy import Refine, Strategy
 from david.strategy import named as strategy_named
@@ -131,7 +131,7 @@ def search(
     scorer = partial(Engine, model, objective=objective, memory_budget=share, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
     measures, by_hand = measures_of(model, also, share), study is not None
-    about = _about(model, space, corpus, held_out, objective, also)
+    about = study_signature(model, space, corpus, held_out, objective, also)
     if study is None:
         study = store.open_for(out, storage, study_name, sampler, seed, 1 + len(also))
     _check_directions(study, list(also))
@@ -141,7 +141,7 @@ def search(
     if racing is not None:
         study.pruner = racing
     own_seed = None if by_hand or isinstance(sampler, BaseSampler) else seed
-    once = {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": _made_with()}
+    once = {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": library_versions()}
     once["pruner"] = None if racing is None else type(racing).__name__
     _tell_seen(corpus, held_out, start)
     with stopping.gently(), Heart(study) as heart:
@@ -163,13 +163,13 @@ def search(
                 study.sampler.reseed_rng()  # or two that start at once would draw the same
             with alone(study, heart, "beginning"):
                 store.sign(study, about, once)
-                _begin(study, run, queue)
-            _loop(study, run, n_trials, progress)
-            _await_others(study, run)
+                begin_study(study, run, queue)
+            run_loop(study, run, n_trials, progress)
+            await_others(study, run)
             if held_out is not None:
                 judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
         except KeyboardInterrupt:
-            say(f"interrupted: {_scored(study)}; the same call goes on from here")
+            say(f"interrupted: {scored_text(study)}; the same call goes on from here")
             with suppress(DavidError, OSError):  # the storage may be gone, or the study not begun
                 _write(study, out, top)
             return study
@@ -186,7 +186,7 @@ def _write(study: Study, out: str | os.PathLike[str] | None, top: int) -> None:
         page.write(study, out, top=top)
 
 
-def _loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
+def run_loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     stale = failures = here = 0
     scored = len(records.complete(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
@@ -240,7 +240,7 @@ def _has_next(study: Study, run: Run, room: int) -> bool:
     return first_queued(study) is not None
 
 
-def _await_others(study: Study, run: Run) -> None:
+def await_others(study: Study, run: Run) -> None:
     """Wait until the others have finished what they have in hand: one of it may be the best."""
     told = False
     while running := len(in_hand(study, run)):
@@ -263,7 +263,7 @@ def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> Asked:
     return Asked({}, str(recipe), strategy) if params is None else Asked(params, None, strategy)
 
 
-def _begin(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
+def begin_study(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     """Put the base first and the queue behind it, where the study does not have them yet."""
     base = Recipe.identity(run.n_layers)
     running = {trial.user_attrs.get("recipe") for trial in in_hand(study, run)}
@@ -304,7 +304,7 @@ def _enqueue(
     enqueue(study, [_asked(run, recipe, strategy) for recipe in new[:room]])
 
 
-def _about(
+def study_signature(
     model: nn.Module,
     space: Space,
     corpus: Corpus,
@@ -313,12 +313,11 @@ def _about(
     also: Mapping[str, Also],
 ) -> dict[str, Any]:
     """What a study is made on: what every worker that joins it must have too."""
-    ours = type(space).__module__ == "david.space"
     return {
         "base": describe(model).model_dump(),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "space": store.name_of(space),
-        "space_name": type(space).__name__.lower() if ours else store.name_of(space),
+        "space_name": type(space).__name__.lower() if is_built_in(space) else store.name_of(space),
         "objective": store.name_of(objective),
         "also": [[name, _told(what)] for name, what in also.items()],
         "window": corpus.window,
@@ -329,8 +328,8 @@ def _about(
     }
 
 
-def _made_with() -> dict[str, str]:
-    return {"david": david.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+def library_versions() -> dict[str, str]:
+    return {"david": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _told(what: Also) -> Any:
@@ -403,7 +402,7 @@ def _tell_seen(corpus: Corpus, held_out: Corpus | None, start: Sequence[Recipe])
         say(f"the recipe to start from was scored on {len(seen)} of the held-out windows before: it has seen them")
 
 
-def _scored(study: Study) -> str:
+def scored_text(study: Study) -> str:
     try:
         return f"{len(records.complete(study))} recipes are scored"
     except DavidError as error:  # the storage is gone

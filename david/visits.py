@@ -70,7 +70,7 @@ class Meter:
         self.peak, self.largest = max(self.peak, self.held), max(self.largest, nbytes)
 
 
-class _Held:
+class StateCache:
     """The states of one run: each is held until its last child is made, or from then on by who keeps it."""
 
     def __init__(
@@ -158,7 +158,7 @@ class Runner:
         calls, device = told.calls, told.state.device
         start = self._put(told.state, _empty_mappings(told))
         del told  # and its state, which is held from here on as long as it is needed
-        held = _Held(plan, order, meter, known or {}, keep)
+        held = StateCache(plan, order, meter, known or {}, keep)
         found: dict[int, list[float]] = {}
         try:
             held.put(ROOT, start)

@@ -29,9 +29,9 @@ LOCKED = " (locked)"  # ends the name of a study that is there for as long as on
 
 _EVERY = 15.0  # seconds between two beats
 _GRACE = 8  # beats of one's own without one of another's: that one is dead
-_UNSIGNED = 10.0  # seconds: a worker signs its trial a moment after asking; longer without a name is death
+UNSIGNED_SECONDS = 10.0  # seconds: a worker signs its trial a moment after asking; longer without a name is death
 _LAST = 5.0  # seconds that an end waits for a beat
-_WAIT = 0.5  # seconds between two looks at what another does
+POLL_SECONDS = 0.5  # seconds between two looks at what another does
 
 _HERE: set[str] = set()  # the workers of this process
 
@@ -116,7 +116,7 @@ class Heart:
         if (owner := trial.user_attrs.get(OWNER)) is not None:
             return not self.lives(owner)
         first = self._unsigned.setdefault(trial.number, time.monotonic())
-        return time.monotonic() - first > _UNSIGNED
+        return time.monotonic() - first > UNSIGNED_SECONDS
 
     def _live(self) -> None:
         while not self._ended.wait(_EVERY):
@@ -149,12 +149,12 @@ def alone(study: Study, heart: Heart, what: str) -> Iterator[None]:
         with suppress(KeyError):  # it is gone
             lock = storage.get_study_id_from_name(name)
             owner = storage.get_study_user_attrs(lock).get(OWNER)
-            nameless = nameless + _WAIT if owner is None else 0.0
-            if nameless > _UNSIGNED or (owner is not None and not heart.lives(owner)):
+            nameless = nameless + POLL_SECONDS if owner is None else 0.0
+            if nameless > UNSIGNED_SECONDS or (owner is not None and not heart.lives(owner)):
                 _unlock(storage, lock, name, owner)
                 continue
         stopping.check()
-        stopping.pause(_WAIT)
+        stopping.pause(POLL_SECONDS)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ def write_mergekit(recipe: Recipe, model: str | None) -> str:
     """A passthrough merge; a range that goes downwards, or a layer alone, is a slice of one layer."""
     base = recipe.base
     base_name = (base.model if base else None) or ""
-    name = _known(model or base_name, "mergekit")
+    name = known_base_name(model or base_name, "mergekit")
     if not name:
         raise RecipeError("mergekit needs the base's name, and the recipe does not tell it: say which (--model)")
     if model is None and base is not None and base.revision is not None:
@@ -41,7 +41,7 @@ def write_mergekit(recipe: Recipe, model: str | None) -> str:
     return text
 
 
-def _known(name: str, tool: str) -> str:
+def known_base_name(name: str, tool: str) -> str:
     if name == DEMO:
         raise RecipeError(
             f"{tool} does not know David's demo model: give its folder (on the command line --model demo)"
@@ -73,11 +73,11 @@ def write_rys(recipe: Recipe, _model: str | None) -> str:
 def write_relayer(recipe: Recipe, model: str | None) -> str:
     """The entry that RYS's export puts into a config.json."""
     plain_only(recipe, "rys_relayer")
-    base = _base_needed(recipe, "rys_relayer")
+    base = base_needed(recipe, "rys_relayer")
     name = model or (recipe.base.model if recipe.base else None)
     again = {str(layer): count for layer, count in sorted(Counter(recipe.repeat_map).items()) if count > 1}
     entry = {
-        "source_repo_id": name and _known(name, "rys_relayer"),
+        "source_repo_id": name and known_base_name(name, "rys_relayer"),
         "source_num_layers": base,
         "target_num_layers": len(recipe),
         "spec": write_rys(recipe, None),
@@ -92,7 +92,7 @@ def write_exllamav3(recipe: Recipe, _model: str | None) -> str:
     plain_only(recipe, "exllamav3")
     return ",".join(
         f"{stretch[0]}..{stretch[-1]}" if len(stretch) > 2 else ",".join(map(str, stretch))
-        for stretch in _stretches(recipe.repeat_map)
+        for stretch in split_stretches(recipe.repeat_map)
     )
 
 
@@ -101,12 +101,12 @@ def write_exllamav2(recipe: Recipe, _model: str | None) -> str:
     plain_only(recipe, "exllamav2")
     tuples = [
         (layers.start, layers.stop) if layers.step == 1 else (layers.start, layers.stop, layers.step)
-        for layers in _stretches(recipe.repeat_map)
+        for layers in split_stretches(recipe.repeat_map)
     ]
     return str(tuples)
 
 
-def _stretches(repeat_map: tuple[int, ...]) -> list[range]:
+def split_stretches(repeat_map: tuple[int, ...]) -> list[range]:
     """The map as the longest ranges upwards or downwards, from the left."""
     found: list[range] = []
     for layer in repeat_map:
@@ -130,7 +130,7 @@ def write_peft(recipe: Recipe, _model: str | None) -> str:
 def write_drllm(recipe: Recipe, _model: str | None) -> str:
     """A vector of Dr.LLM, which knows of a layer only how often it runs, one time behind the other."""
     plain_only(recipe, "Dr.LLM")
-    depth = _base_needed(recipe, "a vector of Dr.LLM")
+    depth = base_needed(recipe, "a vector of Dr.LLM")
     for visit, (before, layer) in enumerate(pairwise(recipe.repeat_map), start=1):
         if layer < before:
             raise RecipeError(f"Dr.LLM never goes back: visit {visit} goes from layer {before} to layer {layer}")
@@ -150,7 +150,7 @@ def plain_only(recipe: Recipe, name: str) -> None:
             raise RecipeError(f"{name} has no strengths: visit {visit}, of layer {layer}, has the scale {scale:g}")
 
 
-def _base_needed(recipe: Recipe, what: str) -> int:
+def base_needed(recipe: Recipe, what: str) -> int:
     if recipe.base is None:
         raise RecipeError(f"{what} tells the base's depth, and the recipe does not: say which base it is of (--model)")
     return recipe.n_layers

@@ -134,7 +134,7 @@ def test_what_a_configuration_overrides_for_single_layers_follows(monkeypatch: p
             return [config.head_dim for config in model.config.per_layer_config]
 
     assert told() == wide
-    monkeypatch.setattr(layers, "_OVERRIDES", "-")
+    monkeypatch.setattr(layers, "OVERRIDES", "-")
     assert told() != wide
 
 

@@ -176,7 +176,7 @@ def test_an_unproved_type_is_slung_once_its_check_passed(monkeypatch: pytest.Mon
 
 def test_an_unproved_type_whose_check_fails_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "PROVED", frozenset())
-    monkeypatch.setattr(layers, "_INDICES", ())
+    monkeypatch.setattr(layers, "INDICES", ())
     model = tiny_named("llama")
     assert not David.check(model).passed
     with pytest.raises(SlingError, match="no proof"):

@@ -283,7 +283,7 @@ def test_check_prints_a_certificate(run: Run) -> None:
 
 
 def test_check_exits_with_1_where_anything_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_INDICES", ())
+    monkeypatch.setattr(layers, "INDICES", ())
     code, text, _ = run("check model")
     assert (code, text.startswith("FAILED: slinging")) == (1, True)
     code, printed, _ = run("check model --json")
@@ -294,7 +294,7 @@ def test_a_type_that_no_proof_was_made_for_is_proved_first(run: Run, monkeypatch
     monkeypatch.setattr(layers, "PROVED", frozenset())
     code, _, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, "LlamaForCausalLM is new here: proving first" in err) == (0, True)
-    monkeypatch.setattr(layers, "_INDICES", ())
+    monkeypatch.setattr(layers, "INDICES", ())
     code, out, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, out) == (1, "")
     assert (

@@ -52,7 +52,7 @@ def weights(place: Path) -> str:
 @pytest.fixture
 def demo_is_tiny(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`demo` is the tiny model of `place`."""
-    monkeypatch.setattr("david.models._demo_folder", lambda: place / "model")
+    monkeypatch.setattr("david.models.demo_folder", lambda: place / "model")
 
 
 @pytest.fixture

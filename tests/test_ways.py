@@ -58,7 +58,7 @@ def unbound_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shared_cache_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_INDICES", ())
+    monkeypatch.setattr(layers, "INDICES", ())
 
 
 def configuration_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:

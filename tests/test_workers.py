@@ -154,7 +154,7 @@ def test_a_trial_without_an_owner_is_left_after_a_while(study: Study, monkeypatc
     with Heart(study) as heart:
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
         assert not heart.is_left(trial_of(None))
-        now[0] += workers._UNSIGNED + 1
+        now[0] += workers.UNSIGNED_SECONDS + 1
         assert heart.is_left(trial_of(None))
         assert not heart.is_left(trial_of(heart.name))
 
@@ -211,7 +211,7 @@ def test_a_lock_that_nobody_has_signed_is_broken(study: Study, monkeypatch: pyte
     study._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], f"david: counting{LOCKED}")
     with Heart(study) as heart, alone(study, heart, "counting"):
         pass
-    assert sum(pauses) == workers._UNSIGNED
+    assert sum(pauses) == workers.UNSIGNED_SECONDS
 
 
 def test_only_a_lock_is_taken_away_and_only_its_owners(study: Study) -> None:
