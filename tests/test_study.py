@@ -31,7 +31,7 @@ from david.errors import RecipeError, ScoreError, SearchError, SlingError
 from david.layers import find
 from david.racing import RacingPruner
 from david.recipe import Recipe
-from david.rounds import Run, _estimate, play
+from david.rounds import Run, estimate_nll, play
 from david.score import Score, perplexity
 from david.sling import sling, slung
 from david.space import Block, Blocks, all_blocks
@@ -1159,8 +1159,8 @@ def test_what_a_race_writes_can_be_read_at_any_moment_by_another_worker(
 def test_where_the_base_is_infinite_what_is_dropped_is_still_not_the_best() -> None:
     base = create_trial(value=math.inf, user_attrs={"window_nll": [math.inf, 30.0], "window_tokens": [10, 10]})
     dropped = Score((math.inf, 10.0), (10, 10), (0, 1), "window")
-    assert _estimate(dropped, base, best=2.0) > 2.0
-    assert _estimate(Score((5.0,), (10,), (0,), "window"), base, best=2.0) > 2.0
+    assert estimate_nll(dropped, base, best=2.0) > 2.0
+    assert estimate_nll(Score((5.0,), (10,), (0,), "window"), base, best=2.0) > 2.0
 
 
 def test_a_race_drops_nothing_before_the_base_is_known(tiny: Any) -> None:
