@@ -5,25 +5,26 @@ The names below load on first use, so that importing david costs nothing and nee
 
 import sys
 import warnings
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from david._lazy import attach
 from david._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from david.chat import Chat
-    from david.checkpoint import export
-    from david.comparison import compare
-    from david.corpus import Corpus
-    from david.engine import score_recipes
+    from david.analysis.compare import compare
+    from david.analysis.remeasure import measure
+    from david.candidates.pruner import RacingPruner
+    from david.chat.conversation import Chat
+    from david.checkpoint.export import export
+    from david.engine.engine import score_recipes
     from david.errors import DavidError
-    from david.measures import measure
-    from david.models import load_model
-    from david.racing import RacingPruner
-    from david.recipe import Recipe
-    from david.score import Score, multiple_choice, perplexity
-    from david.sling import David
-    from david.study import search
+    from david.metrics.score import Score
+    from david.models.load import load_model
+    from david.recipe.recipe import Recipe
+    from david.scoring.corpus import Corpus
+    from david.scoring.objectives import multiple_choice, perplexity
+    from david.sling.in_place import David
+    from david.study.search import search
 
 if "ipykernel" in sys.modules:  # a notebook without ipywidgets has bars of text: no need to warn of that
     warnings.filterwarnings("ignore", "IProgress not found")
@@ -46,46 +47,38 @@ __all__ = [
     "search",
 ]
 
-_HOME = {
-    "Chat": "chat",
-    "Corpus": "corpus",
-    "David": "sling",
+_HOMES = {
+    "Chat": "chat.conversation",
+    "Corpus": "scoring.corpus",
+    "David": "sling.in_place",
     "DavidError": "errors",
-    "RacingPruner": "racing",
-    "Recipe": "recipe",
-    "Score": "score",
-    "compare": "comparison",
-    "export": "checkpoint",
-    "load_model": "models",
-    "measure": "measures",
-    "multiple_choice": "score",
-    "perplexity": "score",
-    "score_recipes": "engine",
-    "search": "study",
+    "RacingPruner": "candidates.pruner",
+    "Recipe": "recipe.recipe",
+    "Score": "metrics.score",
+    "compare": "analysis.compare",
+    "export": "checkpoint.export",
+    "load_model": "models.load",
+    "measure": "analysis.remeasure",
+    "multiple_choice": "scoring.objectives",
+    "perplexity": "scoring.objectives",
+    "score_recipes": "engine.engine",
+    "search": "study.search",
 }
-_MODULES = {
+_MODULES = (
+    "corpus",
     "neighbours",
     "notation",
     "page",
     "plot",
     "profile",
     "report",
+    "score",
     "space",
     "strategy",
     "table",
     "tasks",
     "verdict",
     "widgets",
-}
+)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"david.{_HOME[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"david.{name}")
-    raise AttributeError(f"module 'david' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__) | _MODULES)
+__getattr__, __dir__ = attach(__name__, _HOMES | dict.fromkeys(_MODULES, ""))

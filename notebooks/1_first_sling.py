@@ -29,7 +29,7 @@ recipe = Recipe.from_blocks(30, [(8, 12, 2)])
 recipe
 
 # %%
-from david.explain import explain
+from david.recipe.explain import explain
 
 print(explain(recipe))
 
@@ -97,7 +97,7 @@ print("base again, exactly:", perplexity(model, corpus) == base)
 # is not there.)
 
 # %%
-from david import widgets
+from david.chat import widgets
 
 panel = widgets.slider(model, tokenizer, corpus.take(1), block=(8, 12), strength=0.3)
 panel

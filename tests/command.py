@@ -17,9 +17,9 @@ from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from david import cli
-from david.origin import LONGEST
-from david.recipe import Recipe
+from david.cli import app
+from david.recipe.recipe import Recipe
+from david.recipe.schema import LONGEST
 
 WINDOW = 16
 ON_DATA = "model --data data.txt --window 16"
@@ -61,7 +61,7 @@ def runner(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setattr(sys, "argv", ["david", *line.split(), *more])
         code: Any = 0
         try:
-            cli.main()
+            app.main()
         except SystemExit as end:
             code = end.code or 0
         return code, *capsys.readouterr()

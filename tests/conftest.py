@@ -19,7 +19,7 @@ import torch
 @pytest.fixture(scope="session")
 def demo() -> tuple[Any, Any]:
     """The demo model and its tokenizer. Shared by the session: a test that slings it must reset it."""
-    from david.models import load_model
+    from david.models.load import load_model
 
     return load_model("demo", device="cpu")
 

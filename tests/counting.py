@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from david.layers import find
+from david.sling.locate import find
 
 
 @contextmanager

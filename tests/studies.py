@@ -7,8 +7,8 @@ import optuna
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from david.recipe import Recipe
-from david.workers import OWNER
+from david.recipe.recipe import Recipe
+from david.storage.heartbeat import OWNER
 
 VERSIONS = {"david": "0.1.0", "torch": "2.13", "transformers": "5.23"}
 BASE_OF_SIX = {"model": "six", "revision": None, "architecture": "LlamaForCausalLM", "fingerprint": "sha256:0f"}

@@ -8,7 +8,7 @@ from tiny_models import tiny_named
 
 from david import David, Recipe
 from david.errors import SlingError
-from david.stack import stacked
+from david.sling.stacked_copy import stacked
 
 peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
 

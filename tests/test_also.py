@@ -12,16 +12,18 @@ import optuna
 import pytest
 from tiny_models import tiny_model
 
-from david import page, records, report, table
-from david.corpus import Corpus
+from david.candidates.spaces import Block, Removal
+from david.candidates.strategies import Scan
 from david.errors import ScoreError, SearchError
-from david.layers import find
-from david.recipe import Recipe
-from david.score import Score, multiple_choice, perplexity
-from david.sling import slung
-from david.space import Block, Removal
-from david.store import open_study
-from david.strategy import Scan
+from david.metrics.score import Score
+from david.recipe.recipe import Recipe
+from david.report import page, sentences, tables
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import multiple_choice, perplexity
+from david.sling.in_place import slung
+from david.sling.locate import find
+from david.storage import results, trial_attributes
+from david.study.create import open_study
 from tests.test_cuts import QUESTIONS
 from tests.test_score import choice_corpus, random_corpus
 from tests.test_study import recipes_of, run, scored, whole_corpus
@@ -66,7 +68,7 @@ def test_each_value_is_the_one_that_is_measured_by_hand(
             by_hand(model, recipe, lambda m: multiple_choice(m, questions).nll),
         ]
         assert trial.values == pytest.approx(expected, abs=1e-5)
-    rows = table.trials(study)
+    rows = tables.trials(study)
     assert [name for name in rows if name.startswith("also_")] == ["also_visits", "also_text", "also_choices"]
     assert rows["also_text"].tolist() == [trial.values[2] for trial in study.trials]
 
@@ -78,14 +80,14 @@ def test_the_best_are_the_front_and_they_are_judged(model: Any, sides: tuple[Cor
     )
     values = {trial.number: trial.values for trial in scored(study)}
     front = {number for number, its in values.items() if not dominated(its, list(values.values()))}
-    rows = table.front(table.trials(study))
+    rows = tables.front(tables.trials(study))
     assert set(rows["trial"]) == front
     assert rows["visits"].is_monotonic_increasing
     ranked = sorted(front - {0}, key=lambda number: values[number][0])
-    assert [trial.number for trial in records.best_of_search(study, 4)] == ranked[:4]
-    judged = {trial.number for trial in records.judged(study)}
+    assert [trial.number for trial in results.best_of_search(study, 4)] == ranked[:4]
+    judged = {trial.number for trial in results.judged(study)}
     assert judged == set(ranked[:4])
-    board = table.leaderboard(study, 4)
+    board = tables.leaderboard(study, 4)
     assert set(board["trial"]) == judged | {0}
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"depth.png", "against_text-1.png", "best.json"} <= names
@@ -93,7 +95,7 @@ def test_the_best_are_the_front_and_they_are_judged(model: Any, sides: tuple[Cor
     assert "The Pareto front" in html
     assert "visits, text 1" in html
     assert "text 1<br>in the search" in html
-    assert "text 1" in report.board_text(board)
+    assert "text 1" in sentences.board_text(board)
 
 
 def test_the_front_of_visits_alone_is_what_depth_buys(model: Any, sides: tuple[Corpus, ...]) -> None:
@@ -101,19 +103,19 @@ def test_the_front_of_visits_alone_is_what_depth_buys(model: Any, sides: tuple[C
         return Score((9 / len(find(slung_model).layers),), (1,), (0,), "depth")
 
     study = run(model, sides[0], space="removal", objective=deeper_is_better, also={"visits": len}, n_trials=12)
-    rows = table.front(table.trials(study))
-    assert rows.equals(table.front(table.trials(study), ["visits"]))
+    rows = tables.front(tables.trials(study))
+    assert rows.equals(tables.front(tables.trials(study), ["visits"]))
     assert rows["visits"].tolist() == sorted({len(Recipe.parse(recipe)) for recipe in recipes_of(scored(study))})
     assert "What depth buys" in page.page(study)
 
 
 def test_a_front_leaves_out_what_is_beaten_and_what_is_equal_and_later() -> None:
     values = np.random.default_rng(1).integers(0, 4, (60, 3)).astype(float)
-    kept = records.unbeaten(values)
+    kept = trial_attributes.unbeaten(values)
     listed = values.tolist()
     for i, row in enumerate(listed):
         assert kept[i] == (not dominated(row, listed) and row not in listed[:i])
-    assert not records.unbeaten(np.empty((0, 2))).any()
+    assert not trial_attributes.unbeaten(np.empty((0, 2))).any()
 
 
 def test_a_search_of_several_values_goes_on_where_it_stopped(
@@ -153,11 +155,11 @@ def test_a_base_that_beats_every_recipe_leaves_them_to_be_judged(
         top=2,
         out=tmp_path / "run",
     )
-    board = table.leaderboard(study, 2)
+    board = tables.leaderboard(study, 2)
     shallowest = min(len(Recipe.parse(recipe)) for recipe in board["recipe"][1:])
     assert (len(board), shallowest) == (2, 7)  # of the recipes, none beats the other in all: the first of equals
-    assert report.verdict(board) == "the base wins: on held-out windows every finalist is worse (1 of 1)"
-    assert len(table.front(table.trials(study))) == 1
+    assert sentences.verdict(board) == "the base wins: on held-out windows every finalist is worse (1 of 1)"
+    assert len(tables.front(tables.trials(study))) == 1
     assert (tmp_path / "run" / "front.csv").exists()
 
 
@@ -260,20 +262,20 @@ def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) 
     for trial in scored(study):
         score = by_hand(model, Recipe.parse(trial.user_attrs["recipe"]), lambda m: multiple_choice(m, seen))
         assert trial.value == pytest.approx(score.nll, abs=1e-6)
-        assert records.accuracy(trial) == score.accuracy
-    board = table.leaderboard(study, 2)
+        assert trial_attributes.accuracy(trial) == score.accuracy
+    board = tables.leaderboard(study, 2)
     for row in board.to_dict("records"):
         recipe = Recipe.identity(6) if row["recipe"] == "base" else Recipe.parse(row["recipe"])
         score = by_hand(model, recipe, lambda m: multiple_choice(m, unseen))
         assert row["held_out_accuracy"] == score.accuracy
         assert row["held_out_nll"] == pytest.approx(score.nll, abs=1e-6)
-    assert "held-out acc" in report.board_text(board)
+    assert "held-out acc" in sentences.board_text(board)
     html = page.page(study, top=2)
     assert "right</span>" in html
     assert "held-out accuracy" in html
     assert "12 questions of" in html
     assert "18 questions of" in html
-    assert "nats a question" in report.luck(table.luck(study), 5, records.unit_of(study))
+    assert "nats a question" in sentences.luck(tables.luck(study), 5, results.unit_of(study))
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert [its["metric"] for its in best["scores"]] == ["multiple_choice"] * 2
     picked = Recipe.load(tmp_path / "run" / "best.json")
@@ -281,7 +283,7 @@ def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) 
         assert its.accuracy == by_hand(model, picked, lambda m, side=side: multiple_choice(m, side)).accuracy
         assert its.base_accuracy == multiple_choice(model, side).accuracy
         assert its.data.scored_sha256 == side.scored_sha256
-    assert table.luck(study) is not None
+    assert tables.luck(study) is not None
     other = dataclasses.replace(seen, choices=tuple(dataclasses.replace(c, right=not c.right) for c in seen.choices))
     with pytest.raises(SearchError, match="was made with another search data"):
         run(model, other, objective=multiple_choice, space=Block(max_length=2), n_trials=6, out=tmp_path / "run")

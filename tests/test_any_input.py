@@ -34,22 +34,21 @@ from david import (
     perplexity,
     score_recipes,
     search,
-    sources,
-    space,
-    strategy,
 )
-from david.cli import main
+from david.candidates import spaces, strategies
+from david.candidates.neighbours import STEPS, neighbours
+from david.cli.app import main
+from david.cli.inputs import as_range
 from david.errors import CorpusError, DavidError, RecipeError, ScoreError, SearchError
-from david.explain import Costs, explain
-from david.inputs import as_range
-from david.luck import luck
-from david.memory import as_bytes
-from david.neighbours import STEPS, neighbours
-from david.origin import LONGEST
-from david.parts import again, blocks_of, slices_of, upward_runs
-from david.sources import questions_of
-from david.store import sampler_named
-from david.verdict import paired_difference, rank_correlation
+from david.metrics.paired_test import paired_difference, rank_correlation
+from david.metrics.selection_bias import luck
+from david.recipe.blocks import again, blocks_of, slices_of, upward_runs
+from david.recipe.explain import Costs, explain
+from david.recipe.schema import LONGEST
+from david.scoring import sources
+from david.scoring.sources import questions_of
+from david.study.create import sampler_named
+from david.support.memory import as_bytes
 from tests.fuzz.targets import TARGETS, ours, used
 from tests.test_corpus import byte_tokenizer
 from tests.test_recipe import DESIGN_FILE, RECIPES
@@ -209,7 +208,7 @@ def test_any_option_that_is_read_from_a_text(text: str, rows: int) -> None:
         assert as_bytes(text, "a size") >= 1
     with ours():
         low, high = as_range(text, "--scales")
-        space.named("block", scales=(low, high))
+        spaces.named("block", scales=(low, high))
     TARGETS["options"](text.encode("utf-8", "surrogatepass"))
 
 
@@ -223,8 +222,8 @@ def test_any_option_that_is_read_from_a_text(text: str, rows: int) -> None:
         lambda: as_bytes("9" * 400, "a size"),
         lambda: as_bytes(10**5000, "a size"),
         lambda: as_range("0:" * 200_000, "--scales"),
-        lambda: space.named("block", scales=(-1e308, 1e308)),
-        lambda: space.named("block", scales=(0, 10**400)),
+        lambda: spaces.named("block", scales=(-1e308, 1e308)),
+        lambda: spaces.named("block", scales=(0, 10**400)),
         lambda: sampler_named("tpe", -1, 0),
     ],
 )
@@ -236,7 +235,7 @@ def test_long_texts_and_wide_numbers_are_refused_at_once(read: Callable[[], Any]
 
 @some(max_examples=100)
 @given(
-    st.sampled_from([*space._NAMED, "nothing"]) | ANY_TEXT,
+    st.sampled_from([*spaces._NAMED, "nothing"]) | ANY_TEXT,
     st.none() | st.tuples(st.floats(), st.floats()) | st.sampled_from([(0.1, 1.0), (-0.5, 1.5)]),
     st.none() | WHOLE,
     st.none() | WHOLE,
@@ -245,11 +244,11 @@ def test_long_texts_and_wide_numbers_are_refused_at_once(read: Callable[[], Any]
 )
 def test_any_space(name: str, scales: Any, max_length: Any, max_visits: Any, n_layers: int, recipe: Recipe) -> None:
     with ours():
-        made = space.named(name, scales=scales, max_length=max_length, max_visits=max_visits)
-        params = space.params_of(made, recipe, n_layers)
+        made = spaces.named(name, scales=scales, max_length=max_length, max_visits=max_visits)
+        params = spaces.params_of(made, recipe, n_layers)
         assert params is None or made(FixedTrial(params), n_layers) == recipe
     with ours():
-        strategy.named(name, max_length=max_length, max_visits=max_visits, start=recipe)
+        strategies.named(name, max_length=max_length, max_visits=max_visits, start=recipe)
 
 
 @some(max_examples=60)
@@ -546,7 +545,7 @@ def test_a_bad_recipe_is_told_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in (["score", "--recipe", "9:0"], ["generate", "--recipe", "9:0"], ["search", "--start", "9:0"]):
-        monkeypatch.setattr("david.models.load_model", lambda *_args, **_options: pytest.fail("loaded"))
+        monkeypatch.setattr("david.models.load.load_model", lambda *_args, **_options: pytest.fail("loaded"))
         assert "must go upwards" in said(monkeypatch, capsys, *words)[1]
 
 

@@ -11,7 +11,8 @@ import pytest
 import sweep
 import tiny_models
 
-from david import David, layers, views
+from david import David
+from david.sling import architectures, remap, views
 
 TABLE = Path(__file__).parents[1] / "experiments" / "architectures" / "results.csv"
 # One or two for each mechanism.
@@ -59,7 +60,7 @@ def test_the_table_keeps_the_promise(table: dict[str, dict[str, str]]) -> None:
 
 
 def test_a_type_is_slung_if_its_row_is_exact(table: dict[str, dict[str, str]]) -> None:
-    assert {row["text_type"] for row in table.values() if row["verdict"] == "exact"} == layers.PROVED
+    assert {row["text_type"] for row in table.values() if row["verdict"] == "exact"} == architectures.PROVED
 
 
 # Take away one mechanism after the other: the sweep must see it.
@@ -67,7 +68,7 @@ def test_a_type_is_slung_if_its_row_is_exact(table: dict[str, dict[str, str]]) -
 
 def without(name: str) -> Callable[..., bool]:
     """`layers._has_each`, blind to one list."""
-    whole = layers._has_each
+    whole = remap._has_each
     return lambda key, value, n_layers: key != name and whole(key, value, n_layers)
 
 
@@ -79,7 +80,7 @@ def own_class(_config: Any, base: Any, *_: Any) -> Any:
     return base["__class__"]
 
 
-_MAPPED = layers._mapped
+_MAPPED = remap._mapped
 
 
 @pytest.mark.parametrize(
@@ -91,15 +92,15 @@ _MAPPED = layers._mapped
         pytest.param("nemotron_h", "_has_each", without("layers_block_type"), id="kinds of mixer, and the depth"),
         pytest.param("jamba", "_with_lists", own_class, id="computed kinds"),
         pytest.param("gemma3n_text", "_with_lists", own_class, id="computed sharing"),
-        pytest.param("prophetnet", "_CACHE_DEPTHS", (), id="length of a cache"),
-        pytest.param("longcat_flash", "_SLOTS", {}, id="two places in the cache a layer"),
-        pytest.param("llama", "_INDICES", (), id="place in the cache"),
-        pytest.param("mamba", "_INDICES", (), id="place in a cache of states"),
-        pytest.param("gpt_neo", "_INDICES", ("layer_idx",), id="place in the cache by another name"),
+        pytest.param("prophetnet", "CACHE_DEPTHS", (), id="length of a cache"),
+        pytest.param("longcat_flash", "SLOTS", {}, id="two places in the cache a layer"),
+        pytest.param("llama", "INDICES", (), id="place in the cache"),
+        pytest.param("mamba", "INDICES", (), id="place in a cache of states"),
+        pytest.param("gpt_neo", "INDICES", ("layer_idx",), id="place in the cache by another name"),
         pytest.param("rwkv", "KEPT_INDICES", (), id="a number for arithmetic"),
-        pytest.param("mllama", "_NUMBERS", (), id="numbers of layers"),
+        pytest.param("mllama", "LAYER_NUMBER_LISTS", (), id="numbers of layers"),
         pytest.param("gemma3n_text", "PACKED", (), id="embeddings of a layer"),
-        pytest.param("gemma4_text", "_SHARED_END", "-", id="where sharing ends"),
+        pytest.param("gemma4_text", "SHARED_END", "-", id="where sharing ends"),
         pytest.param("llama", "damp", lambda *_: None, id="the hook of a scale"),
         pytest.param("gemma3n_text", "_sources", lambda *_: {}, id="the order of sharing"),
         pytest.param("recurrent_gemma", "visited", lambda layer, *_: layer, id="a view of its own"),
@@ -108,16 +109,16 @@ _MAPPED = layers._mapped
 def test_the_sweep_sees_a_mechanism_that_is_taken_away(
     name: str, place: str, broken: Any, table: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, place, broken)
+    monkeypatch.setattr(remap, place, broken)
     row = sweep.attempt(name)
-    if place in ("_SLOTS", "_sources"):  # then it is a refusal that appears, or is missing
+    if place in ("SLOTS", "_sources"):  # then it is a refusal that appears, or is missing
         assert row.reason != table[name]["reason"]
     else:
         assert row.verdict == "WRONG"
 
 
 def test_the_sweep_sees_a_cache_that_misleads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "check", lambda *_: None)
+    monkeypatch.setattr(remap, "check", lambda *_: None)
     row = sweep.attempt("minimax")
     assert row.verdict == "WRONG"
     assert "cached and uncached differ" in row.reason
@@ -134,7 +135,7 @@ def test_what_a_configuration_overrides_for_single_layers_follows(monkeypatch: p
             return [config.head_dim for config in model.config.per_layer_config]
 
     assert told() == wide
-    monkeypatch.setattr(layers, "OVERRIDES", "-")
+    monkeypatch.setattr(architectures, "OVERRIDES", "-")
     assert told() != wide
 
 

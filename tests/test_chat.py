@@ -22,13 +22,14 @@ from tiny_models import NOT_BUILT, TYPES, tiny_model, tiny_named
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from david import session
-from david.chat import Chat, template_tokens
-from david.errors import DavidError, RecipeError, SlingError, printable
-from david.recipe import Recipe
-from david.sling import sling
-from david.stack import stacked
-from david.writing import Answer, Sampling, Voice
+from david.chat.conversation import Chat, template_tokens
+from david.chat.generation import Answer, Sampling, Voice
+from david.cli import chat_repl
+from david.errors import DavidError, RecipeError, SlingError
+from david.recipe.recipe import Recipe
+from david.sling.in_place import sling
+from david.sling.stacked_copy import stacked
+from david.support.text import printable
 from tests.command import Run, refusal
 
 AGAIN, DAMPED = "0:4, 2:6", "0:6, 3:6*0.5"
@@ -346,7 +347,7 @@ def test_text_that_becomes_the_end_is_held_back_and_left_out(endless: Any, monke
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("david.writing._Writing", Told)
+    monkeypatch.setattr("david.chat.generation._Writing", Told)
     voice = Voice("base", Recipe.identity(6), endless)
     assert list(voice.write(Scripted(), [0], Sampling(), end="\nUser:")) == ["Hello", "\nUs"]
     assert voice.answer is not None
@@ -485,13 +486,13 @@ def test_a_recipe_that_cannot_answer_does_not_silence_the_others(typed: Any) -> 
 
 
 def test_what_a_model_writes_moves_no_cursor(typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("david.chat.Chat.stream", lambda *_: iter(["a\x1b[2J", "\u202eb\nc"]))
+    monkeypatch.setattr("david.chat.conversation.Chat.stream", lambda *_: iter(["a\x1b[2J", "\u202eb\nc"]))
     _, out, _ = typed("chat model", "w5")
     assert out == "a\\x1b[2J\\u202eb\nc\n"
 
 
 def test_bytes_that_are_no_text_are_told_in_a_line(place: Path) -> None:
-    code = "from david.cli import main; main()"
+    code = "from david.cli.app import main; main()"
     line = ["chat", "model", "--max-new-tokens", "2"]
     found = subprocess.run(
         [sys.executable, "-c", code, *line], cwd=place, input=b"w5\n\xff\xfe\n", capture_output=True, check=False,
@@ -511,7 +512,7 @@ class Terminal:
             os.chdir(place)
             os.environ["TERM"] = "dumb"
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a job in the background has ignored
-            code = "from david.cli import main; main()"
+            code = "from david.cli.app import main; main()"
             os.execv(sys.executable, [sys.executable, "-c", code, "chat", "model", *options])
         self.seen = ""
 
@@ -696,11 +697,11 @@ def test_a_message_that_is_not_answered_again_keeps_its_answer(endless: Any, tok
     chat = Chat(endless, tokenizer, sampling=Sampling(max_new_tokens=2))
     chat.say("w5")
     before = list(chat.messages)
-    with contextlib.suppress(KeyboardInterrupt), session._again(chat) as message:
+    with contextlib.suppress(KeyboardInterrupt), chat_repl._again(chat) as message:
         assert message == "w5"
         raise KeyboardInterrupt
     assert chat.messages == before
-    with session._again(chat) as message:
+    with chat_repl._again(chat) as message:
         chat.say(message)
     assert len(chat.messages) == 2
 
@@ -712,11 +713,11 @@ def test_what_is_answered_again_in_less_room_is_kept_and_what_is_not_is_as_it_wa
         chat.say(word)
     before = list(chat.messages)
     chat.system = "w9 " * 100  # with which fewer turns find room
-    with contextlib.suppress(DavidError), session._again(chat) as message:
+    with contextlib.suppress(DavidError), chat_repl._again(chat) as message:
         next(chat.comparing(message))
         raise DavidError
     assert chat.messages == before
-    with session._again(chat) as message:
+    with chat_repl._again(chat) as message:
         answer = chat.say(message)
     assert notes
     assert len(chat.messages) < len(before)
@@ -737,7 +738,7 @@ def test_what_is_said_meanwhile_stays_and_an_answer_that_has_not_begun_is_none(e
     assert [its["content"] for its in chat.messages[::2]] == ["w7"]
     before = list(chat.messages)
     chat.in_use.write = lambda *_, **__: _stopped(chat.in_use)  # type: ignore[method-assign]
-    with contextlib.suppress(KeyboardInterrupt), session._again(chat) as message:
+    with contextlib.suppress(KeyboardInterrupt), chat_repl._again(chat) as message:
         chat.say(message)
     assert chat.messages == before
 

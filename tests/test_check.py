@@ -8,8 +8,9 @@ import torch
 from tiny_models import tiny_model, tiny_named
 from torch import nn
 
-from david import David, Recipe, check, layers, views
+from david import David, Recipe
 from david.errors import SlingError
+from david.sling import architectures, remap, verify, views
 
 TOKENS = torch.arange(12)[None] * 5 + 3
 
@@ -26,7 +27,7 @@ def test_a_certificate_holds_every_proof() -> None:
     certificate = David.check(tiny_named("llama"))
     assert certificate.passed
     assert claims(certificate, "the identity") == ["uncached = the base", "cached = the base"]
-    for name in check.maps(6):
+    for name in verify.maps(6):
         assert claims(certificate, name) == [
             "uncached = stacked",
             "cached = stacked",
@@ -43,7 +44,7 @@ def test_it_prints_a_page_and_json() -> None:
     page = str(certificate)
     assert page.startswith("PASSED: slinging LlamaForCausalLM (llama), 6 layers, float32 on cpu, on text\nwith david ")
     assert f"torch {torch.__version__}" in page
-    assert f"every layer twice: {check.maps(6)['every layer twice']}" in page
+    assert f"every layer twice: {verify.maps(6)['every layer twice']}" in page
     told = json.loads(json.dumps(certificate.to_dict()))
     assert (told["passed"], told["model_type"], told["num_layers"]) == (True, "llama", 6)
     assert len(told["findings"]) == len(certificate.findings)
@@ -77,7 +78,7 @@ def test_a_base_whose_cache_changes_its_logits_is_told_and_is_no_failure() -> No
 @pytest.mark.parametrize(
     ("place", "broken", "name", "seen"),
     [
-        ("_INDICES", (), "llama", {"cached = stacked", "cached = uncached"}),
+        ("INDICES", (), "llama", {"cached = stacked", "cached = uncached"}),
         ("_has_each", lambda *_: False, "gemma3_text", {"uncached = stacked"}),
         ("damp", lambda *_: None, "llama", {"uncached = stacked", "cached = stacked"}),
         ("PACKED", (), "gemma3n_text", {"uncached = stacked"}),
@@ -87,13 +88,13 @@ def test_it_fails_where_a_mechanism_is_missing(
     place: str, broken: Any, name: str, seen: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_named(name)
-    base = check.whole(model, TOKENS)
-    monkeypatch.setattr(layers, place, broken)
+    base = verify.whole(model, TOKENS)
+    monkeypatch.setattr(remap, place, broken)
     certificate = David.check(model)
     assert not certificate.passed
     assert seen <= failed(certificate)
     assert str(certificate).startswith("FAILED")
-    assert torch.equal(check.whole(model, TOKENS), base)
+    assert torch.equal(verify.whole(model, TOKENS), base)
 
 
 def test_it_fails_where_a_sling_writes_into_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +106,7 @@ def test_it_fails_where_a_sling_writes_into_the_base(monkeypatch: pytest.MonkeyP
             weight.data += 1e-3
         return view
 
-    monkeypatch.setattr(layers, "module_view", careless)
+    monkeypatch.setattr(remap, "module_view", careless)
     assert {"the base beside the view", "uncached = the base"} <= failed(David.check(tiny_named("llama")))
 
 
@@ -113,16 +114,16 @@ def test_it_fails_where_a_sling_writes_into_the_base(monkeypatch: pytest.MonkeyP
 
 
 def test_without_room_for_a_copy_the_layers_are_called_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_room_for", lambda *_: False)
+    monkeypatch.setattr(verify, "_room_for", lambda *_: False)
     certificate = David.check(tiny_named("gemma3_text"))
     assert certificate.passed
     assert "uncached = layer by layer" in claims(certificate, "every layer twice")
-    monkeypatch.setattr(layers, "_has_each", lambda *_: False)
+    monkeypatch.setattr(remap, "_has_each", lambda *_: False)
     assert failed(David.check(tiny_named("gemma3_text"))) >= {"uncached = layer by layer"}
 
 
 def test_layers_that_hand_on_more_are_not_called_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_room_for", lambda *_: False)
+    monkeypatch.setattr(verify, "_room_for", lambda *_: False)
     certificate = David.check(tiny_named("zaya"))
     assert certificate.passed
     assert "its layers hand on more than a hidden state" in str(certificate)
@@ -132,16 +133,16 @@ def test_layers_that_hand_on_more_are_not_called_one_by_one(monkeypatch: pytest.
 def test_layer_by_layer_is_the_sling(name: str) -> None:
     model = tiny_named(name)
     recipe = Recipe.parse("0:4, 2*0.5, 3:6")
-    called = check.layer_by_layer(model, recipe, TOKENS)
+    called = verify.layer_by_layer(model, recipe, TOKENS)
     with David.slung(model, recipe):
-        torch.testing.assert_close(check.whole(model, TOKENS), called, atol=1e-5, rtol=0)
+        torch.testing.assert_close(verify.whole(model, TOKENS), called, atol=1e-5, rtol=0)
 
 
 def test_a_model_of_two_devices_has_no_room_for_a_copy() -> None:
     model = tiny_named("llama")
-    assert check._room_for(model, Recipe.identity(6))
+    assert verify._room_for(model, Recipe.identity(6))
     model.model.layers[3].to("meta")
-    assert not check._room_for(model, Recipe.identity(6))
+    assert not verify._room_for(model, Recipe.identity(6))
 
 
 # What is refused, and a type that no proof was made for.
@@ -161,7 +162,7 @@ def test_a_type_that_cannot_be_slung_is_refused() -> None:
 
 
 def test_an_unproved_type_is_slung_once_its_check_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "PROVED", frozenset())
+    monkeypatch.setattr(architectures, "PROVED", frozenset())
     model, other = tiny_named("llama"), tiny_named("llama")
     with pytest.raises(SlingError, match=r"David\.check\(model\)"):
         David.sling(model, [0, 1])
@@ -175,8 +176,8 @@ def test_an_unproved_type_is_slung_once_its_check_passed(monkeypatch: pytest.Mon
 
 
 def test_an_unproved_type_whose_check_fails_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "PROVED", frozenset())
-    monkeypatch.setattr(layers, "INDICES", ())
+    monkeypatch.setattr(architectures, "PROVED", frozenset())
+    monkeypatch.setattr(architectures, "INDICES", ())
     model = tiny_named("llama")
     assert not David.check(model).passed
     with pytest.raises(SlingError, match="no proof"):
@@ -207,8 +208,8 @@ def test_half_precision_raises_no_alarm(dtype: torch.dtype) -> None:
 
 
 def test_scales_that_are_a_little_wrong_are_seen_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = layers.damp
-    monkeypatch.setattr(layers, "damp", lambda view, scale: whole(view, scale if scale == 1 else scale + 0.05))
+    whole = remap.damp
+    monkeypatch.setattr(remap, "damp", lambda view, scale: whole(view, scale if scale == 1 else scale + 0.05))
     assert "uncached = stacked" in failed(David.check(tiny_named("llama").to(torch.bfloat16)))
 
 

@@ -25,11 +25,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import david
-from david import David, Recipe, checkpoint, export, rebuilt
-from david.base import fingerprint
+from david import David, Recipe
+from david.checkpoint import export as export_module
+from david.checkpoint import round_trip_check
+from david.checkpoint.export import export
 from david.errors import DavidError, RecipeError, SearchError, SlingError
-from david.origin import Base, Convention, Data, Measurement
-from david.stack import stacked
+from david.models.describe import fingerprint
+from david.recipe.base_model import Base
+from david.recipe.schema import Convention, Data, Measurement
+from david.sling.stacked_copy import stacked
 
 TOKENS = torch.arange(14).unsqueeze(0) * 5 + 3  # [1, T]
 REPEAT, SKIP = "0:4, 2:6", "0:2, 3:6"
@@ -252,7 +256,7 @@ def test_the_demo_model_is_exported_exactly(demo: tuple[Any, Any], tmp_path: Pat
 
 
 def test_both_ways_to_call_it_and_every_kind_of_recipe(tiny: Any, tmp_path: Path) -> None:
-    assert david.export is checkpoint.export
+    assert david.export is export_module.export
     recipe = Recipe.parse(REPEAT)
     recipe.save(tmp_path / "six.json")
     wrote = [
@@ -526,7 +530,7 @@ def test_a_folder_is_new_or_empty(tiny: Any, tmp_path: Path) -> None:
 
 def test_too_little_room_is_told_with_numbers(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 12_345)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _place: free)
+    monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _place: free)
     with pytest.raises(SearchError, match=r"out needs 1\.\d MB, and 12\.3 kB are free there"):
         export(tiny, REPEAT, tmp_path / "out")
     assert left(tmp_path) == []
@@ -544,7 +548,7 @@ def test_without_the_structural_check_a_wrong_checkpoint_is_written(
         model.model.layers[2].self_attn.scaling *= 2
     with pytest.raises(SlingError, match=r"visit \d would have"):
         export(model, recipe, tmp_path / "out")
-    monkeypatch.setattr(rebuilt, "_compare", lambda *_: None)
+    monkeypatch.setattr(round_trip_check, "_compare", lambda *_: None)
     export(model, recipe, tmp_path / "out")
     assert not torch.allclose(logits(read(tmp_path / "out")), logits(own_memory(stacked(model, recipe))), atol=1e-3)
 
@@ -554,7 +558,7 @@ def test_without_the_check_of_ties_two_tensors_come_back_as_one(
 ) -> None:
     _tied_in_words_alone(tiny)
     before = logits(David.view(tiny, REPEAT))
-    monkeypatch.setattr(rebuilt, "_check_ties", lambda _weights, built: set(built.all_tied_weights_keys))
+    monkeypatch.setattr(round_trip_check, "_check_ties", lambda _weights, built: set(built.all_tied_weights_keys))
     export(tiny, REPEAT, tmp_path / "out")
     assert not torch.allclose(logits(read(tmp_path / "out")), before, atol=1e-3)
 
@@ -571,7 +575,7 @@ def test_without_the_check_of_padding_a_row_comes_back_as_zeros(
     assert torch.equal(logits(read(tmp_path / "zero")), logits(own_memory(stacked(model, Recipe.parse(REPEAT)))))
     with torch.no_grad():
         model.model.embed_tokens.weight[0] = 1
-    monkeypatch.setattr(rebuilt, "_check_padding", lambda *_: None)
+    monkeypatch.setattr(round_trip_check, "_check_padding", lambda *_: None)
     export(model, REPEAT, tmp_path / "out")
     assert not torch.allclose(
         logits(read(tmp_path / "out")), logits(own_memory(stacked(model, Recipe.parse(REPEAT)))), atol=1e-3
@@ -587,7 +591,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(
     error: BaseException, parent: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrote = []
-    write = checkpoint.save_file
+    write = export_module.save_file
 
     def failing(*args: Any, **options: Any) -> None:
         assert not list(tmp_path.rglob("config.json")), "what makes a folder look whole comes last"
@@ -595,7 +599,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(
             raise error
         wrote.append(write(*args, **options))
 
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    monkeypatch.setattr(export_module, "save_file", failing)
     told = SearchError if isinstance(error, OSError) else type(error)
     with pytest.raises(told, match="could not be written: .*No space left" if told is SearchError else None):
         export(tiny, REPEAT, tmp_path / f"{parent}out", max_shard_size=SHARD)

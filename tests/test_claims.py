@@ -10,10 +10,10 @@ import pytest
 from optuna import Study
 from optuna.trial import Trial, TrialState
 
-from david import stopping
-from david.claims import TICKET, claim
-from david.storage import open_storage
-from david.workers import MACHINE, OWNER, Heart
+from david.storage.backend import open_storage
+from david.storage.heartbeat import MACHINE, OWNER, Heart
+from david.storage.trial_claims import TICKET, claim
+from david.support import signals
 
 RECIPE = "0:2, 1:3"
 LIVE, DEAD = "elsewhere:1:ab", f"{MACHINE}:999999999:ab"
@@ -71,7 +71,7 @@ def test_one_that_is_still_choosing_is_waited_for(
     its: int, theirs: bool, study: Study, heart: Heart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = asked(study, LIVE, recipe=RECIPE)
-    monkeypatch.setattr(stopping, "pause", lambda _seconds: other.set_user_attr(TICKET, its))
+    monkeypatch.setattr(signals, "pause", lambda _seconds: other.set_user_attr(TICKET, its))
     taken = claim(study, heart, {RECIPE: asked(study, heart.name)})
     assert taken == ({RECIPE: other.number} if theirs else {})
 

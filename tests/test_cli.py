@@ -19,13 +19,13 @@ import torch
 from tiny_models import VOCABULARY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from david import layers
-from david.corpus import Corpus
-from david.origin import Base
-from david.recipe import Recipe
-from david.score import multiple_choice, perplexity
-from david.sling import view
-from david.stack import stacked
+from david.recipe.base_model import Base
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import multiple_choice, perplexity
+from david.sling import architectures
+from david.sling.in_place import view
+from david.sling.stacked_copy import stacked
 from tests.command import CHOICES, ON_DATA, SCORE, SEARCH, WINDOW, Run
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -283,7 +283,7 @@ def test_check_prints_a_certificate(run: Run) -> None:
 
 
 def test_check_exits_with_1_where_anything_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "INDICES", ())
+    monkeypatch.setattr(architectures, "INDICES", ())
     code, text, _ = run("check model")
     assert (code, text.startswith("FAILED: slinging")) == (1, True)
     code, printed, _ = run("check model --json")
@@ -291,10 +291,10 @@ def test_check_exits_with_1_where_anything_fails(run: Run, monkeypatch: pytest.M
 
 
 def test_a_type_that_no_proof_was_made_for_is_proved_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "PROVED", frozenset())
+    monkeypatch.setattr(architectures, "PROVED", frozenset())
     code, _, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, "LlamaForCausalLM is new here: proving first" in err) == (0, True)
-    monkeypatch.setattr(layers, "INDICES", ())
+    monkeypatch.setattr(architectures, "INDICES", ())
     code, out, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, out) == (1, "")
     assert (
@@ -407,7 +407,7 @@ def test_the_bare_command_names_every_command(run: Run) -> None:
 
 
 def test_the_console_script_exits_with_1_and_a_line(place: Path) -> None:
-    script = [sys.executable, "-c", "from david.cli import main; main()", "explain", "0:x"]
+    script = [sys.executable, "-c", "from david.cli.app import main; main()", "explain", "0:x"]
     found = run_process(script, cwd=place, capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert found.stdout == ""

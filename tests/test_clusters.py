@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from david.cli import app
+from david.cli.app import app
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "workers"
 

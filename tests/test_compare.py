@@ -10,17 +10,20 @@ import torch
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from david import compare, comparison, tasks
-from david.base import costs
-from david.cli_scores import _add
-from david.engine import Engine
+from david import compare
+from david.analysis import compare as compare_module
+from david.cli.scores import _add
+from david.engine.engine import Engine
 from david.errors import CorpusError, RecipeError, ScoreError
-from david.explain import explain
-from david.recipe import Recipe
-from david.score import Score, multiple_choice, perplexity
-from david.sling import sling, slung, view
-from david.stack import stacked
-from david.verdict import paired_difference
+from david.metrics.paired_test import paired_difference
+from david.metrics.score import Score
+from david.models.describe import costs
+from david.recipe.explain import explain
+from david.recipe.recipe import Recipe
+from david.scoring import tasks
+from david.scoring.objectives import multiple_choice, perplexity
+from david.sling.in_place import sling, slung, view
+from david.sling.stacked_copy import stacked
 from tests.command import Run, refusal
 from tests.test_cuts import QUESTIONS
 from tests.test_score import choice_corpus, random_corpus
@@ -111,9 +114,9 @@ def test_recipes_take_turns_in_each_round_and_the_median_is_told(model: Any, mon
         return torch.zeros(1, prompt.shape[1] + max_new_tokens, dtype=torch.long)
 
     monkeypatch.setattr(model, "generate", generate)
-    monkeypatch.setattr(comparison.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(compare_module.time, "perf_counter", lambda: clock[0])
     recipes = [Recipe.identity(6), Recipe.parse("0:6, 2:6"), RECIPES[2]]
-    found = comparison.speeds(model, recipes, torch.ones(1, 4, dtype=torch.long), 12, 3)
+    found = compare_module.speeds(model, recipes, torch.ones(1, 4, dtype=torch.long), 12, 3)
     assert found == [12 / 2, 12 / 4, 12 / 3]  # of 1, 2, 8; 4, 4, 4; 3, 5, 1: the first of each does not count
     rounds = [order[i : i + 3] for i in range(0, 12, 3)]
     assert all(sorted(turn) == [5, 6, 10] for turn in rounds)
@@ -130,7 +133,7 @@ def test_what_is_written_is_what_a_view_writes(model: Any) -> None:
         return written[-1]
 
     model.generate = watched
-    comparison.speeds(model, [RECIPES[0]], prompt, 5, 1)
+    compare_module.speeds(model, [RECIPES[0]], prompt, 5, 1)
     del model.generate
     for tokens in written:
         expected = view(model, RECIPES[0]).generate(prompt, max_new_tokens=5, do_sample=False, eos_token_id=None)
@@ -146,13 +149,13 @@ def test_an_objective_of_ones_own_has_its_own_unit(model: Any) -> None:
     table = compare(model, RECIPES[:1], {"mine": (depth, random_corpus(4))}, decode=0)
     assert table["mine_layers"].tolist() == [6.0, 8.0]
     assert table["mine_verdict"][1] == "worse"
-    assert "mine layers" in comparison.as_text(table)
+    assert "mine layers" in compare_module.as_text(table)
 
 
 def test_more_tokens_than_the_model_takes_are_refused_before_anything_is_scored(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "score_recipes", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(compare_module, "score_recipes", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(ScoreError, match=r"behind a prompt of \d+ the model takes \d+ tokens; got decode 5000"):
         compare(model, RECIPES, {"a": random_corpus(2)}, decode=5000)
 

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from david import David, Recipe
 from david.errors import SlingError
-from david.stack import stacked
+from david.sling.stacked_copy import stacked
 
 TOKENS = torch.arange(14).unsqueeze(0) * 5 + 3  # [1, T]
 MAPS = ["0:4, 2:6", "0, 3, 2, 1, 4:6", "0:6, 0:6", "3", "0:6, 0:6, 0:6"]

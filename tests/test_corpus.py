@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from david.corpus import Corpus
 from david.errors import CorpusError
-from david.sources import BUILT_IN
+from david.scoring.corpus import Corpus
+from david.scoring.sources import BUILT_IN
 
 BOS = 0
 ROWS = ['one, "two"', "three\nfour  ", "späte Äpfel", "{five}"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from david.corpus import Corpus
 from david.errors import CorpusError
+from david.scoring.corpus import Corpus
 from tests.test_corpus import BOS, SlowTokenizer, byte_tokenizer, pairs, write, write_rows
 
 TEXT = "abcdefghijklmnopqrstuvwxyz"

@@ -14,17 +14,19 @@ from optuna import Study
 from optuna.trial import BaseTrial, TrialState
 from tiny_models import VOCABULARY, tiny_model
 
-from david.corpus import Corpus
-from david.engine import Engine, score_recipes
+from david.candidates.spaces import Block
+from david.engine.engine import Engine, score_recipes
+from david.engine.prefix_tree import Plan
 from david.errors import DavidError, ScoreError, SearchError
-from david.layers import find
-from david.plan import Plan
-from david.recipe import Recipe
-from david.report import best_recipe
-from david.score import Score, multiple_choice, perplexity
-from david.sling import reset, sling, slung
-from david.space import Block, all_blocks
-from david.study import search
+from david.metrics.score import Score
+from david.recipe.blocks import all_blocks
+from david.recipe.recipe import Recipe
+from david.report.best_json import best_recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import multiple_choice, perplexity
+from david.sling.in_place import reset, sling, slung
+from david.sling.locate import find
+from david.study.search import search
 from tests.counting import counted
 from tests.test_corpus import byte_tokenizer, write_rows
 from tests.test_cuts import QUESTIONS

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from david.cli import app
+from david.cli.app import app
 from tests.command import same_levels
 from tests.stand_in import furnish_cache
 
@@ -52,9 +52,9 @@ def in_order(commands: list[str]) -> list[str]:
 
 def furnish(folder: Path) -> None:
     """The files that examples take from their reader: a recipe that someone has made on the demo model."""
-    from david.card import told
-    from david.models import load_model
-    from david.recipe import Recipe
+    from david.checkpoint.model_card import told
+    from david.models.load import load_model
+    from david.recipe.recipe import Recipe
 
     model, _ = load_model("demo", device="cpu")
     told(model, Recipe.from_blocks(30, [(8, 12, 2, 0.3)])).save(folder / "recipe.json")
@@ -62,7 +62,7 @@ def furnish(folder: Path) -> None:
 
 def here(line: str) -> tuple[int, str]:
     """Run a command in this process; its exit code, and what it said and printed."""
-    from david import cli
+    from david.cli import app
 
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -70,7 +70,7 @@ def here(line: str) -> tuple[int, str]:
         patch.setattr(sys, "stdin", io.StringIO(TYPED))
         code: Any = 0
         try:
-            cli.main()
+            app.main()
         except SystemExit as end:
             code = end.code or 0
     return code, said.getvalue()

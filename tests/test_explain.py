@@ -5,8 +5,8 @@ import json
 import pytest
 
 from david.errors import RecipeError
-from david.explain import Costs, explain
-from david.recipe import Recipe, Segment
+from david.recipe.explain import Costs, explain
+from david.recipe.recipe import Recipe, Segment
 
 FOUR = Costs(layer_parameters=(10, 20, 30, 40), layer_kv_bytes=(1, 2, 3, 4), end_parameters=50)
 

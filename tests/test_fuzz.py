@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from david.errors import RecipeError
-from david.origin import LONGEST
-from david.recipe import Recipe
+from david.recipe.recipe import Recipe
+from david.recipe.schema import LONGEST
 from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "fuzz"
@@ -91,8 +91,8 @@ READ = """
 import json, re, sys, time
 from pathlib import Path
 from david.errors import DavidError
-from david.explain import explain
-from david.inputs import recipe_of
+from david.recipe.explain import explain
+from david.cli.inputs import recipe_of
 found = {}
 for path in sorted(Path(sys.argv[1]).iterdir()):
     start = time.process_time()

@@ -12,7 +12,7 @@ import torch
 from tiny_models import N_LAYERS, tiny_named
 
 from david import David, Recipe
-from david.stack import stacked
+from david.sling.stacked_copy import stacked
 
 # Rotary positions, sliding windows, linear attention, experts, state spaces.
 NAMES = ["llama", "gemma3_text", "qwen3_5_text", "mixtral", "jamba"]

@@ -14,9 +14,11 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from david.errors import RecipeError, plain
-from david.origin import LONGEST, Base, Data
-from david.recipe import Recipe
+from david.errors import RecipeError
+from david.recipe.base_model import Base
+from david.recipe.recipe import Recipe
+from david.recipe.schema import LONGEST, Data
+from david.support.text import plain
 from tests.command import MOST, SCORE, SEARCH, TURNED, Run, contents, cut, furnish, matches, refusal, written
 from tests.test_models import write_gguf
 
@@ -337,7 +339,13 @@ def test_an_option_of_another_kind_is_a_usage_error_that_names_it(
 
 
 def test_the_console_script_tells_of_hostile_names_in_a_line_that_prints(place: Path) -> None:
-    script = [sys.executable, "-c", "from david.cli import main; main()", "explain", "0:6\n\x1b[2J" + TURNED + ".json"]
+    script = [
+        sys.executable,
+        "-c",
+        "from david.cli.app import main; main()",
+        "explain",
+        "0:6\n\x1b[2J" + TURNED + ".json",
+    ]
     found = subprocess.run(script, cwd=place, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr == "error: cannot read recipe 0:6\\n\\x1b[2J\\u202e.json: No such file or directory\n"
@@ -358,7 +366,7 @@ def test_plain_text_is_left_and_what_acts_unseen_is_shown(text: str, shown: str)
 
 
 def test_a_base_names_no_path_to_export_from() -> None:
-    from david.inputs import named_base
+    from david.cli.inputs import named_base
 
     assert named_base(Recipe([0], base=Base(model="demo", num_layers=1))) == "demo"
     assert named_base(Recipe([0], base=Base(model="owner/nobody-has-this", num_layers=1))) == "owner/nobody-has-this"

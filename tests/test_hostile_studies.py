@@ -12,9 +12,9 @@ import optuna
 import pytest
 import torch
 
-from david import cli
-from david.models import load_model
-from david.recipe import Recipe
+from david.cli import app
+from david.models.load import load_model
+from david.recipe.recipe import Recipe
 from tests.command import MOST, SEARCH, TURNED, Run, cut, furnish, matches, refusal, same_levels, written
 
 
@@ -64,7 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(place)
         patch.setattr(sys, "argv", ["david", *SEARCH.split(), "--trials", "3", "--baseline", "0"])
         with pytest.raises(SystemExit):
-            cli.main()
+            app.main()
     return place / "run"
 
 

@@ -10,7 +10,7 @@ import pytest
 import simulate
 
 from david.errors import ScoreError
-from david.luck import Luck, luck
+from david.metrics.selection_bias import Luck, luck
 
 NAN = math.nan
 TOKENS = [10, 10, 5, 10, 8, 10]

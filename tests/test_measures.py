@@ -8,15 +8,17 @@ from optuna import Study
 from scipy import stats
 from tiny_models import tiny_model
 
-from david import page, records, report
-from david.corpus import Corpus
-from david.engine import score_recipes
+from david.analysis.remeasure import measure
+from david.candidates.strategies import Scan
+from david.engine.engine import score_recipes
 from david.errors import ScoreError, SearchError
-from david.measures import measure
-from david.recipe import Recipe
-from david.score import Score, perplexity
-from david.strategy import Scan
-from david.study import search
+from david.metrics.score import Score
+from david.recipe.recipe import Recipe
+from david.report import page, sentences
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.storage import results
+from david.study.search import search
 from tests.counting import counted
 from tests.test_engine import windows
 from tests.test_score import of_completions
@@ -36,26 +38,26 @@ def recipes_of(study: Study, numbers: Any) -> list[Recipe]:
 def test_a_measure_is_each_recipes_score_and_the_correlation_is_theirs(study: Study, tiny: Any) -> None:
     answers = of_completions()
     found = measure(study, tiny, answers, name="answers", progress=False)
-    kept = records.measured(study)["answers"]
+    kept = results.measured(study)["answers"]
     assert len(kept) == found.pairs == 12
     scores = score_recipes(tiny, recipes_of(study, kept), answers)
     assert list(kept.values()) == pytest.approx([score.nll for score in scores], rel=1e-6)
     rho = stats.spearmanr([study.trials[number].value for number in kept], list(kept.values())).statistic
     assert found.rho == pytest.approx(rho)
     told = f"search NLL ranks 12 recipes for answers with a rank correlation of {rho:+.2f}"
-    assert report.rankings(study)[0].startswith(told)
+    assert sentences.rankings(study)[0].startswith(told)
     assert "Other measures" in page.page(study)
 
 
 def test_what_is_measured_is_not_measured_again(study: Study, tiny: Any) -> None:
     first = measure(study, tiny, windows(3), name="more", most=5, progress=False)
     assert first.pairs == 5
-    order = [trial.number for trial in records.whole(study)]
-    assert list(records.measured(study)["more"]) == [order[place] for place in (0, 3, 6, 8, 11)]  # from best to worst
-    before = records.measured(study)["more"]
+    order = [trial.number for trial in results.whole(study)]
+    assert list(results.measured(study)["more"]) == [order[place] for place in (0, 3, 6, 8, 11)]  # from best to worst
+    before = results.measured(study)["more"]
     second = measure(study, tiny, windows(3), name="more", progress=False)
     assert second.pairs == 12
-    assert records.measured(study)["more"].items() >= before.items()
+    assert results.measured(study)["more"].items() >= before.items()
     with counted(tiny) as calls:
         assert measure(study, tiny, windows(3), name="more", objective=lambda *_: 1 / 0, progress=False) == second
     assert sum(calls) == 0
@@ -69,7 +71,7 @@ def test_any_objective_measures_and_what_it_cannot_score_is_left_out(study: Stud
 
     found = measure(study, tiny, windows(1), name="odd", objective=dislikes_seven, progress=False)
     assert found.pairs == 12 - 6
-    assert set(report.rankings(study)) == {report.rankings(study)[0]}
+    assert set(sentences.rankings(study)) == {sentences.rankings(study)[0]}
 
 
 def test_a_study_of_another_model_is_refused(study: Study) -> None:
@@ -77,4 +79,4 @@ def test_a_study_of_another_model_is_refused(study: Study) -> None:
         measure(study, tiny_model("llama", num_hidden_layers=5), windows(1), name="x", progress=False)
     with pytest.raises(SearchError, match="most must be at least 2"):
         measure(study, tiny_model("llama"), windows(1), name="x", most=1)
-    assert records.measured(study) == {}
+    assert results.measured(study) == {}

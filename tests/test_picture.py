@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from david.picture import svg_picture, sweeps, text_picture
+from david.recipe.picture import svg_picture, sweeps, text_picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from david.plan import ROOT, Plan, groups
-from david.recipe import Recipe
+from david.engine.prefix_tree import ROOT, Plan, groups
+from david.recipe.recipe import Recipe
 
 DEPTH = 6
 ORDERS = [Plan.depth_first, Plan.elevator]

@@ -12,9 +12,10 @@ from matplotlib.backend_bases import MouseEvent
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
-from david import plot, records, table
-from david.recipe import Recipe
-from david.space import all_blocks
+from david.recipe.blocks import all_blocks
+from david.recipe.recipe import Recipe
+from david.report import plots, tables
+from david.storage import results
 from tests.studies import add, new_study
 
 
@@ -45,7 +46,7 @@ def trials_of(nlls: Sequence[float], n_layers: int = 6) -> pd.DataFrame:
     study = new_study(n_layers)
     for recipe, nll in zip([Recipe.identity(n_layers), *all_blocks(n_layers)], nlls, strict=False):
         add(study, recipe, nll)
-    return table.trials(study)
+    return tables.trials(study)
 
 
 def grid_of(cells: dict[tuple[int, int], float], n_layers: int) -> pd.DataFrame:
@@ -66,7 +67,7 @@ def paths_table(*notations: str, base: int = 6) -> pd.DataFrame:
 
 
 def test_a_path_is_a_line_from_visit_to_layer_and_the_bases_is_dotted(ax: Axes) -> None:
-    plot.paths(paths_table("0:4, 2:6", "0:6, 5"), ax)
+    plots.paths(paths_table("0:4, 2:6", "0:6, 5"), ax)
     assert list(line(ax, "1 · 0:4, 2:6").get_xydata()[:, 0]) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert list(line(ax, "1 · 0:4, 2:6").get_ydata()) == [0, 1, 2, 3, 2, 3, 4, 5]
     assert list(line(ax, "2 · 0:6, 5").get_ydata()) == [0, 1, 2, 3, 4, 5, 5]
@@ -77,7 +78,7 @@ def test_a_path_is_a_line_from_visit_to_layer_and_the_bases_is_dotted(ax: Axes) 
 
 def test_recipes_with_one_map_and_other_strengths_are_both_seen(ax: Axes) -> None:
     names = ["base", "0:4, 2:4*0.5, 4:6", "0:4, 2:4*0.1, 4:6", "0:5, 2:6"]
-    plot.paths(table.paths(pd.DataFrame({"recipe": names}), 6), ax)
+    plots.paths(tables.paths(pd.DataFrame({"recipe": names}), 6), ax)
     first, second, third = (line(ax, f"{rank + 1} · {name}") for rank, name in enumerate(names[1:]))
     assert first.get_linestyle() == third.get_linestyle() == "-"
     assert second.get_linestyle() == "--"  # as matplotlib calls every pattern
@@ -89,14 +90,14 @@ def test_recipes_with_one_map_and_other_strengths_are_both_seen(ax: Axes) -> Non
 
 
 def test_a_path_says_what_its_axes_are_and_which_line_is_which_recipe(ax: Axes) -> None:
-    plot.paths(paths_table("0:4, 2:6"), ax)
+    plots.paths(paths_table("0:4, 2:6"), ax)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("visit", "layer of the base")
     assert "best recipes" in ax.get_title()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["base", "1 · 0:4, 2:6"]
 
 
 def test_visits_that_are_not_plain_are_marked_the_weaker_the_smaller(ax: Axes) -> None:
-    plot.paths(paths_table("0:3, 2*0.5, 2*0.1, 3:6"), ax)
+    plots.paths(paths_table("0:3, 2*0.5, 2*0.1, 3:6"), ax)
     size = {}
     for dots in ax.collections:
         offsets = np.asarray(dots.get_offsets())
@@ -108,7 +109,7 @@ def test_visits_that_are_not_plain_are_marked_the_weaker_the_smaller(ax: Axes) -
 
 def test_a_long_recipe_is_shortened_in_the_legend_and_drawn_whole(ax: Axes) -> None:
     notation = str(Recipe.from_blocks(80, [(i, i + 2, 2, 0.35) for i in range(0, 80, 2)]))
-    plot.paths(paths_table(notation, base=80), ax)
+    plots.paths(paths_table(notation, base=80), ax)
     label = ax.get_legend().get_texts()[1].get_text()
     assert label.endswith("…")
     assert len(label) < 110 < len(notation)
@@ -130,7 +131,7 @@ CELLS = {(0, 1): 0.4, (0, 2): 0.3, (1, 2): -0.2, (2, 3): 0.1}
 
 
 def test_the_heatmap_shows_each_difference_at_its_i_and_j(ax: Axes) -> None:
-    plot.blocks(grid_of(CELLS, 4), ax)
+    plots.blocks(grid_of(CELLS, 4), ax)
     expected = np.full((4, 4), math.nan)
     for (i, j), difference in CELLS.items():
         expected[i, j - 1] = difference
@@ -152,7 +153,7 @@ def test_the_heatmap_shows_each_difference_at_its_i_and_j(ax: Axes) -> None:
 def test_the_heatmap_marks_the_best_block_and_its_title_names_it(
     ax: Axes, cells: dict[tuple[int, int], float], best: tuple[int, int]
 ) -> None:
-    plot.blocks(grid_of(cells, 4), ax)
+    plots.blocks(grid_of(cells, 4), ax)
     i, j = best
     assert [tuple(mark.get_xydata()[0]) for mark in ax.lines] == [(j, i)]
     assert f"({i}, {j})" in ax.get_title()
@@ -173,7 +174,7 @@ def test_the_heatmap_marks_the_best_block_and_its_title_names_it(
     ids=["mixed", "one worse", "one better", "equal", "all better", "all worse", "hardly better"],
 )
 def test_white_is_the_base_blue_is_better_and_red_is_worse(ax: Axes, cells: dict[tuple[int, int], float]) -> None:
-    plot.blocks(grid_of(cells, 4), ax)
+    plots.blocks(grid_of(cells, 4), ax)
     image = ax.images[0]
     ax.figure.canvas.draw()
     assert image.norm(0.0) == pytest.approx(0.5)
@@ -185,7 +186,7 @@ def test_white_is_the_base_blue_is_better_and_red_is_worse(ax: Axes, cells: dict
 
 
 def test_the_colour_bar_says_the_unit_and_points_on_where_values_lie_beyond_it(ax: Axes) -> None:
-    plot.blocks(grid_of({(i, i + 1): 0.01 for i in range(19)} | {(19, 20): 9.0}, 20), ax)
+    plots.blocks(grid_of({(i, i + 1): 0.01 for i in range(19)} | {(19, 20): 9.0}, 20), ax)
     bar = ax.images[0].colorbar
     assert "nats a token" in bar.ax.get_ylabel()
     assert "blue is better" in bar.ax.get_ylabel()
@@ -195,17 +196,17 @@ def test_the_colour_bar_says_the_unit_and_points_on_where_values_lie_beyond_it(a
 
 def test_the_heatmap_has_a_dot_on_each_block_that_was_dropped_early(ax: Axes) -> None:
     grid = grid_of(CELLS, 4)
-    plot.blocks(grid, ax)
+    plots.blocks(grid, ax)
     assert "dropped" not in ax.get_title()
     ax.clear()
     grid.attrs["partial"] = [(0, 2), (2, 3)]
-    plot.blocks(grid, ax)
+    plots.blocks(grid, ax)
     assert ax.collections[-1].get_offsets().tolist() == [[2, 0], [3, 2]]
     assert "2 dropped early" in ax.get_title()
 
 
 def test_the_heatmaps_axes_say_what_i_and_j_are(ax: Axes) -> None:
-    plot.blocks(grid_of(CELLS, 4), ax)
+    plots.blocks(grid_of(CELLS, 4), ax)
     assert "j" in ax.get_xlabel().split()
     assert "i" in ax.get_ylabel().split()
     assert ax.yaxis.get_inverted()  # the first layer is at the top
@@ -215,7 +216,7 @@ def test_the_heatmaps_axes_say_what_i_and_j_are(ax: Axes) -> None:
 
 
 def test_the_history_has_each_trial_the_best_so_far_and_the_base(ax: Axes) -> None:
-    plot.history(trials_of([2.0, 2.0, 1.5, 1.75, 1.0]), ax)
+    plots.history(trials_of([2.0, 2.0, 1.5, 1.75, 1.0]), ax)
     assert points(ax) == {(0, 2.0), (1, 2.0), (2, 1.5), (3, 1.75), (4, 1.0)}
     best = line(ax, "best so far")
     assert list(best.get_xdata()) == [0, 1, 2, 3, 4]
@@ -226,13 +227,13 @@ def test_the_history_has_each_trial_the_best_so_far_and_the_base(ax: Axes) -> No
 
 
 def test_depth_has_each_trial_over_its_visits(ax: Axes) -> None:
-    plot.depth(trials_of([2.0, 2.0, 1.5, 1.75]), ax)
+    plots.depth(trials_of([2.0, 2.0, 1.5, 1.75]), ax)
     assert points(ax) == {(6, 2.0), (7, 2.0), (8, 1.5), (9, 1.75)}
     assert set(line(ax, "base, 2.0000").get_ydata()) == {2.0}
     assert "visits" in ax.get_xlabel()
 
 
-@pytest.mark.parametrize("draw", [plot.history, plot.depth])
+@pytest.mark.parametrize("draw", [plots.history, plots.depth])
 def test_the_axis_says_nats_on_the_search_windows(draw: object, ax: Axes) -> None:
     draw(trials_of([2.0, 2.5]), ax)  # type: ignore[operator]
     assert ax.get_ylabel() == "NLL on the search windows (nats a token)"
@@ -247,14 +248,14 @@ def test_duplicates_failures_and_infinite_scores_are_not_drawn(ax: Axes) -> None
     add(study, "0:4, 2:6", 1.5, duplicate_of=2)
     add(study, "0:5, 4:6", None, state="FAIL")
     add(study, None, None, state="RUNNING")
-    plot.history(table.trials(study), ax)
+    plots.history(tables.trials(study), ax)
     assert points(ax) == {(0, 2.0), (2, 1.5)}
 
 
 NEAR = [2.0, *(2.0 + 0.02 * (i % 4) for i in range(18))]
 
 
-@pytest.mark.parametrize("draw", [plot.history, plot.depth])
+@pytest.mark.parametrize("draw", [plots.history, plots.depth])
 def test_points_far_above_are_held_at_the_edge_and_told_in_the_title(draw: object, ax: Axes) -> None:
     draw(trials_of([*NEAR, 9.0, 50.0]), ax)  # type: ignore[operator]
     low, high = ax.get_ylim()
@@ -267,7 +268,7 @@ def test_points_far_above_are_held_at_the_edge_and_told_in_the_title(draw: objec
     assert low < held.pop() < high
 
 
-@pytest.mark.parametrize("draw", [plot.history, plot.depth])
+@pytest.mark.parametrize("draw", [plots.history, plots.depth])
 def test_where_no_point_is_far_the_title_tells_of_none(draw: object, ax: Axes) -> None:
     draw(trials_of(NEAR), ax)  # type: ignore[operator]
     assert "edge" not in ax.get_title()
@@ -289,7 +290,7 @@ STUDIES = {
 
 
 @pytest.mark.parametrize("kind", STUDIES)
-@pytest.mark.parametrize("draw", [plot.history, plot.depth])
+@pytest.mark.parametrize("draw", [plots.history, plots.depth])
 def test_of_any_study_every_score_is_drawn_inside_the_axes(draw: object, kind: str, ax: Axes) -> None:
     trials = trials_of(*STUDIES[kind])
     draw(trials, ax)  # type: ignore[operator]
@@ -305,17 +306,17 @@ def test_of_any_study_with_blocks_the_heatmap_and_the_paths_are_drawn(kind: str,
     study = new_study(n_layers)
     for recipe, nll in zip([Recipe.identity(n_layers), *all_blocks(n_layers)], nlls, strict=False):
         add(study, recipe, nll)
-    plot.paths(table.paths(table.leaderboard(study), records.depth_of(study)), ax)
+    plots.paths(tables.paths(tables.leaderboard(study), results.depth_of(study)), ax)
     ax.figure.canvas.draw()
     assert len(ax.lines) == min(len(nlls), 6)
     heat = plt.figure().add_subplot()
-    plot.blocks(table.blocks(study), heat)
+    plots.blocks(tables.blocks(study), heat)
     heat.figure.canvas.draw()
     assert heat.images[0].get_array().shape == (n_layers, n_layers)
 
 
 def test_a_history_of_nothing_says_so(ax: Axes) -> None:
-    plot.history(table.trials(new_study()), ax)
+    plots.history(tables.trials(new_study()), ax)
     assert "nothing scored yet" in ax.get_title()
     assert points(ax) == set()
 
@@ -323,10 +324,10 @@ def test_a_history_of_nothing_says_so(ax: Axes) -> None:
 @pytest.mark.parametrize(
     ("draw", "data"),
     [
-        (plot.history, trials_of([2.0, 1.0])),
-        (plot.depth, trials_of([2.0, 1.0])),
-        (plot.paths, paths_table("0:4, 2:6")),
-        (plot.blocks, grid_of(CELLS, 4)),
+        (plots.history, trials_of([2.0, 1.0])),
+        (plots.depth, trials_of([2.0, 1.0])),
+        (plots.paths, paths_table("0:4, 2:6")),
+        (plots.blocks, grid_of(CELLS, 4)),
     ],
     ids=["history", "depth", "paths", "blocks"],
 )
@@ -340,10 +341,10 @@ def test_without_axes_a_plot_makes_a_figure_and_with_axes_it_makes_none(draw: ob
 
 def test_the_depth_plot_joins_the_front(ax: Axes) -> None:
     trials = trials_of([2.0, 2.2, 1.9])
-    plot.depth(trials, ax, front=table.front(trials))
+    plots.depth(trials, ax, front=tables.front(trials))
     line = next(line for line in ax.lines if line.get_label() == "Pareto front")
-    front = table.front(trials)
+    front = tables.front(trials)
     assert line.get_xydata().tolist() == front[["visits", "nll"]].astype(float).to_numpy().tolist()
     ax.clear()
-    plot.depth(trials, ax)
+    plots.depth(trials, ax)
     assert not [line for line in ax.lines if line.get_label() == "Pareto front"]

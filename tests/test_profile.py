@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from david.engine import Engine
-from david.profile import profile
-from david.recipe import Recipe
-from david.score import perplexity
-from david.sling import sling, slung
+from david.analysis.profile import profile
+from david.engine.engine import Engine
+from david.recipe.recipe import Recipe
+from david.scoring.objectives import perplexity
+from david.sling.in_place import sling, slung
 from tests.test_engine import standing, windows
 
 

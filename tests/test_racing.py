@@ -9,9 +9,9 @@ import pytest
 import racing as experiment
 from optuna import Study
 
-from david.engine import Engine
-from david.racing import RacingPruner, hopeless
-from david.study import _FIRST_RUNG
+from david.candidates.pruner import RacingPruner, hopeless
+from david.engine.engine import Engine
+from david.study.search import _FIRST_RUNG
 from tests.test_engine import STATE, windows
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

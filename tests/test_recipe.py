@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from david.errors import RecipeError
-from david.origin import Base, Convention, Data, Measurement, Origin, Versions
-from david.recipe import Recipe
+from david.recipe.base_model import Base
+from david.recipe.recipe import Recipe
+from david.recipe.schema import Convention, Data, Measurement, Origin, Versions
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no defect
 

@@ -15,13 +15,14 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from tiny_models import NOT_BUILT, TYPES, VOCABULARY, tiny_model, tiny_named
 from torch import nn
 
-from david import layers
-from david.corpus import Corpus
 from david.errors import ScoreError
-from david.layers import find, is_known
-from david.recipe import Recipe
-from david.score import Score, by_question, multiple_choice, perplexity
-from david.sling import slung, view
+from david.metrics.score import Score
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import by_question, multiple_choice, perplexity
+from david.sling import architectures
+from david.sling.in_place import slung, view
+from david.sling.locate import find, is_known
 from tests.test_corpus import BOS, byte_tokenizer, pairs, write_rows
 from tests.test_cuts import QUESTIONS, of_guide, of_lm_eval
 
@@ -49,7 +50,7 @@ def random_corpus(n_windows: int = 4, window: int = 24, highest: int = VOCABULAR
 
 def small_chunks(monkeypatch: pytest.MonkeyPatch, positions: int = 5) -> None:
     """Logits of no more than so many positions at once."""
-    monkeypatch.setattr("david.score._LOGITS_BYTES", 4 * VOCABULARY * positions)
+    monkeypatch.setattr("david.scoring.likelihood._LOGITS_BYTES", 4 * VOCABULARY * positions)
 
 
 def trace(model: Any) -> Callable[[], None]:
@@ -176,12 +177,12 @@ def test_no_more_logits_are_made_at_once_than_memory_is_given(tiny: Any, monkeyp
 
 
 def test_an_end_that_reads_more_than_the_last_hidden_state_is_given_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "COUPLED", frozenset())  # as if it were not known of this type
+    monkeypatch.setattr(architectures, "COUPLED", frozenset())  # as if it were not known of this type
     model, corpus = tiny_named("inkling2_text"), random_corpus(2)  # its end weighs the outputs of earlier layers
     whole = perplexity(model, corpus).window_nll
     small_chunks(monkeypatch)
     assert perplexity(model, corpus).window_nll == whole
-    monkeypatch.setattr("david.score._END_SPREAD", math.inf)  # a look at the last token is what tells
+    monkeypatch.setattr("david.scoring.likelihood._END_SPREAD", math.inf)  # a look at the last token is what tells
     assert perplexity(model, corpus).window_nll != pytest.approx(whole, rel=1e-3)
 
 

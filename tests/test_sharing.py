@@ -20,15 +20,17 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 from tiny_models import tiny_model
 
-from david import David, Recipe, load_model, models
-from david.base import fingerprint
-from david.card import PICTURE_FILE, Stacked, card, told, without_paths
-from david.checkpoint import hand_on
+from david import David, Recipe, load_model
+from david.checkpoint.export import hand_on
+from david.checkpoint.model_card import PICTURE_FILE, Stacked, card, told, without_paths
 from david.errors import ModelError, RecipeError, SearchError
-from david.models import load_base, recipe_at
-from david.origin import Base, Convention, Data, Measurement, Origin
-from david.sling import is_slung, reset
-from david.stack import stacked
+from david.models import load
+from david.models.describe import fingerprint
+from david.models.load import load_base, recipe_at
+from david.recipe.base_model import Base
+from david.recipe.schema import Convention, Data, Measurement, Origin
+from david.sling.in_place import is_slung, reset
+from david.sling.stacked_copy import stacked
 from tests.command import SCORE, Run, refusal
 
 TOKENS = torch.arange(12).unsqueeze(0) * 5 + 3  # [1, T]
@@ -52,7 +54,7 @@ def weights(place: Path) -> str:
 @pytest.fixture
 def demo_is_tiny(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`demo` is the tiny model of `place`."""
-    monkeypatch.setattr("david.models.demo_folder", lambda: place / "model")
+    monkeypatch.setattr("david.models.load.demo_folder", lambda _read: place / "model")
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_the_base_of_a_recipe_is_no_recipe_itself(
 ) -> None:
     """Else two repositories that name each other would never end."""
     asked: list[str] = []
-    monkeypatch.setattr(models, "_hub_recipe", lambda name: asked.append(name) or str(of_demo))
+    monkeypatch.setattr(load, "_hub_recipe", lambda name: asked.append(name) or str(of_demo))
     Recipe(MAP, base=Base(model="owner/loop", num_layers=6)).save(tmp_path / "loop.json")
     with pytest.raises(ModelError, match="owner/loop cannot be loaded"):
         load_model(tmp_path / "loop.json")
@@ -218,7 +220,7 @@ def test_a_repository_of_the_hub_that_holds_a_recipe_alone_is_run_on_the_base_th
     environment["HF_HUB_DISABLE_XET"] = "1"
 
     def david(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        code = "from david.cli import main; main()"
+        code = "from david.cli.app import main; main()"
         line = [sys.executable, "-c", code, *arguments]
         return subprocess.run(line, cwd=tmp_path, env=environment | more, capture_output=True, text=True, check=False)
 
@@ -253,10 +255,10 @@ def test_what_the_hub_says_of_a_name_decides_what_it_is(monkeypatch: pytest.Monk
         return download
 
     for files, recipe in ((("config.json", "recipe.json"), None), (("recipe.json",), Recipe(MAP)), ((), None)):
-        monkeypatch.setattr(models, "hf_hub_download", hub_with(*files))
+        monkeypatch.setattr(load, "hf_hub_download", hub_with(*files))
         assert recipe_at("owner/name") == recipe
     assert asked == ["config.json", "config.json", "recipe.json", "config.json", "recipe.json"]
-    monkeypatch.setattr(models, "hf_hub_download", lambda *_: 1 / 0)
+    monkeypatch.setattr(load, "hf_hub_download", lambda *_: 1 / 0)
     assert recipe_at("owner/name") is None  # what is wrong is told where the weights are looked for
     with pytest.raises(ModelError, match="owner/name cannot be loaded"):
         load_model("owner/name")
@@ -451,7 +453,7 @@ def test_export_without_weights_loads_none(
     run: Run, place: Path, of_demo: Path, monkeypatch: pytest.MonkeyPatch, bad: Path
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("david.models.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+        patch.setattr("david.models.load.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
         code, printed, err = run(f"export {of_demo.name} bad-hub --no-weights")
         assert code == 0, err
         assert printed == "bad-hub: README.md, recipe.json, recipe.png\n"
@@ -473,7 +475,7 @@ def test_what_a_recipe_is_exported_from_is_the_revision_that_it_names(
         asked.append((name, options["revision"]))
         raise ModelError("not here")
 
-    monkeypatch.setattr("david.models.load_weights", load_weights)
+    monkeypatch.setattr("david.models.load.load_weights", load_weights)
     assert run(f"export {tmp_path / 'pinned.json'} stacked")[0] == 1
     assert asked == [("someone/base", "f" * 40)]
 

@@ -20,10 +20,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from david import David, Recipe, layers
+from david import David, Recipe
 from david.errors import RecipeError, SlingError
-from david.sling import base_depth
-from david.stack import stacked
+from david.sling import architectures, locate
+from david.sling.in_place import base_depth
+from david.sling.stacked_copy import stacked
 
 # Rotary and ALiBi positions, sliding windows, linear attention, state spaces, experts, shared keys, packed embeddings,
 # lists that a configuration computes, a composite that sees.
@@ -86,7 +87,7 @@ def assert_runs_as(model: Any, reference: Any, rounding: float = 0) -> None:
 
 def state(model: Any) -> dict[str, Any]:
     """What a reset must bring back."""
-    stack = layers.find(model)
+    stack = locate.find(model)
     return {
         "list": id(stack.layers),
         "layers": [id(layer) for layer in stack.layers],
@@ -292,11 +293,11 @@ def test_slings_again_and_again_keep_no_module(tiny: Any) -> None:
 @pytest.mark.parametrize("make", [David.sling, David.view])
 def test_slung_parameters_and_buffers_are_the_base_s_own_storages(make: Any) -> None:
     model = tiny_named("falcon")
-    home = list(layers.find(model).layers)
+    home = list(locate.find(model).layers)
     everything = {value.data_ptr() for value in model.state_dict().values()}
     buffers = {buffer.data_ptr() for buffer in model.buffers()}
     slung = make(model, REPEATS)
-    for visit, layer in zip(layers.find(slung).layers, REPEATS.repeat_map, strict=True):
+    for visit, layer in zip(locate.find(slung).layers, REPEATS.repeat_map, strict=True):
         assert visit is not home[layer]
         assert [(n, id(p)) for n, p in visit.named_parameters()] == [
             (n, id(p)) for n, p in home[layer].named_parameters()
@@ -673,7 +674,7 @@ def test_models_that_draft_for_another_are_refused_by_name(kind: str, tiny: Any)
 
 
 def test_a_proved_type_is_refused_as_soon_as_its_proof_is_gone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "PROVED", layers.PROVED - {"llama"})
+    monkeypatch.setattr(architectures, "PROVED", architectures.PROVED - {"llama"})
     with pytest.raises(SlingError, match=r"model type 'llama' is refused: no proof .*`David\.check\(model\)`"):
         David.sling(tiny, REPEATS)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from david import David, Recipe
-from david.stack import stacked
+from david.sling.stacked_copy import stacked
 
 MEMORY = Path(__file__).parents[1] / "experiments" / "memory" / "memory.py"
 NEW_TOKENS = 64

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from optuna.trial import BaseTrial, FixedTrial
 
+from david.candidates.spaces import Block, Blocks, Ratios, Removal, Visits, Windows, named, params_of
 from david.errors import SearchError
-from david.parts import scattered
-from david.recipe import Recipe
-from david.space import Block, Blocks, Ratios, Removal, Visits, Windows, all_blocks, blocks_of, named, params_of
+from david.recipe.blocks import all_blocks, blocks_of, scattered
+from david.recipe.recipe import Recipe
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no defect
 

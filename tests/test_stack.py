@@ -10,7 +10,7 @@ from tiny_models import tiny_named
 
 from david import David, Recipe
 from david.errors import RecipeError, SlingError
-from david.stack import stacked
+from david.sling.stacked_copy import stacked
 
 RECIPE = Recipe.parse("0:4, 2:4*0.5, 1*-0.3, 4:6")
 PLAIN = Recipe.parse("0:4, 5, 2:6, 1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from david import stopping
+from david.support import signals
 from tests.test_storm import context, finished, trials_of, worker
 from tests.test_study_kill import command_in
 
@@ -19,7 +19,7 @@ from tests.test_study_kill import command_in
 @pytest.fixture(autouse=True)
 def heeded() -> Iterator[None]:
     """As in a terminal: a shell lets what it starts in the background ignore Ctrl-C."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in stopping._SIGNALS}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals._SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -27,32 +27,32 @@ def heeded() -> Iterator[None]:
 
 def test_the_first_signal_is_kept_and_the_second_is_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with stopping.gently():
-        stopping.check()
+    with signals.gently():
+        signals.check()
         signal.raise_signal(signal.SIGINT)
         assert "SIGINT: ending after the windows in hand" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
-            stopping.check()
+            signals.check()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    assert stopping.exit_code() == 130
-    with stopping.gently():
-        assert stopping.exit_code() == 0
-        stopping.check()
-    stopping.check()
+    assert signals.exit_code() == 130
+    with signals.gently():
+        assert signals.exit_code() == 0
+        signals.check()
+    signals.check()
 
 
 def test_a_pause_ends_when_a_signal_comes() -> None:
-    with stopping.gently():
+    with signals.gently():
         timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            stopping.pause(30)
+            signals.pause(30)
         assert time.monotonic() - start < 10
-    assert stopping.exit_code() == 143
-    with stopping.gently():
+    assert signals.exit_code() == 143
+    with signals.gently():
         pass
 
 
@@ -60,7 +60,7 @@ def test_in_another_thread_nothing_changes() -> None:
     handlers = []
 
     def run() -> None:
-        with stopping.gently():
+        with signals.gently():
             handlers.append(signal.getsignal(signal.SIGINT))
 
     before = signal.getsignal(signal.SIGINT)
@@ -74,11 +74,11 @@ def test_another_thread_goes_on_when_the_main_one_is_told_to_end() -> None:
     done: list[str] = []
 
     def run() -> None:
-        stopping.check()
-        stopping.pause(0.01)
+        signals.check()
+        signals.pause(0.01)
         done.append("both")
 
-    with stopping.gently():
+    with signals.gently():
         signal.raise_signal(signal.SIGTERM)
         thread = threading.Thread(target=run)
         thread.start()
@@ -87,27 +87,27 @@ def test_another_thread_goes_on_when_the_main_one_is_told_to_end() -> None:
 
 
 def test_a_pause_behind_a_signal_is_made() -> None:
-    with stopping.gently():
+    with signals.gently():
         signal.raise_signal(signal.SIGTERM)
-        stopping.pause(0.01)
+        signals.pause(0.01)
         with pytest.raises(KeyboardInterrupt):
-            stopping.check()
+            signals.check()
 
 
 def test_what_a_process_was_started_to_ignore_it_ignores() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.gently():
+        with signals.gently():
             signal.raise_signal(signal.SIGHUP)
-            stopping.check()
+            signals.check()
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_one_sigterm_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
-    with stopping.gently():
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with signals.gently():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # of a scheduler, and of the first worker
         now[0] += 5
@@ -117,7 +117,7 @@ def test_one_sigterm_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyP
 
 def test_signals_are_passed_on() -> None:
     told: list[int] = []
-    with stopping.passed_on(told.append), stopping.gently():
+    with signals.passed_on(told.append), signals.gently():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGHUP)

@@ -17,17 +17,18 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from david import stopping, storage
 from david.errors import SearchError, StorageError
-from david.storage import one_look, open_storage, shown
+from david.storage import backend
+from david.storage.backend import one_look, open_storage, shown
+from david.support import signals
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that are made, in seconds, by a clock of their own."""
     found: list[float] = []
-    monkeypatch.setattr(stopping, "pause", found.append)
-    monkeypatch.setattr(storage.time, "monotonic", lambda: sum(found))
+    monkeypatch.setattr(signals, "pause", found.append)
+    monkeypatch.setattr(backend.time, "monotonic", lambda: sum(found))
     return found
 
 
@@ -76,7 +77,7 @@ def test_after_five_minutes_a_search_ends_with_a_word(
     fail(monkeypatch, opened, [away()] * 1000)
     with pytest.raises(SearchError, match=r"cannot be used any longer: .*server closed the connection"):
         opened.get_all_studies()
-    assert storage.PATIENCE / 2 <= sum(pauses) <= storage.PATIENCE + storage._LONGEST_PAUSE
+    assert backend.PATIENCE / 2 <= sum(pauses) <= backend.PATIENCE + backend._LONGEST_PAUSE
     waited = len(pauses)
     with pytest.raises(SearchError, match="any longer"):  # what comes behind does not wait again
         opened.get_all_studies()
@@ -106,7 +107,7 @@ def test_what_takes_long_to_say_that_it_is_away_is_not_tried_for_longer(
     monkeypatch.setattr(opened._inner, "get_all_studies", get_all_studies)
     with pytest.raises(SearchError, match="database is locked"):
         opened.get_all_studies()
-    assert pauses.count(60.0) <= storage.PATIENCE / 60 + 1
+    assert pauses.count(60.0) <= backend.PATIENCE / 60 + 1
 
 
 @pytest.mark.parametrize(("code", "tries"), [("UNAVAILABLE", 3), ("UNKNOWN", 3), ("RESOURCE_EXHAUSTED", 0)])
@@ -133,11 +134,11 @@ def test_a_signal_that_came_before_does_not_keep_a_score_from_being_told(
 ) -> None:
     opened = open_storage(sqlite(tmp_path))
     fail(monkeypatch, opened, [away()])
-    with stopping.gently():
+    with signals.gently():
         signal.raise_signal(signal.SIGTERM)
         assert opened.get_all_studies() == []
         with pytest.raises(KeyboardInterrupt):
-            stopping.check()
+            signals.check()
 
 
 def test_where_it_has_been_asked_to_end_a_storage_is_not_waited_for_long(
@@ -145,11 +146,11 @@ def test_where_it_has_been_asked_to_end_a_storage_is_not_waited_for_long(
 ) -> None:
     opened = open_storage(sqlite(tmp_path))
     fail(monkeypatch, opened, [away()] * 1000)
-    with stopping.gently():
+    with signals.gently():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StorageError):
             opened.get_all_studies()
-    assert sum(pauses) <= storage._LAST_PATIENCE + storage._LONGEST_PAUSE
+    assert sum(pauses) <= backend._LAST_PATIENCE + backend._LONGEST_PAUSE
 
 
 def test_whoever_ends_while_the_storage_is_gone_waits_once(
@@ -157,7 +158,7 @@ def test_whoever_ends_while_the_storage_is_gone_waits_once(
 ) -> None:
     opened = open_storage(sqlite(tmp_path))
     fail(monkeypatch, opened, [away()] * 1000)
-    monkeypatch.setattr(stopping, "pause", interrupt)
+    monkeypatch.setattr(signals, "pause", interrupt)
     with pytest.raises(KeyboardInterrupt):
         opened.get_all_studies()
     with pytest.raises(StorageError):
@@ -285,7 +286,7 @@ def test_a_full_disk_that_can_be_read_is_still_full(
             waited = len(pauses)
             assert study.user_attrs == {}
             assert tries == 0 or len(pauses) == waited
-    assert sum(pauses) <= storage.PATIENCE + storage._LONGEST_PAUSE
+    assert sum(pauses) <= backend.PATIENCE + backend._LONGEST_PAUSE
     assert "answers again" not in capsys.readouterr().err
     study.set_user_attr("name", 4)
     assert "answers again" in capsys.readouterr().err

@@ -17,14 +17,15 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from tiny_models import tiny_model
 
-from david.corpus import Corpus
-from david.engine import score_recipes
+from david.candidates.spaces import Block
+from david.engine.engine import score_recipes
 from david.errors import SearchError
-from david.recipe import Recipe
-from david.score import Score, perplexity
-from david.space import Block
-from david.storage import open_storage
-from david.study import search
+from david.metrics.score import Score
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.storage.backend import open_storage
+from david.study.search import search
 from tests.postgres import Postgres, free_port, why_not
 from tests.test_study_kill import context, corpus
 

@@ -7,11 +7,11 @@ import optuna
 import pytest
 from optuna import Study
 
+from david.candidates.neighbours import neighbours
+from david.candidates.strategies import Beam, Refine, Scan, Strategy, named, singles
 from david.errors import SearchError
-from david.neighbours import neighbours
-from david.recipe import Recipe
-from david.space import all_blocks
-from david.strategy import Beam, Refine, Scan, Strategy, named, singles
+from david.recipe.blocks import all_blocks
+from david.recipe.recipe import Recipe
 from tests.studies import add, new_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -22,24 +22,30 @@ from scipy import stats
 from tiny_models import VOCABULARY, tiny_model
 from tqdm import tqdm
 
-from david import claims, page, records, report, stopping, table
-from david import study as study_module
-from david.claims import TICKET
-from david.corpus import Corpus
-from david.engine import Engine, score_recipes
+from david.candidates.pruner import RacingPruner
+from david.candidates.spaces import Block, Blocks
+from david.candidates.strategies import Refine, Scan, singles
+from david.engine.engine import Engine, score_recipes
 from david.errors import RecipeError, ScoreError, SearchError, SlingError
-from david.layers import find
-from david.racing import RacingPruner
-from david.recipe import Recipe
-from david.rounds import Run, estimate_nll, play
-from david.score import Score, perplexity
-from david.sling import sling, slung
-from david.space import Block, Blocks, all_blocks
-from david.stack import stacked
-from david.store import open_study, sampler_named
-from david.strategy import Refine, Scan, singles
-from david.study import search
-from david.workers import MACHINE, OWNER, Heart
+from david.metrics.score import Score
+from david.recipe.blocks import all_blocks
+from david.recipe.recipe import Recipe
+from david.report import best_json, page, sentences, tables
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.sling.in_place import sling, slung
+from david.sling.locate import find
+from david.sling.stacked_copy import stacked
+from david.storage import results, trial_claims
+from david.storage.heartbeat import MACHINE, OWNER, Heart
+from david.storage.trial_claims import TICKET
+from david.study import loop
+from david.study.create import open_study, sampler_named
+from david.study.rounds import play
+from david.study.run import Run
+from david.study.search import search
+from david.study.tell import estimate_nll
+from david.support import signals
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -403,7 +409,7 @@ def test_an_infinite_score_is_kept_and_is_never_the_best(
         trial.value for trial in scored(study)
     ) == [3, 4, 4, 4, 6, math.inf, math.inf]
     assert study.best_value == 3
-    assert math.inf not in set(table.leaderboard(study)["search_nll"])
+    assert math.inf not in set(tables.leaderboard(study)["search_nll"])
     assert {path.name for path in tmp_path.iterdir()} >= RUN_FILES
 
 
@@ -463,8 +469,8 @@ def test_ctrl_c_in_the_base_before_a_queue_does_not_put_it_last(tiny: Any, corpu
 def test_a_batch_with_something_new_in_it_does_not_use_a_space_up(
     tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    played = study_module.play
-    monkeypatch.setattr(study_module, "play", lambda *args, **kw: [*played(*args, **kw), *["duplicate"] * 250])
+    played = loop.play
+    monkeypatch.setattr(loop, "play", lambda *args, **kw: [*played(*args, **kw), *["duplicate"] * 250])
     assert len(scored(run(tiny, corpus, objective=visits, n_trials=6, batch=3))) == 6
 
 
@@ -552,27 +558,27 @@ def test_random_recipes_as_deep_as_the_best_stand_beside_it(
 ) -> None:
     options: dict[str, Any] = {"space": Block(max_length=2, scales=(0.1, 1)), "out": tmp_path / "run", "top": 3}
     study = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
-    best = records.judged_best(study)
-    found = records.baseline(study)
+    best = results.judged_best(study)
+    found = results.baseline(study)
     assert best is not None
     assert found is not None
-    assert found.trial == best.number == table.leaderboard(study, 3).query("recipe != 'base'")["trial"].iloc[0]
+    assert found.trial == best.number == tables.leaderboard(study, 3).query("recipe != 'base'")["trial"].iloc[0]
     assert len(found.nll) == 4
     for notation, nll in found.nll.items():
         recipe = Recipe.parse(notation)
         assert len(recipe) == len(Recipe.parse(best.user_attrs["recipe"]))
         with slung(tiny, recipe):
             assert nll == pytest.approx(perplexity(tiny, held_out).nll, abs=1e-6)
-    its = records.held_out(study, best)
+    its = results.held_out(study, best)
     assert its is not None
-    said = report.baseline(study)
+    said = sentences.baseline(study)
     assert f"trial {best.number}" in said
     assert said.endswith(f"it is lower than {sum(its.nll < nll for nll in found.nll.values())} of 4")
     assert said[1:] in page.page(study)
-    before, looks = lines_of(study), records.looks(study)
+    before, looks = lines_of(study), results.looks(study)
     again = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
-    assert (lines_of(again), records.looks(again), records.baseline(again)) == (before, looks, found)
-    more = records.baseline(run(tiny, corpus, held_out=held_out, n_trials=8, baseline=6, **options))
+    assert (lines_of(again), results.looks(again), results.baseline(again)) == (before, looks, found)
+    more = results.baseline(run(tiny, corpus, held_out=held_out, n_trials=8, baseline=6, **options))
     assert more is not None
     assert more.asked == 6
     assert len(more.nll) <= 6  # a block of two of six layers has four other places
@@ -583,7 +589,7 @@ def test_a_start_that_has_seen_the_held_out_windows_is_told(
     tiny: Any, corpus: Corpus, held_out: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run(tiny, corpus, held_out=held_out, space="block", n_trials=3)
-    found = report.best_recipe(first)
+    found = best_json.best_recipe(first)
     assert found is not None
     run(tiny, corpus, held_out=held_out.take(5), strategy=Refine(found), n_trials=2)
     assert "was scored on 5 of the held-out windows before" in capsys.readouterr().err
@@ -602,8 +608,8 @@ def test_the_same_windows_of_another_slice_are_refused(tiny: Any, corpus: Corpus
 
 def test_a_baseline_of_none_measures_none(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
     study = run(tiny, corpus, held_out=held_out, space="block", n_trials=3, baseline=0)
-    assert records.baseline(study) is None
-    assert report.baseline(study) == ""
+    assert results.baseline(study) is None
+    assert sentences.baseline(study) == ""
     with pytest.raises(SearchError, match="baseline must be 0 or more; got -1"):
         run(tiny, corpus, n_trials=3, baseline=-1)
 
@@ -656,13 +662,13 @@ def test_the_best_of_the_search_are_measured_once_on_held_out_windows(
         f"held_out:{t.number}" for t in [study.trials[0], *others[:3]]
     }
 
-    assert records.looks(study) == 1
+    assert results.looks(study) == 1
 
     run(tiny, corpus, n_trials=8, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4}
-    assert records.looks(study) == 1
+    assert results.looks(study) == 1
     run(tiny, corpus, n_trials=14, **options)
-    assert records.looks(study) == 2
+    assert results.looks(study) == 2
     judged = sum(key.startswith("held_out:") for key in study.user_attrs)
     assert Counter(objective.spans) == {(0, 3): 14, (3, 12): judged}
 
@@ -671,16 +677,16 @@ def test_a_look_that_is_broken_off_goes_on_as_the_same_look(tiny: Any, corpus: C
     objective, study = Counting(at=8 + 3, instead=interrupt), open_study(None)  # at the second finalist
     options = {"space": Block(max_length=3), "objective": objective, "held_out": held_out, "top": 3, "baseline": 0}
     run(tiny, corpus, n_trials=8, study=study, **options)
-    assert len(records.judged(study)) == 1
+    assert len(results.judged(study)) == 1
     run(tiny, corpus, n_trials=8, study=study, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4 + 1}
-    assert len(records.judged(study)) == 3
-    assert records.looks(study) == 1
+    assert len(results.judged(study)) == 3
+    assert results.looks(study) == 1
 
 
 def test_the_leaderboard_is_what_one_computes_by_hand(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
     study = run(tiny, corpus, space=Block(max_length=3), held_out=held_out, n_trials=8, top=4)
-    board = table.leaderboard(study, top=4)
+    board = tables.leaderboard(study, top=4)
     assert len(board) == 5
     base = np.array(perplexity(tiny, held_out).window_nll)
     for row in board.itertuples():
@@ -767,7 +773,7 @@ def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
     assert recipes_of(study.trials) == [BASE, *map(str, all_blocks(6, 2))]
     assert all(trial.params for trial in study.trials)
     assert capsys.readouterr().err == "the strategy is at its end, 12 recipes scored\n"
-    assert len(records.judged(study)) == 5
+    assert len(results.judged(study)) == 5
     more = run(tiny, corpus, strategy=Refine(steps=["drop"]), space=Block(max_length=2), n_trials=14, study=study)
     refined = [trial for trial in more.trials[12:] if trial.state == TrialState.COMPLETE]
     assert [Recipe.parse(recipe).repeat_map for recipe in recipes_of(refined)] == [(1, 2, 3, 4, 5), (0, 2, 3, 4, 5)]
@@ -784,7 +790,7 @@ def test_under_a_strategy_nothing_is_drawn_and_nothing_is_left_behind(
         assert {trial.user_attrs["strategy"] for trial in others} == {repr(strategy)}
         assert all(trial.state == TrialState.COMPLETE for trial in others)
         assert "strategy" not in study.trials[0].user_attrs
-    assert report.best_recipe(study).search.strategy == repr(Scan(2))
+    assert best_json.best_recipe(study).search.strategy == repr(Scan(2))
 
 
 def test_a_strategy_that_asks_for_nothing_but_what_is_known_ends(tiny: Any, corpus: Corpus) -> None:
@@ -830,7 +836,7 @@ def test_a_study_of_before_that_keeps_less_is_taken_up(tiny: Any, corpus: Corpus
     del about["search_documents"]
     study.set_user_attr("david", about)
     assert len(scored(run(tiny, corpus, n_trials=4, study=study))) == 4
-    assert table.luck(study) is not None
+    assert tables.luck(study) is not None
 
 
 def test_a_finalist_that_cannot_be_judged_is_infinitely_worse(
@@ -843,10 +849,10 @@ def test_a_finalist_that_cannot_be_judged_is_infinitely_worse(
 
     study = run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2)
     assert "cannot be judged, and counts as infinitely worse: not a number" in capsys.readouterr().err
-    board = table.leaderboard(study, top=2)
+    board = tables.leaderboard(study, top=2)
     assert board["verdict"].tolist() == ["", "worse", "worse"]
     assert (
-        records.looks(run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2, study=study))
+        results.looks(run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2, study=study))
         == 1
     )
 
@@ -924,10 +930,10 @@ def test_what_a_live_worker_has_in_hand_is_waited_for_and_counts(
             study._storage.set_trial_user_attr(left._trial_id, name, its)
         study.tell(left.number, 8.0)
 
-    monkeypatch.setattr(stopping, "pause", pause)
+    monkeypatch.setattr(signals, "pause", pause)
     run(tiny, corpus, space=space, study=study, objective=visits, n_trials=4)
     assert len(pauses) == 1
-    assert len(records.complete(study)) == 4
+    assert len(results.complete(study)) == 4
     assert not study.get_trials(states=(TrialState.WAITING,))
 
 
@@ -938,7 +944,7 @@ def test_a_recipe_that_another_worker_has_in_hand_is_left_to_it(
     run(tiny, corpus, space=space, study=study, objective=visits, n_trials=2)
     left = leave_running(study, space, 1, "elsewhere:1:ab")
     study.enqueue_trial(left.params)
-    monkeypatch.setattr(stopping, "pause", lambda _seconds: interrupt())
+    monkeypatch.setattr(signals, "pause", lambda _seconds: interrupt())
     run(tiny, corpus, space=space, study=study, objective=visits, queue=[Recipe.parse("0:2, 1:6")], n_trials=4)
     assert recipes_of(scored(study))[2:] == ["0:2, 1:6"]
     other = study.trials[left.number + 1]
@@ -958,7 +964,7 @@ def test_a_recipe_that_cannot_be_scored_is_not_run_again(shallow: Any, corpus: C
 
     study = run(shallow, corpus, space=Block(max_length=3), objective=objective, n_trials=50)
     assert runs[6] == 1
-    assert len(records.complete(study)) == 6  # of seven
+    assert len(results.complete(study)) == 6  # of seven
 
 
 def test_what_a_sampler_keeps_repeating_is_broken_by_random_draws(
@@ -971,7 +977,7 @@ def test_what_a_sampler_keeps_repeating_is_broken_by_random_draws(
     stubborn = Stubborn(seed=0)
     study = optuna.create_study(sampler=stubborn)
     run(shallow, corpus, study=study, space=Block(max_length=3), objective=visits, n_trials=5)
-    assert len(records.complete(study)) == 5  # the sampler alone gives nothing but the base
+    assert len(results.complete(study)) == 5  # the sampler alone gives nothing but the base
     assert study.sampler is stubborn
 
 
@@ -988,7 +994,7 @@ def test_what_another_worker_scored_meanwhile_counts_once(shallow: Any, corpus: 
         return scored
 
     run(shallow, corpus, study=study, space=Block(max_length=3), objective=objective, n_trials=4)
-    recipes = recipes_of(records.complete(study))
+    recipes = recipes_of(results.complete(study))
     assert len(recipes) == len(set(recipes)) == 4
     assert "duplicate_of" in study.trials[2].user_attrs
 
@@ -1004,7 +1010,7 @@ def test_the_same_weights_from_another_place_may_join(tiny: Any, corpus: Corpus)
     study = optuna.create_study(sampler=TPESampler(seed=0))
     run(tiny, corpus, study=study, objective=visits, n_trials=2)
     tiny.config._name_or_path = "elsewhere"
-    assert len(records.complete(run(tiny, corpus, study=study, objective=visits, n_trials=3))) == 3
+    assert len(results.complete(run(tiny, corpus, study=study, objective=visits, n_trials=3))) == 3
 
 
 def test_windows_of_another_length_that_share_tokens_are_refused(tiny: Any, corpus: Corpus) -> None:
@@ -1028,20 +1034,20 @@ def test_what_was_found_after_the_judging_is_shown_as_not_judged(tiny: Any, corp
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     run(tiny, corpus, held_out=held_out, study=study, n_trials=3, top=1)
     run(tiny, corpus, study=study, n_trials=12)
-    board = table.leaderboard(study, top=3)
-    assert {trial.number for trial in records.best_of_search(study, 3)} <= set(board["trial"])
+    board = tables.leaderboard(study, top=3)
+    assert {trial.number for trial in results.best_of_search(study, 3)} <= set(board["trial"])
     assert set(board["verdict"]) >= {"not judged"}
 
 
 def test_a_study_by_hand_states_no_seed_that_it_did_not_use(tiny: Any, corpus: Corpus) -> None:
     study = optuna.create_study(sampler=RandomSampler(seed=7))
     run(tiny, corpus, study=study, n_trials=3)
-    assert report.best_recipe(study).search.seed is None
+    assert best_json.best_recipe(study).search.seed is None
 
 
 def test_a_custom_objective_is_named_in_best_json_and_is_no_perplexity(tiny: Any, corpus: Corpus) -> None:
     study = run(tiny, corpus, objective=visits, n_trials=3)
-    best = report.best_recipe(study)
+    best = best_json.best_recipe(study)
     assert (best.scores[0].metric, best.scores[0].value) == ("visits", len(best))
 
 
@@ -1073,7 +1079,7 @@ class Recorded(tqdm):
 def test_what_is_left_is_known_within_a_factor_of_two_from_a_tenth_on(
     options: dict[str, Any], tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("david.study.tqdm", Recorded)
+    monkeypatch.setattr("david.study.loop.tqdm", Recorded)
     monkeypatch.setattr(Recorded, "seen", [])
     monkeypatch.setattr(Engine, "end_visits", property(lambda _: 9.0, lambda *_: None), raising=False)
     search(tiny, corpus, held_out=None, **options)
@@ -1093,10 +1099,10 @@ def test_recipes_race_and_whoever_is_best_has_seen_every_window(pruner: str, tin
     else:
         given = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     found = run(tiny, windows, n_trials=30, held_out=others, space=Blocks(), pruner=given, batch=3, top=2)
-    scored = records.complete(found)
+    scored = results.complete(found)
     dropped = [trial for trial in scored if "partial" in trial.user_attrs]
     assert 0 < len(dropped) < len(scored) == 30
-    best = records.best_of_search(found, 5)
+    best = results.best_of_search(found, 5)
     assert {len(trial.user_attrs["window_nll"]) for trial in [*best, found.best_trial]} == {16}
     [base] = [trial for trial in scored if trial.user_attrs["recipe"] == BASE]
     for trial in dropped:
@@ -1171,14 +1177,14 @@ def test_a_race_drops_nothing_before_the_base_is_known(tiny: Any) -> None:
         other.set_user_attr(name, value)
     rounds_of(tiny, other, After(lambda: None), [Recipe((0, 1)), Recipe((2,))])
     assert [len(trial.user_attrs["window_nll"]) for trial in other.trials] == [8, 8]
-    assert records.base_trial(other) is None
+    assert results.base_trial(other) is None
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_of_two_workers_that_race_one_recipe_the_whole_score_counts(
     whole: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_rivals", lambda *_: {})  # one of them was taken for dead
+    monkeypatch.setattr(trial_claims, "_rivals", lambda *_: {})  # one of them was taken for dead
     study = open_study(None)
     run(tiny, whole_corpus().split(8, 4)[0], n_trials=1, study=study)
     wanted, done = Recipe((0, 1, 1, 2, 3, 4, 5)), []
@@ -1190,7 +1196,7 @@ def test_of_two_workers_that_race_one_recipe_the_whole_score_counts(
             rounds_of(tiny, study, pruner, [wanted])
 
     rounds_of(tiny, study, After(other_worker), [wanted])
-    scored = [trial for trial in records.complete(study) if trial.user_attrs["recipe"] == str(wanted)]
+    scored = [trial for trial in results.complete(study) if trial.user_attrs["recipe"] == str(wanted)]
     assert [len(trial.user_attrs["window_nll"]) for trial in scored] == [8 if whole else 2]
     assert all(trial.state.is_finished() for trial in study.trials)
 
@@ -1206,7 +1212,7 @@ def test_a_pruner_of_ones_own_decides(tiny: Any) -> None:
     found = run(tiny, windows, n_trials=3, space=Blocks(), pruner=Never())
     assert asked == [2, 4] * 2  # not about the base, nor where every window is seen
     assert not any("partial" in trial.user_attrs for trial in found.trials)
-    assert [len(trial.intermediate_values) for trial in records.complete(found)] == [8, 8, 8]
+    assert [len(trial.intermediate_values) for trial in results.complete(found)] == [8, 8, 8]
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,17 @@ from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from david.corpus import Corpus
-from david.recipe import Recipe
-from david.score import Score, perplexity
-from david.sling import slung
-from david.space import Block, all_blocks
-from david.store import open_study
-from david.strategy import Beam, Refine, Scan, Strategy
-from david.study import search
-from david.workers import OWNER
+from david.candidates.spaces import Block
+from david.candidates.strategies import Beam, Refine, Scan, Strategy
+from david.metrics.score import Score
+from david.recipe.blocks import all_blocks
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.sling.in_place import slung
+from david.storage.heartbeat import OWNER
+from david.study.create import open_study
+from david.study.search import search
 
 KILLS = 3  # in the short version; the ten are in the long one
 BASE = "0:6"
@@ -155,7 +157,15 @@ def command_in(folder: Path, n_trials: int) -> list[str]:
     PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0").save_pretrained(model)
     numbers = random.Random(0)
     text.write_text(" ".join(f"w{numbers.randrange(3, VOCABULARY)}" for _ in range(8000)))
-    command = [sys.executable, "-c", "from david.cli import main; main()", "search", str(model), "--data", str(text)]
+    command = [
+        sys.executable,
+        "-c",
+        "from david.cli.app import main; main()",
+        "search",
+        str(model),
+        "--data",
+        str(text),
+    ]
     command += ["--window", "64", "--windows", "60", "--held-out", "20", "--scales", "0.1:0.9", "--top", "2"]
     return [*command, "--trials", str(n_trials), "--out", str(folder / "run")]
 

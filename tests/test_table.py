@@ -10,10 +10,11 @@ import pytest
 from optuna import Study
 from scipy import stats
 
-from david import records, table
 from david.errors import SearchError
-from david.luck import luck
-from david.recipe import Recipe
+from david.metrics.selection_bias import luck
+from david.recipe.recipe import Recipe
+from david.report import tables
+from david.storage import results, trial_attributes
 from tests.studies import add, judge, new_study
 
 BASE = "0:6"
@@ -44,7 +45,7 @@ def cells(column: Any) -> list[Any]:
 
 
 def test_each_trial_has_a_row_in_order(study: Study) -> None:
-    found = table.trials(study)
+    found = tables.trials(study)
     assert list(found.columns) == TRIALS
     assert list(found["trial"]) == list(range(8))
     assert list(found["state"]) == ["complete"] * 4 + ["fail"] * 2 + ["running", "complete"]
@@ -59,7 +60,7 @@ def test_each_trial_has_a_row_in_order(study: Study) -> None:
 
 
 def test_perplexity_is_the_exponential_of_the_nll(study: Study) -> None:
-    found = table.trials(study)["perplexity"]
+    found = tables.trials(study)["perplexity"]
     assert list(found[[0, 1, 7]]) == pytest.approx([7.38905609893, 4.48168907034, 5.75460267601])
     assert found[2] == math.inf
     assert found[[4, 5, 6]].isna().all()
@@ -72,7 +73,7 @@ def test_a_trials_parameters_and_duration_are_columns() -> None:
     trial.set_user_attr("recipe", BASE)
     study.tell(trial, 2.0)
     add(study, "0:6, 5", 3.0)
-    found = table.trials(study)
+    found = tables.trials(study)
     assert list(found.columns) == [*TRIALS, "param_start"]
     assert cells(found["param_start"]) == [3, None]
     assert found["seconds"][0] == study.trials[0].duration.total_seconds()  # type: ignore[union-attr]
@@ -87,7 +88,7 @@ def test_the_columns_of_trials_have_their_types_whatever_the_study_holds(study: 
             *((BASE, 2.0) if kind == "base only" else (None, None)),
             state="COMPLETE" if "base" in kind else "FAIL",
         )
-    types = table.trials(study).dtypes
+    types = tables.trials(study).dtypes
     assert types["trial"] == "int64"
     assert {types[name] for name in ("visits", "duplicate_of")} == {pd.Int64Dtype()}
     numbers = ("extra_depth", "nll", "perplexity", "nll_difference", "seconds")
@@ -95,27 +96,27 @@ def test_the_columns_of_trials_have_their_types_whatever_the_study_holds(study: 
 
 
 def test_an_empty_study_is_an_empty_table_with_its_columns() -> None:
-    found = table.trials(new_study())
+    found = tables.trials(new_study())
     assert list(found.columns) == TRIALS
     assert found.empty
-    assert table.leaderboard(new_study()).empty
-    assert table.blocks(new_study()).empty
-    assert records.finalists(new_study()) == []
-    assert records.base_trial(new_study()) is None
+    assert tables.leaderboard(new_study()).empty
+    assert tables.blocks(new_study()).empty
+    assert results.finalists(new_study()) == []
+    assert results.base_trial(new_study()) is None
 
 
 def test_without_the_base_there_is_no_difference_to_it() -> None:
     study = new_study(6)
     add(study, "0:6, 5", 3.0)
-    assert cells(table.trials(study)["nll_difference"]) == [None]
-    assert table.blocks(study).empty
+    assert cells(tables.trials(study)["nll_difference"]) == [None]
+    assert tables.blocks(study).empty
 
 
 # The leaderboard
 
 
 def test_before_the_judging_the_leaderboard_has_the_best_of_the_search_and_the_base(study: Study) -> None:
-    board = table.leaderboard(study)
+    board = tables.leaderboard(study)
     assert list(board.columns) == BOARD
     assert list(board["rank"]) == [1, 2, 3]
     assert list(board["trial"]) == [1, 7, 0]  # no duplicate, nothing infinite, nothing failed
@@ -127,7 +128,7 @@ def test_before_the_judging_the_leaderboard_has_the_best_of_the_search_and_the_b
 
 
 def test_the_leaderboard_takes_as_many_as_it_is_told(study: Study) -> None:
-    assert list(table.leaderboard(study, top=1)["trial"]) == [1, 0]
+    assert list(tables.leaderboard(study, top=1)["trial"]) == [1, 0]
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def judged(study: Study) -> Study:
 
 
 def test_after_the_judging_the_held_out_windows_decide_the_ranks(judged: Study) -> None:
-    board = table.leaderboard(judged)
+    board = tables.leaderboard(judged)
     assert list(board["trial"]) == [7, 0, 1]
     assert list(board["recipe"]) == ["0:3, 1:3*0.5, 3:6", "base", "0:4, 2:6"]
     assert list(board["held_out_nll"]) == pytest.approx([76.9 / 40, 82 / 40, 89 / 40])
@@ -150,7 +151,7 @@ def test_after_the_judging_the_held_out_windows_decide_the_ranks(judged: Study) 
 
 
 def test_the_leaderboards_intervals_are_corrected_for_its_finalists(judged: Study) -> None:
-    board = table.leaderboard(judged).set_index("trial")
+    board = tables.leaderboard(judged).set_index("trial")
     tokens = np.array([10, 10, 20])
     for number, differences in ((1, [5, 0, 2]), (7, [-1.2, -1.2, -2.7])):
         mean = sum(differences) / 40
@@ -164,8 +165,8 @@ def test_the_leaderboards_intervals_are_corrected_for_its_finalists(judged: Stud
 
 def test_once_judged_all_who_were_stay_on_the_leaderboard_and_what_is_better_since_stands_behind(judged: Study) -> None:
     add(judged, "0:2, 1:6", 0.5)  # found later, not judged yet
-    assert [trial.number for trial in records.finalists(judged, top=1)] == [7, 1, 8]
-    board = table.leaderboard(judged, top=1)
+    assert [trial.number for trial in results.finalists(judged, top=1)] == [7, 1, 8]
+    board = tables.leaderboard(judged, top=1)
     assert list(board["trial"]) == [7, 0, 1, 8]
     assert board["verdict"].iloc[-1] == "not judged"
 
@@ -173,7 +174,7 @@ def test_once_judged_all_who_were_stay_on_the_leaderboard_and_what_is_better_sin
 def test_an_infinite_held_out_score_is_last_and_worse(judged: Study) -> None:
     add(judged, "0:2, 1:6", 1.0)
     judge(judged, 8, [20.0, math.inf, 40.0], [10, 10, 20])
-    last = table.leaderboard(judged).iloc[-1]
+    last = tables.leaderboard(judged).iloc[-1]
     assert (last["trial"], last["held_out_nll"], last["held_out_perplexity"]) == (8, math.inf, math.inf)
     assert (last["nll_difference"], last["low95"], last["high95"], last["verdict"]) == (*[math.inf] * 3, "worse")
 
@@ -182,14 +183,14 @@ def test_with_the_base_alone_the_leaderboard_has_one_row() -> None:
     study = new_study(6)
     add(study, BASE, 2.0)
     judge(study, 0, [20.0], [10])
-    board = table.leaderboard(study)
+    board = tables.leaderboard(study)
     assert list(board["recipe"]) == ["base"]
     assert list(board["held_out_nll"]) == [2.0]
     assert list(board["verdict"]) == [""]
 
 
 def test_the_columns_of_the_leaderboard_have_their_types(study: Study, judged: Study) -> None:
-    for board in (table.leaderboard(study), table.leaderboard(judged)):
+    for board in (tables.leaderboard(study), tables.leaderboard(judged)):
         whole = [name for name, kind in board.dtypes.items() if kind == "int64"]
         real = [name for name, kind in board.dtypes.items() if kind == "float64"]
         assert whole == ["rank", "trial", "visits"]
@@ -201,35 +202,35 @@ def test_the_columns_of_the_leaderboard_have_their_types(study: Study, judged: S
 
 def test_a_recipe_that_was_dropped_early_is_never_among_the_best(study: Study) -> None:
     add(study, "0:5, 3:6", 0.1, partial=1)
-    assert [trial.number for trial in records.best_of_search(study, 9)] == [1, 7]
-    assert table.trials(study)["partial"].dropna().tolist() == [1]
+    assert [trial.number for trial in results.best_of_search(study, 9)] == [1, 7]
+    assert tables.trials(study)["partial"].dropna().tolist() == [1]
 
 
 def test_the_best_of_a_search_are_finite_distinct_and_never_the_base(study: Study) -> None:
-    assert [trial.number for trial in records.best_of_search(study, 9)] == [1, 7]
-    assert [trial.number for trial in records.best_of_search(study, 1)] == [1]
-    assert [trial.number for trial in records.finalists(study)] == [1, 7]
-    assert records.base_trial(study).number == 0  # type: ignore[union-attr]
+    assert [trial.number for trial in results.best_of_search(study, 9)] == [1, 7]
+    assert [trial.number for trial in results.best_of_search(study, 1)] == [1]
+    assert [trial.number for trial in results.finalists(study)] == [1, 7]
+    assert results.base_trial(study).number == 0  # type: ignore[union-attr]
 
 
 def test_of_equal_recipes_the_earlier_trial_is_the_better_one() -> None:
     study = new_study(6)
     for notation in ("0:6, 5", "0:1, 0:6", BASE):
         add(study, notation, 2.0)
-    assert [trial.number for trial in records.best_of_search(study, 5)] == [0, 1]
+    assert [trial.number for trial in results.best_of_search(study, 5)] == [0, 1]
 
 
 def test_complete_trials_are_finished_have_a_recipe_and_are_no_duplicates(study: Study) -> None:
     add(study, None, 1.0)  # a stranger's trial
-    assert [trial.number for trial in records.complete(study)] == [0, 1, 2, 7]
+    assert [trial.number for trial in results.complete(study)] == [0, 1, 2, 7]
 
 
 def test_a_held_out_score_is_kept_with_the_study_and_comes_back(study: Study) -> None:
     trial = study.trials[1]
-    assert records.held_out(study, trial) is None
-    records.keep_held_out(study, trial, records.HeldOut((30.0, 60.0), (10, 30), (0, 4)))
-    kept = records.held_out(study, trial)
-    assert kept == records.HeldOut((30.0, 60.0), (10, 30), (0, 4))
+    assert results.held_out(study, trial) is None
+    results.keep_held_out(study, trial, trial_attributes.HeldOut((30.0, 60.0), (10, 30), (0, 4)))
+    kept = results.held_out(study, trial)
+    assert kept == trial_attributes.HeldOut((30.0, 60.0), (10, 30), (0, 4))
     assert kept.nll == 90 / 40  # over all tokens, not a mean of windows
     assert study.user_attrs["held_out:1"] == {
         "window_nll": [30.0, 60.0],
@@ -240,9 +241,9 @@ def test_a_held_out_score_is_kept_with_the_study_and_comes_back(study: Study) ->
 
 
 def test_there_is_no_difference_of_the_base_to_itself_nor_of_what_is_not_judged(judged: Study) -> None:
-    assert table.difference_to_base(judged, judged.trials[0]) is None
-    assert table.difference_to_base(judged, judged.trials[2]) is None
-    assert table.difference_to_base(judged, judged.trials[7]) is not None
+    assert tables.difference_to_base(judged, judged.trials[0]) is None
+    assert tables.difference_to_base(judged, judged.trials[2]) is None
+    assert tables.difference_to_base(judged, judged.trials[7]) is not None
 
 
 # The luck line
@@ -266,7 +267,7 @@ def test_the_luck_line_is_that_of_all_recipes_scored_each_once_and_not_of_the_ba
     add(study, "0:6, 0", None, state="FAIL")
     searched(study, "0:2, 1:6", [-1.0, -0.5, 0.0, 1.0])
     differences = [[0.5, -1.0, 0.25, -0.5], [2.0, 1.0, math.nan, math.nan], [-1.0, -0.5, 0.0, 1.0]]
-    found = table.luck(study)
+    found = tables.luck(study)
     assert found == luck(differences, [10] * 4)
     assert found.best == pytest.approx(-0.75 / 40)
 
@@ -276,29 +277,29 @@ def test_the_luck_line_draws_the_documents_of_the_search_windows_where_the_study
     study = new_study(6, search_documents=documents)
     searched(study, BASE, [0.0] * 4)
     searched(study, "0:4, 2:6", difference)
-    assert table.luck(study) == luck([difference], [10] * 4, documents) != luck([difference], [10] * 4)
+    assert tables.luck(study) == luck([difference], [10] * 4, documents) != luck([difference], [10] * 4)
 
 
 def test_there_is_no_luck_line_without_recipes_or_a_finite_base() -> None:
     study = new_study(6)
-    assert table.luck(study) is None
+    assert tables.luck(study) is None
     add(study, "0:6, 5", 3.0)
-    assert table.luck(study) is None
+    assert tables.luck(study) is None
     add(study, BASE, math.inf)
-    assert table.luck(study) is None
+    assert tables.luck(study) is None
     study = new_study(6)
     add(study, BASE, 2.0)
-    assert table.luck(study) is None
+    assert tables.luck(study) is None
     add(study, "0:6, 5", math.inf)
-    assert all(math.isnan(value) for value in vars(table.luck(study)).values())
+    assert all(math.isnan(value) for value in vars(tables.luck(study)).values())
 
 
 def test_intervals_are_corrected_for_all_that_were_ever_picked(judged: Study) -> None:
-    before = table.difference_to_base(judged, judged.trials[1])
-    assert records.picked(judged) == len(records.judged(judged))
-    records.look(judged, judged.trials)  # of which not all came to be judged
-    after = table.difference_to_base(judged, judged.trials[1])
-    assert records.picked(judged) == len(judged.trials) - 1
+    before = tables.difference_to_base(judged, judged.trials[1])
+    assert results.picked(judged) == len(results.judged(judged))
+    results.look(judged, judged.trials)  # of which not all came to be judged
+    after = tables.difference_to_base(judged, judged.trials[1])
+    assert results.picked(judged) == len(judged.trials) - 1
     assert before is not None
     assert after is not None
     assert after.low < before.low < before.high < after.high
@@ -312,7 +313,7 @@ def test_the_block_grid_has_the_difference_to_the_base_at_row_i_and_column_j(stu
     add(study, "0:3, 1:3, 1:6", 0.1)  # three times: no cell
     add(study, "0:3, 1:5, 3:6", 0.1)  # two blocks: no cell
     add(study, "0:3, 4:6", 0.1)  # a skip: no cell
-    grid = table.blocks(study)
+    grid = tables.blocks(study)
     assert list(grid.index) == [0, 1, 2, 3, 4, 5]
     assert list(grid.columns) == [1, 2, 3, 4, 5, 6]
     assert (grid.index.name, grid.columns.name) == ("i", "j")
@@ -328,21 +329,21 @@ def test_the_front_is_what_no_other_recipe_beats_in_both_nll_and_visits() -> Non
         add(study, recipe, nll)
     add(study, "0:5, 4:6", 1.0, partial=1)
     add(study, "0:6, 5", 1.0, duplicate_of=1)
-    found = table.front(table.trials(study))
+    found = tables.front(tables.trials(study))
     assert found["recipe"].tolist() == ["0:2, 3:5", "0:6", "0:3, 2:6", "0:4, 2:6"]
     assert found["visits"].tolist() == [4, 6, 7, 8]
     assert found["nll"].is_monotonic_decreasing
-    assert table.front(table.trials(new_study())).empty
+    assert tables.front(tables.trials(new_study())).empty
 
 
 def test_the_block_grid_says_which_blocks_a_race_dropped(study: Study) -> None:
-    assert table.blocks(study).attrs["partial"] == []
+    assert tables.blocks(study).attrs["partial"] == []
     add(study, "0:4, 3:6", 2.5, partial=1)
-    assert table.blocks(study).attrs["partial"] == [(3, 4)]
+    assert tables.blocks(study).attrs["partial"] == [(3, 4)]
 
 
 def test_the_paths_have_a_row_for_each_visit_of_each_recipe(study: Study) -> None:
-    paths = table.paths(table.leaderboard(study), records.depth_of(study))
+    paths = tables.paths(tables.leaderboard(study), results.depth_of(study))
     assert list(paths.columns) == ["recipe", "visit", "layer", "scale"]
     assert list(paths["recipe"].drop_duplicates()) == ["0:4, 2:6", "0:3, 1:3*0.5, 3:6", "base"]
     damped = paths[paths["recipe"] == "0:3, 1:3*0.5, 3:6"]
@@ -357,7 +358,7 @@ def test_the_paths_know_the_base_whatever_recipe_comes_first(n_layers: int) -> N
     study = new_study(n_layers)
     add(study, Recipe.identity(n_layers), 2.0)
     add(study, Recipe.from_blocks(n_layers, [(0, n_layers, 8)]), 1.0)
-    paths = table.paths(table.leaderboard(study), records.depth_of(study))
+    paths = tables.paths(tables.leaderboard(study), results.depth_of(study))
     assert list(paths[paths["recipe"] == "base"]["layer"]) == list(range(n_layers))
 
 
@@ -366,11 +367,11 @@ def test_the_paths_know_the_base_whatever_recipe_comes_first(n_layers: int) -> N
 
 def test_a_study_tells_what_it_is_about() -> None:
     study = new_study(7, seed=3)
-    assert records.depth_of(study) == 7
-    assert records.about(study)["seed"] == 3
+    assert results.depth_of(study) == 7
+    assert results.about(study)["seed"] == 3
 
 
-@pytest.mark.parametrize("read", [table.trials, table.leaderboard, table.blocks, records.finalists, records.about])
+@pytest.mark.parametrize("read", [tables.trials, tables.leaderboard, tables.blocks, results.finalists, results.about])
 def test_a_study_that_no_search_has_run_on_is_refused_by_name(read: Any) -> None:
     study = optuna.create_study(study_name="mine")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)

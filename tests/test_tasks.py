@@ -23,15 +23,18 @@ from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from david import harness, page, records, report, table, tasks, units
-from david.engine import score_recipes
+from david.analysis.remeasure import measure
+from david.engine.engine import score_recipes
 from david.errors import CorpusError, DavidError, ScoreError, SearchError
-from david.measures import measure
-from david.recipe import Recipe
-from david.score import multiple_choice, perplexity
-from david.sling import sling, slung, view
-from david.stack import stacked
-from david.study import search
+from david.metrics import units
+from david.recipe.recipe import Recipe
+from david.report import page, sentences, tables
+from david.scoring import lm_eval_adapter, tasks
+from david.scoring.objectives import multiple_choice, perplexity
+from david.sling.in_place import sling, slung, view
+from david.sling.stacked_copy import stacked
+from david.storage import results
+from david.study.search import search
 from tests.command import Run, refusal
 from tests.test_score import random_corpus
 
@@ -250,10 +253,10 @@ def test_a_search_by_a_task_ends_in_a_verdict_on_documents_it_has_not_seen(
     seen, unseen = asked.corpus.hold_out(5, 7)
     options: dict[str, Any] = {"space": "block", "objective": asked, "top": 2, "baseline": 2, "progress": False}
     study = search(model, seen, held_out=unseen, n_trials=6, out=tmp_path / "run", **options)
-    for trial in records.complete(study):
+    for trial in results.complete(study):
         with slung(model, Recipe.parse(trial.user_attrs["recipe"])):
             assert trial.value == asked(model, seen).nll
-    board = table.leaderboard(study, 2)
+    board = tables.leaderboard(study, 2)
     assert board.attrs["unit"] == "1 − acc"
     assert {"search_acc", "held_out_acc"} <= set(board)
     assert not {"search_perplexity", "held_out_perplexity"} & set(board)
@@ -261,7 +264,7 @@ def test_a_search_by_a_task_ends_in_a_verdict_on_documents_it_has_not_seen(
         with slung(model, Recipe.identity(6) if row["recipe"] == "base" else Recipe.parse(row["recipe"])):
             assert row["held_out_acc"] == pytest.approx(1 - asked(model, unseen).nll)
     assert set(board["verdict"]) <= {"", "better", "worse", "not told apart"}
-    text = report.board_text(board)
+    text = sentences.board_text(board)
     assert "held-out acc" in text
     assert "Δ (1 − acc)" in text
     assert "nats" not in text
@@ -269,7 +272,7 @@ def test_a_search_by_a_task_ends_in_a_verdict_on_documents_it_has_not_seen(
     assert "5 documents of choice" in html
     assert "Held-out<br>acc" in html
     assert "nats" not in html.partition("How to read")[0].partition("<style>")[0]
-    assert "in 1 − acc" in report.luck(table.luck(study), 5, records.unit_of(study))
+    assert "in 1 − acc" in sentences.luck(tables.luck(study), 5, results.unit_of(study))
     best = Recipe.load(tmp_path / "run" / "best.json")
     assert [(its.metric, its.convention.name) for its in best.scores] == [("tasks", "lm-eval choice:acc")] * 2
     with slung(model, best):
@@ -310,12 +313,12 @@ def test_tasks_stand_beside_a_search_by_perplexity(model: Any, tokenizer: Any, f
         also={"last": (asked, asked.corpus)},
         progress=False,
     )
-    for trial in records.complete(study):
+    for trial in results.complete(study):
         with slung(model, Recipe.parse(trial.user_attrs["recipe"])):
             assert trial.values[1] == pytest.approx(asked(model, asked.corpus).nll)
     measure(study, model, asked.corpus, objective=asked, name="measured", progress=False)
-    kept = records.measured(study)["measured"]
-    assert kept == pytest.approx({trial.number: trial.values[1] for trial in records.complete(study)})
+    kept = results.measured(study)["measured"]
+    assert kept == pytest.approx({trial.number: trial.values[1] for trial in results.complete(study)})
 
 
 def test_data_may_lie_where_lm_eval_was_started(
@@ -436,7 +439,7 @@ def test_a_name_of_lm_evals_own_says_where_it_looks(
     model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here := TaskManager(include_defaults=False, include_path=str(folder)))  # its own take 16 s to read
-    monkeypatch.setattr(harness, "_own_tasks", lambda: here)
+    monkeypatch.setattr(lm_eval_adapter, "_own_tasks", lambda: here)
     with pytest.raises(CorpusError, match=r"lm-eval has no task 'choise' \(it has choice\)"):
         tasks.load("choise", model, tokenizer)
     assert "no file here is called choise: reading lm-eval's own tasks" in capsys.readouterr().err
@@ -506,7 +509,7 @@ def test_tasks_are_loaded_on_a_slung_model_too(model: Any, tokenizer: Any, folde
 
 def test_a_brier_score_is_summed_over_answers() -> None:
     shares = np.array([0.2, 0.5, 0.3])
-    assert harness._brier(1, shares) == pytest.approx(0.04 + 0.25 + 0.09)
+    assert lm_eval_adapter._brier(1, shares) == pytest.approx(0.04 + 0.25 + 0.09)
 
 
 def test_importing_lm_eval_is_left_to_who_asks_for_it() -> None:

@@ -13,19 +13,22 @@ import torch
 from optuna import Study
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState, create_trial
 
-from david import records, rounds, stopping
-from david.claims import TICKET
-from david.corpus import Corpus
-from david.engine import Engine
+from david.candidates.spaces import Block
+from david.engine.engine import Engine
 from david.errors import ModelError, ScoreError, SearchError, StorageError
-from david.layers import find
-from david.models import load_model
-from david.queueing import Asked, enqueue, first_queued, queued, reclaim
-from david.recipe import Recipe
-from david.rounds import Run
-from david.score import Score
-from david.space import Block, all_blocks
-from david.workers import MACHINE, OWNER, Heart
+from david.metrics.score import Score
+from david.models.load import load_model
+from david.recipe.blocks import all_blocks
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.sling.locate import find
+from david.storage import results
+from david.storage.heartbeat import MACHINE, OWNER, Heart
+from david.storage.queue import Asked, enqueue, first_queued, queued, reclaim
+from david.storage.trial_claims import TICKET
+from david.study import rounds
+from david.study.run import Run
+from david.support import signals
 from tests.test_study import recipes_of, run, scored, visits, whole_corpus
 
 FAIL, RUNNING = TrialState.FAIL, TrialState.RUNNING
@@ -70,7 +73,7 @@ def test_what_another_takes_from_the_queue_is_not_made_up_for_by_the_sampler(
         return trial
 
     monkeypatch.setattr(study, "ask", two_ask)
-    monkeypatch.setattr(stopping, "pause", lambda _seconds: [study.tell(its, state=FAIL) for its in other])
+    monkeypatch.setattr(signals, "pause", lambda _seconds: [study.tell(its, state=FAIL) for its in other])
     queue = [Recipe((*range(6), layer)) for layer in range(5)]
     run(tiny, corpus, space=SPACE, study=study, objective=visits, strategy=lambda *_: (), queue=queue, n_trials=6)
     assert len(other) == 4
@@ -104,7 +107,7 @@ def test_a_base_that_another_worker_scores_is_not_scored_beside_it(
                 study._storage.set_trial_user_attr(its._trial_id, name, value)
             study.tell(number, 6.0)
 
-    monkeypatch.setattr(stopping, "pause", pause)
+    monkeypatch.setattr(signals, "pause", pause)
     run(tiny, corpus, space=SPACE, study=study, objective=objective, n_trials=2)
     assert calls == [8]
 
@@ -139,7 +142,7 @@ def test_a_recipe_that_was_in_the_hands_of_three_workers_that_died_fails(
     assert first_queued(study) is None
     assert study.trials[-1].user_attrs["error"] == "3 workers ended while they scored it"
     assert capsys.readouterr().err == f"trial {study.trials[-1].number} failed: 3 workers ended while they scored it\n"
-    assert list(records.refused(study)) == [str(WANTED)]
+    assert list(results.refused(study)) == [str(WANTED)]
     run(tiny, corpus, space=SPACE, study=study, objective=visits, queue=[WANTED], n_trials=3)
     assert str(WANTED) not in recipes_of(scored(study))
     assert len(scored(study)) == 3
@@ -150,7 +153,7 @@ def test_the_base_is_never_given_up(tiny: Any, corpus: Corpus, study: Study) -> 
     enqueue(study, [Asked({}, "0:6")])
     lose(study, Recipe.identity(6), 5)
     assert first_queued(study) is not None
-    assert records.refused(study) == {}
+    assert results.refused(study) == {}
 
 
 def test_what_may_have_killed_workers_is_scored_alone(tiny: Any, corpus: Corpus, study: Study) -> None:
@@ -187,7 +190,7 @@ def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study
                     study.tell(trial, 1.0)
             reclaim(study, heart, unsigned=True)
     assert queued(study) == []
-    assert list(records.refused(study)) == [str(killer)]
+    assert list(results.refused(study)) == [str(killer)]
 
 
 def run_of(study: Study, model: Any, corpus: Corpus, heart: Heart) -> Run:
@@ -230,7 +233,7 @@ def test_a_batch_ends_at_the_target_where_others_ask_meanwhile(tiny: Any, corpus
         return next(drawn) if isinstance(trial, Trial) else Recipe.identity(6)
 
     run(tiny, corpus, space=space, study=study, objective=visits, batch=8, n_trials=9)
-    assert 9 <= len(records.complete(study)) <= 10
+    assert 9 <= len(results.complete(study)) <= 10
 
 
 def test_a_trial_that_two_workers_got_is_run_by_the_one_that_signed_last(
@@ -325,7 +328,7 @@ def test_one_that_races_and_was_taken_for_dead_goes_on(tiny: Any, study: Study) 
     taken: list[int] = []
 
     run(tiny, whole_corpus().split(8, 4)[0], space=SPACE, study=study, pruner=GivesUp(), batch=2, n_trials=6)
-    assert len(records.complete(study)) >= 6
+    assert len(results.complete(study)) >= 6
     assert not study.get_trials(states=(RUNNING,))
 
 
@@ -400,7 +403,7 @@ def test_a_device_that_fails_ends_the_search_and_its_recipes_come_again(
 def test_an_end_before_anything_is_begun_is_told_as_one(
     tiny: Any, corpus: Corpus, study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("david.store.sign", lambda *_: raise_(KeyboardInterrupt()))
+    monkeypatch.setattr("david.study.signature.sign", lambda *_: raise_(KeyboardInterrupt()))
     run(tiny, corpus, space=SPACE, study=study, n_trials=2, out=tmp_path / "run")
     assert capsys.readouterr().err.startswith("interrupted: ")
     assert list((tmp_path / "run").iterdir()) == []

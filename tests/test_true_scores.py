@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from david.corpus import Corpus
-from david.space import Blocks
-from david.study import search
+from david.candidates.spaces import Blocks
+from david.scoring.corpus import Corpus
+from david.study.search import search
 
 VERIFY = Path(__file__).parents[1] / "experiments" / "verify" / "verify.py"
 

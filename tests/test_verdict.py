@@ -9,7 +9,7 @@ import simulate
 from scipy import stats
 
 from david.errors import ScoreError
-from david.verdict import Difference, effective_number, paired_difference, rank_correlation
+from david.metrics.paired_test import Difference, effective_number, paired_difference, rank_correlation
 
 RECIPE, BASE = [21.0, 33.5, 18.25, 40.0, 27.0], [22.0, 33.0, 19.75, 41.5, 27.25]  # sums over windows of ten tokens
 

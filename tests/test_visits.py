@@ -12,17 +12,19 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from tiny_models import VOCABULARY, tiny_model, tiny_named
 
-from david import David, forward, visits
-from david.corpus import Corpus
-from david.engine import Engine, score_recipes
+from david import David
+from david.engine import runner, state_cache
+from david.engine.engine import Engine, score_recipes
+from david.engine.prefix_tree import Plan
 from david.errors import ScoreError, SlingError
-from david.layers import find
-from david.plan import Plan
-from david.recipe import Recipe
-from david.score import perplexity
-from david.sling import check_recipe
-from david.space import all_blocks
-from david.views import hidden
+from david.recipe.blocks import all_blocks
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.sling import forward
+from david.sling.in_place import check_recipe
+from david.sling.locate import find
+from david.sling.views import hidden
 from tests.counting import counted
 
 WINDOW = 16
@@ -138,7 +140,7 @@ def test_layers_that_hand_on_more_go_one_by_one(capsys: pytest.CaptureFixture[st
 def test_the_self_check_notices_states_without_the_keys_they_share(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(visits, "_empty_mappings", lambda _told: {})
+    monkeypatch.setattr(runner, "_empty_mappings", lambda _told: {})
     model, corpus = tiny_model(name), corpus_of(2)
     capsys.readouterr()
     recipes = recipes_of(model)
@@ -151,13 +153,13 @@ def test_the_self_check_notices_states_without_the_keys_they_share(
 def test_the_self_check_notices_a_visit_that_is_a_little_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exact = visits.Runner._visit
+    exact = runner.Runner._visit
 
-    def off(self: Any, told: Any, layer: int, scale: float, state: visits.State) -> visits.State:
+    def off(self: Any, told: Any, layer: int, scale: float, state: state_cache.State) -> state_cache.State:
         after = exact(self, told, layer, scale, state)
-        return visits.State(after.hidden * 1.01 if layer == 3 else after.hidden, after.carried)
+        return state_cache.State(after.hidden * 1.01 if layer == 3 else after.hidden, after.carried)
 
-    monkeypatch.setattr(visits.Runner, "_visit", off)
+    monkeypatch.setattr(runner.Runner, "_visit", off)
     model, corpus = tiny_model("llama"), corpus_of(2)
     scores = Engine(model, corpus).outcomes(RECIPES)
     (line,) = capsys.readouterr().err.splitlines()

@@ -9,7 +9,7 @@ import transformers
 import ways
 from ways import MODELS, WAYS, Way, maker, run
 
-from david import layers, sling, views
+from david.sling import architectures, in_place, remap, views
 
 BY_NAME = {way.name: way for way in WAYS}
 RESULTS = Path(ways.__file__).parent / "results.csv"
@@ -58,15 +58,15 @@ def unbound_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shared_cache_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "INDICES", ())
+    monkeypatch.setattr(architectures, "INDICES", ())
 
 
 def configuration_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_mapped", lambda _config, base, *_: dict(base))
+    monkeypatch.setattr(remap, "_mapped", lambda _config, base, *_: dict(base))
 
 
 def saving_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sling, "is_slung", lambda _model: False)
+    monkeypatch.setattr(in_place, "is_slung", lambda _model: False)
 
 
 MUTATIONS = [

@@ -16,15 +16,15 @@ from accelerate import cpu_offload
 from tqdm.notebook import tqdm as notebook_bar
 from tqdm.std import tqdm as text_bar
 
-from david.corpus import Corpus
-from david.engine import score_recipes
+from david.chat.widgets import Slider, slider
+from david.engine.engine import score_recipes
 from david.errors import DavidError, RecipeError, ScoreError, SlingError
-from david.messages import end_at
-from david.models import load_model
-from david.recipe import Recipe
-from david.score import perplexity
-from david.sling import David, is_slung
-from david.widgets import Slider, slider
+from david.models.load import load_model
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.sling.in_place import David, is_slung
+from david.support.console import end_at
 from tests.stand_in import furnish_cache
 
 Make = Callable[..., Slider]
@@ -277,7 +277,7 @@ def test_of_many_moves_the_last_alone_is_scored(make: Make, monkeypatch: pytest.
     async def drag() -> Slider:
         panel = make(wait=0.05)
         monkeypatch.setattr(
-            "david.widgets.perplexity", lambda model, corpus: scored.append(1) or perplexity(model, corpus)
+            "david.chat.widgets.perplexity", lambda model, corpus: scored.append(1) or perplexity(model, corpus)
         )
         for tenth in range(20):
             panel.strength.value = tenth / 10
@@ -371,7 +371,7 @@ print(any("notebook" in kind.__module__ for kind in tqdm.__mro__))
 """
 
 
-@pytest.mark.parametrize("imports", ["from david import search", "from david.study import search"])
+@pytest.mark.parametrize("imports", ["from david import search", "from david.study.search import search"])
 def test_without_ipywidgets_bars_in_a_kernel_are_text_and_nothing_is_said(imports: str, tmp_path: Path) -> None:
     code = KERNEL.format(without='sys.modules["ipywidgets"] = None', imports=imports)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

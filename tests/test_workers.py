@@ -15,9 +15,11 @@ import pytest
 from optuna import Study
 from optuna.trial import FrozenTrial, create_trial
 
-from david import stopping, workers
-from david.storage import open_storage
-from david.workers import BEAT, LOCKED, MACHINE, OWNER, Heart, alone
+from david.storage import heartbeat
+from david.storage.backend import open_storage
+from david.storage.heartbeat import BEAT, MACHINE, OWNER, Heart
+from david.storage.lock import LOCKED, _unlock, alone
+from david.support import signals
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_that_a_silent_worker_is_dead_is_told_to_all(study: Study) -> None:
     other = "elsewhere:1:ab"
     study.set_user_attr(BEAT + other, 5)
     with Heart(study) as heart:
-        for _ in range(workers._GRACE + 1):
+        for _ in range(heartbeat._GRACE + 1):
             heart._beat()
         assert study.user_attrs[BEAT + other] is None
     with Heart(study) as later:
@@ -103,7 +105,7 @@ def test_a_worker_elsewhere_is_dead_when_it_is_silent_for_so_many_of_ones_own_be
             heart._beat()
             assert heart.lives(other)
         assert heart.workers() == 2
-        for _ in range(workers._GRACE):
+        for _ in range(heartbeat._GRACE):
             assert heart.lives(other)
             heart._beat()
         assert not heart.lives(other)
@@ -119,7 +121,7 @@ def test_a_worker_elsewhere_is_dead_when_it_is_silent_for_so_many_of_ones_own_be
 def test_a_worker_that_never_gave_a_beat_is_dead_after_as_long(study: Study) -> None:
     with Heart(study) as heart:
         assert heart.lives("elsewhere:1")
-        for _ in range(workers._GRACE):
+        for _ in range(heartbeat._GRACE):
             heart._beat()
         assert not heart.lives("elsewhere:1")
 
@@ -130,14 +132,14 @@ def test_while_the_storage_is_gone_nobody_dies(study: Study, monkeypatch: pytest
         assert heart.lives(other)
         with monkeypatch.context() as patch:
             patch.setattr(study, "set_user_attr", lambda *_: (_ for _ in ()).throw(OSError))
-            for _ in range(3 * workers._GRACE):
+            for _ in range(3 * heartbeat._GRACE):
                 with pytest.raises(OSError):  # noqa: PT011
                     heart._beat()
         assert heart.lives(other)
 
 
 def test_the_heart_beats_by_itself(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_EVERY", 0.02)
+    monkeypatch.setattr(heartbeat, "_EVERY", 0.02)
     with Heart(study) as heart:
         patience = time.monotonic() + 20
         while study.user_attrs[BEAT + heart.name] < 3 and time.monotonic() < patience:
@@ -154,7 +156,7 @@ def test_a_trial_without_an_owner_is_left_after_a_while(study: Study, monkeypatc
     with Heart(study) as heart:
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
         assert not heart.is_left(trial_of(None))
-        now[0] += workers.UNSIGNED_SECONDS + 1
+        now[0] += heartbeat.UNSIGNED_SECONDS + 1
         assert heart.is_left(trial_of(None))
         assert not heart.is_left(trial_of(heart.name))
 
@@ -207,11 +209,11 @@ def test_a_worker_that_dies_at_it_is_not_waited_for(study: Study, tmp_path: Path
 
 def test_a_lock_that_nobody_has_signed_is_broken(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(stopping, "pause", pauses.append)
+    monkeypatch.setattr(signals, "pause", pauses.append)
     study._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], f"david: counting{LOCKED}")
     with Heart(study) as heart, alone(study, heart, "counting"):
         pass
-    assert sum(pauses) == workers.UNSIGNED_SECONDS
+    assert sum(pauses) == heartbeat.UNSIGNED_SECONDS
 
 
 def test_only_a_lock_is_taken_away_and_only_its_owners(study: Study) -> None:
@@ -220,7 +222,7 @@ def test_only_a_lock_is_taken_away_and_only_its_owners(study: Study) -> None:
         lock = storage.get_study_id_from_name(name)
         storage.set_study_user_attr(lock, OWNER, "elsewhere:1:ab")  # who took this worker for dead
     assert storage.get_study_id_from_name(name) == lock
-    workers._unlock(storage, lock, "another name", "elsewhere:1:ab")
+    _unlock(storage, lock, "another name", "elsewhere:1:ab")
     optuna.load_study(study_name=name, storage=storage).add_trial(trial_of(None))
-    workers._unlock(storage, lock, name, "elsewhere:1:ab")
+    _unlock(storage, lock, name, "elsewhere:1:ab")
     assert storage.get_study_id_from_name(name) == lock

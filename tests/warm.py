@@ -9,8 +9,8 @@ import psycopg  # noqa: F401  # a driver is imported where a URL names it
 import torch
 from tiny_models import tiny_model
 
-from david.space import Block
-from david.study import search
+from david.candidates.spaces import Block
+from david.study.search import search
 from tests.test_study_kill import corpus
 
 torch.set_num_threads(1)

@@ -23,10 +23,11 @@ import transformers
 from tiny_models import NOT_BUILT, TYPES, VARIANTS, VOCABULARY, tiny_named, tiny_options
 from torch import Tensor
 
-from david import David, Recipe, layers
-from david.check import layer_by_layer, stepped, whole
+from david import David, Recipe
 from david.errors import SlingError
-from david.stack import stacked
+from david.sling import architectures, locate
+from david.sling.stacked_copy import stacked
+from david.sling.verify import layer_by_layer, stepped, whole
 
 PREFIX = 9  # tokens read at once before the steps of a cached run: one more than a tiny model's window
 TEXT = torch.arange(16)[None] * 5 % (VOCABULARY - 6) + 3  # [1, T], none of them special
@@ -89,7 +90,7 @@ def run(name: str) -> Row:
     if name in NOT_BUILT:
         return Row(name, "not built", NOT_BUILT[name])
     model, modes = tiny_named(name), modes_of(name)
-    setattr(model, layers.PROVED_HERE, True)
+    setattr(model, architectures.PROVED_HERE, True)
     row = Row(name, "exact", text_type=model.config.get_text_config(decoder=True).model_type)
     base = {mode: reading(model, read) for mode, read in modes.items()}
     return judge(row, model, modes, base)
@@ -102,7 +103,7 @@ def judge(row: Row, model: Any, modes: dict[str, Mode], base: dict[str, Tensor |
         row.verdict, row.reason = "base fails", base["uncached"]
         return row
     try:
-        home = layers.find(model).layers
+        home = locate.find(model).layers
     except SlingError as error:
         row.verdict, row.reason = "refused", str(error)
         return row
@@ -127,7 +128,7 @@ def judge(row: Row, model: Any, modes: dict[str, Mode], base: dict[str, Tensor |
         if any(not same(reading(model, read), base[mode], 0) for mode, read in modes.items()):
             wrong.append(f"{title}: the base is not what it was")
     row.replayed = f"{sum(replays)} of {len(replays)}"
-    if not all(replays) and not layers.is_coupled(model):
+    if not all(replays) and not locate.is_coupled(model):
         wrong.append(f"calling the layers one by one is the same in {row.replayed} maps")
     row.reason += "; ".join(refused)
     if wrong or not replays:
@@ -178,7 +179,7 @@ def disagreement(of: dict[str, Any]) -> dict[str, float]:
 
 def smallest_swap(model: Any, mode: Mode, base: Tensor) -> float:
     """The least that swapping two neighbouring layers changes in the logits."""
-    depth = len(layers.find(model).layers)
+    depth = len(locate.find(model).layers)
     changes = []
     for layer in range(depth - 1):
         order = [*range(layer), layer + 1, layer, *range(layer + 2, depth)]

@@ -15,8 +15,8 @@ from torch import nn
 from transformers.utils import logging
 
 from david import David, Recipe, load_model
-from david.sling import base_layers
-from david.stack import stacked
+from david.sling.in_place import base_layers
+from david.sling.stacked_copy import stacked
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "memory"))
 from memory import cache_bytes, goliath, megabytes, weight_bytes

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from david.corpus import Corpus
-from david.engine import Engine
-from david.errors import DavidError, one_line
-from david.recipe import Recipe
-from david.score import perplexity
-from david.sling import base_depth, check_recipe, slung
+from david.engine.engine import Engine
+from david.errors import DavidError
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.sling.in_place import base_depth, check_recipe, slung
+from david.support.text import one_line
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
 

@@ -9,11 +9,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model, perplexity
-from david.engine import Engine
+from david.engine.engine import Engine
 from david.errors import DavidError
-from david.score import Score
-from david.sling import base_depth, slung
-from david.space import all_blocks
+from david.metrics.score import Score
+from david.recipe.blocks import all_blocks
+from david.sling.in_place import base_depth, slung
 
 WINDOW = 128
 BUDGETS = (1, 8, 64)  # in states

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model
-from david.engine import Engine
-from david.plan import Plan
-from david.space import all_blocks
+from david.engine.engine import Engine
+from david.engine.prefix_tree import Plan
+from david.recipe.blocks import all_blocks
 
 ALL = 465  # the blocks of 30 layers
 START = {"layers": 30, "recipes": 60, "windows": 2, "tokens": 128}

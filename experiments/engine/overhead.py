@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from david import Corpus, load_model
-from david.engine import Engine
-from david.plan import ROOT, Plan
-from david.sling import base_depth
-from david.space import all_blocks
+from david.engine.engine import Engine
+from david.engine.prefix_tree import ROOT, Plan
+from david.recipe.blocks import all_blocks
+from david.sling.in_place import base_depth
 
 WINDOW = 128
 GROUP = 31  # recipes that either way scores before it is the other's turn

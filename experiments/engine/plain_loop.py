@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model, perplexity, search
-from david.engine import Engine
+from david.candidates.spaces import Block, Blocks
+from david.engine.engine import Engine
+from david.engine.prefix_tree import Plan
 from david.errors import DavidError
-from david.plan import Plan
-from david.sling import base_depth, slung
-from david.space import Block, Blocks, all_blocks
+from david.recipe.blocks import all_blocks
+from david.sling.in_place import base_depth, slung
 
 WINDOW = 128
 

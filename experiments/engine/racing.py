@@ -16,8 +16,8 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from david import Recipe
-from david.plan import Plan
-from david.racing import hopeless
+from david.candidates.pruner import hopeless
+from david.engine.prefix_tree import Plan
 
 LANDSCAPE = Path(__file__).parent / "landscape.csv"
 RUNGS = (0, 2, 4, 8, 16, 24, 32)  # windows that the engine has scored at each decision; 8 of 128 tokens go at once

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model, score_recipes
-from david.sling import base_depth
-from david.space import all_blocks
+from david.recipe.blocks import all_blocks
+from david.sling.in_place import base_depth
 
 WINDOW = 128
 AT_ONCE = 2  # windows that a process scores at once: what is lost when the run is broken off

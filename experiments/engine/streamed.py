@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model, perplexity
-from david.engine import Engine
-from david.memory import held
-from david.plan import Plan
-from david.sling import base_depth, base_layers, slung
-from david.space import all_blocks
+from david.engine.engine import Engine
+from david.engine.prefix_tree import Plan
+from david.models.offload import held
+from david.recipe.blocks import all_blocks
+from david.sling.in_place import base_depth, base_layers, slung
 
 WINDOW = 128
 

@@ -81,7 +81,7 @@ def measure(kind: str, source: str) -> dict[str, Any]:
 
 def save_stacked(source: str, folder: str) -> None:
     from david import load_model
-    from david.stack import stacked
+    from david.sling.stacked_copy import stacked
 
     model, tokenizer = load_model(source, dtype="float32", device="cpu")
     stacked(model, goliath(model.config.num_hidden_layers)).save_pretrained(folder)

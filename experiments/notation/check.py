@@ -27,10 +27,11 @@ from tiny_models import N_LAYERS, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from david import David, Recipe, load_model, notation
-from david.base import describe
+from david import David, Recipe, load_model
 from david.errors import RecipeError
-from david.origin import Base
+from david.models.describe import describe
+from david.notation import formats
+from david.recipe.base_model import Base
 
 TOLERANCE = 1e-5  # between logits, whose largest are around 6 (Cohere's: 0.4)
 TOKENS = torch.arange(3, 40)[None]
@@ -92,11 +93,11 @@ def merges(python: Path, work: Path, kinds: Sequence[str] = MERGED) -> list[Row]
         for name, text in RECIPES.items():
             recipe = replace(Recipe.parse(text), base=describe(model))
             try:
-                written = notation.write(recipe, "mergekit", model=str(work / kind))
+                written = formats.write(recipe, "mergekit", model=str(work / kind))
             except RecipeError:
                 rows.append(Row(kind, name, "refused"))
                 continue
-            read = notation.read(written, architecture=type(model).__name__, n_layers=N_LAYERS)
+            read = formats.read(written, architecture=type(model).__name__, n_layers=N_LAYERS)
             assert read == recipe, f"{written} is read as {read}"
             jobs[f"{kind}/{name}"] = written, str(work / f"merge-{len(jobs)}")
     # What David refuses, written by hand, to show why.
@@ -105,7 +106,7 @@ def merges(python: Path, work: Path, kinds: Sequence[str] = MERGED) -> list[Row]
             Recipe.parse(RECIPES["strength 0.5"]), base=Base(num_layers=N_LAYERS, architecture="Cohere2ForCausalLM")
         )
         jobs[f"{kind}/strength 0.5 by hand"] = (
-            notation.write(recipe, "mergekit", model=str(work / kind)),
+            formats.write(recipe, "mergekit", model=str(work / kind)),
             str(work / f"merge-{len(jobs)}"),
         )
     asked, answer = work / "jobs.json", work / "errors.json"
@@ -149,9 +150,9 @@ def adapters(kinds: Sequence[str] = ADAPTED) -> list[Row]:
             model = tiny_model(kind)
             recipe = replace(Recipe.parse(RECIPES[name]), base=describe(model))
             wanted = slung_logits(model, recipe)
-            written = json.loads(notation.write(recipe, "peft"))
+            written = json.loads(formats.write(recipe, "peft"))
             config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **written)
-            assert notation.read(json.dumps(config.to_dict(), default=str), "peft") == recipe
+            assert formats.read(json.dumps(config.to_dict(), default=str), "peft") == recipe
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
@@ -182,10 +183,10 @@ def layer_scan(programs: Path, work: Path) -> dict[str, Any]:
     text = (work / "scan" / "results.json").read_text()
     found = json.loads(text)
     for rank, told in enumerate(found["top_configs"], start=1):
-        recipe = notation.read(text, rank=rank)
+        recipe = formats.read(text, rank=rank)
         assert recipe == Recipe.from_blocks(N_LAYERS, [(told["i"], told["j"], 2)]), told
         assert len(recipe) == told["effective_depth"]
-    assert notation.read(work / "merge.yaml", n_layers=N_LAYERS) == notation.read(text)
+    assert formats.read(work / "merge.yaml", n_layers=N_LAYERS) == formats.read(text)
     return found
 
 
@@ -234,24 +235,24 @@ def parsers(sources: Path, how_many: int = 2000) -> dict[str, str]:
     counts: Counter[str] = Counter()
     for recipe, depth in random_maps(how_many):
         wanted = list(recipe.repeat_map)
-        assert v3(notation.write(recipe, "exllamav3"), min_value=0, max_value=depth - 1) == wanted
-        assert as_exllamav2(notation.write(recipe, "exllamav2")) == wanted
-        assert rys.normalize_to_layers(depth, notation.write(recipe, "rys")) == wanted
+        assert v3(formats.write(recipe, "exllamav3"), min_value=0, max_value=depth - 1) == wanted
+        assert as_exllamav2(formats.write(recipe, "exllamav2")) == wanted
+        assert rys.normalize_to_layers(depth, formats.write(recipe, "rys")) == wanted
         entry = common.build_exported_config(
             {},
             layer_indices=recipe.repeat_map,
             source_num_layers=depth,
             source_repo_id=None,
-            spec_text=notation.write(recipe, "rys"),
+            spec_text=formats.write(recipe, "rys"),
             text_layer_prefix="",
         )
-        assert json.loads(json.dumps(entry)) == json.loads(notation.write(recipe, "rys_relayer"))
+        assert json.loads(json.dumps(entry)) == json.loads(formats.write(recipe, "rys_relayer"))
         counts.update(("exllamav3", "exllamav2", "rys", "rys_relayer"))
         rising = [layer for layer in sorted(wanted) if wanted.count(layer) <= 2]
         if rising:
             model = SimpleNamespace(model=SimpleNamespace(layers=range(depth)))
             told = ran(decisions, layer_config=rising, model=model)["layer_decisions"]
-            assert json.loads(notation.write(Recipe(tuple(rising), base=recipe.base), "drllm")) == told
+            assert json.loads(formats.write(Recipe(tuple(rising), base=recipe.base), "drllm")) == told
             counts.update(("drllm",))
     for text, depth in random_specs(how_many):
         theirs: dict[str, Callable[[str], list[int]]] = {
@@ -270,7 +271,7 @@ def parsers(sources: Path, how_many: int = 2000) -> dict[str, str]:
 def read_alike(theirs: Callable[[str], list[int]], text: str, name: str, depth: int) -> bool:
     """Whether David reads a spec: as the visits that the tool makes of it, never as others; else it is refused."""
     try:
-        found = list(notation.read(text, name, n_layers=depth).repeat_map)
+        found = list(formats.read(text, name, n_layers=depth).repeat_map)
     except RecipeError:
         return False
     assert found == theirs(text), f"{name}: {text} is {theirs(text)}, and was read as {found}"
@@ -327,16 +328,16 @@ def able(name: str) -> tuple[str, str, str]:
     }
     plain = Recipe(tuple(range(8)), base=base)
     try:
-        text = notation.write(plain, name)
+        text = formats.write(plain, name)
         writes = "yes"
     except RecipeError:
         return "yes", "no", "all"
-    assert notation.read(text, name, n_layers=8) == plain
+    assert formats.read(text, name, n_layers=8) == plain
     refused = []
     for what, (repeat_map, scales) in tries.items():
         recipe = Recipe(repeat_map, scales, base=base)  # type: ignore[arg-type]
         try:
-            assert notation.read(notation.write(recipe, name), name, n_layers=8) == recipe
+            assert formats.read(formats.write(recipe, name), name, n_layers=8) == recipe
         except RecipeError:
             refused.append(what)
     return "yes", writes, ", ".join(refused) or "–"
@@ -347,7 +348,7 @@ def languages(checked: dict[str, str]) -> str:
         "| language | reads | writes | checked against the tool itself | refuses to write |",
         "|---|---|---|---|---|",
     ]
-    for name in notation.FORMATS:
+    for name in formats.FORMATS:
         reads, writes, refused = able(name)
         lines.append(f"| {name} | {reads} | {writes} | {checked.get(name, 'not in this run')} | {refused} |")
     return "\n".join(lines)

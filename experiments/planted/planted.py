@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from david import Corpus, Recipe, Score, load_model, score_recipes, search
-from david.engine import Engine
-from david.neighbours import neighbours
-from david.sling import base_depth, base_layers
-from david.stack import stacked
-from david.strategy import Refine
+from david.candidates.neighbours import neighbours
+from david.candidates.strategies import Refine
+from david.engine.engine import Engine
+from david.sling.in_place import base_depth, base_layers
+from david.sling.stacked_copy import stacked
 
 WINDOW = 128
 TRIALS = (100, 300)

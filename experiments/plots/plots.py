@@ -14,9 +14,9 @@ from matplotlib.image import imread
 
 sys.path += [str(Path(__file__).parents[1] / "architectures"), str(Path(__file__).parents[2])]
 
-from david.page import page
-from david.recipe import Recipe
-from david.report import open_existing
+from david.recipe.recipe import Recipe
+from david.report.page import page
+from david.storage.studies import open_existing
 from tests.stand_in import furnish_cache
 
 SEARCH = "search demo --scales 0.1:1.5 --trials 60 --windows 6 --held-out 12 --also visits --out search"
@@ -49,7 +49,7 @@ def make(n: int, place: Path, browser: str | None) -> list[Path]:
     """Make all that is drawn of a tiny random model of n layers, by the command itself; the pictures."""
     own = os.environ | {"DAVID_CACHE": str(furnish_cache(place / "cache", layers=n)), "OMP_NUM_THREADS": "1"}
     for line in (SEARCH, SCAN.format(longest=max(4, n // 20)), PROFILE):
-        command = [sys.executable, "-c", "from david.cli import main; main()", *line.split()]
+        command = [sys.executable, "-c", "from david.cli.app import main; main()", *line.split()]
         subprocess.run(command, cwd=place, env=own, check=True, capture_output=True)
     found = [path for folder in ("search", "scan", "profile") for path in sorted((place / folder).glob("*.png"))]
     if browser is None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging
 
 from david import David, load_model
-from david.sling import base_depth
+from david.sling.in_place import base_depth
 
 VISITS = (30, 60, 120)
 

@@ -16,9 +16,10 @@ from record import LONGEST, STRENGTHS
 from tqdm.auto import tqdm
 
 from david import Recipe
-from david.neighbours import neighbours
-from david.space import Block, Space
-from david.store import sampler_named
+from david.candidates.encoding import Space
+from david.candidates.neighbours import neighbours
+from david.candidates.spaces import Block
+from david.study.create import sampler_named
 
 HERE = Path(__file__).parent
 SCORED = 127  # tokens of a window

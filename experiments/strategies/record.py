@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model, score_recipes
-from david.sling import base_depth
+from david.sling.in_place import base_depth
 
 WINDOW, WINDOWS = 128, 16
 LONGEST = 4  # layers of a block

@@ -16,11 +16,14 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from david import Corpus, Recipe, load_model, measure, page, records, report, score_recipes, search, table
-from david.sling import base_depth
-from david.space import Blocks, all_blocks
-from david.strategy import Beam, Refine
-from david.verdict import paired_difference
+from david import Corpus, Recipe, load_model, measure, score_recipes, search
+from david.candidates.spaces import Blocks
+from david.candidates.strategies import Beam, Refine
+from david.metrics.paired_test import paired_difference
+from david.recipe.blocks import all_blocks
+from david.report import page, sentences, tables
+from david.sling.in_place import base_depth
+from david.storage import results, trial_attributes
 
 HEADING = re.compile(r"^ = [^=\n]+ = \n", re.MULTILINE)  # of an article; sections have more of them
 SIZES = {"wikitext": (64, 128), "gsm8k": (96, 192)}  # windows to search on, and to judge by
@@ -94,11 +97,14 @@ def run(name: str, model: Any, sides: tuple[Corpus, Corpus], out: Path, each: in
             continue
         start = time.perf_counter()
         study = search(model, seen, held_out=None, pruner="race", **shared, **options)
-        base, [best] = records.base_trial(study), records.best_of_search(study, 1)
+        base, [best] = results.base_trial(study), results.best_of_search(study, 1)
         assert base is not None
         found[part_name] = Recipe.parse(best.user_attrs["recipe"])
-        part = {"part": part_name, "recipes": len(records.complete(study)), "seconds": time.perf_counter() - start}
-        part |= {"best": best.user_attrs["recipe"], "gain": records.value_of(best) - records.value_of(base)}
+        part = {"part": part_name, "recipes": len(results.complete(study)), "seconds": time.perf_counter() - start}
+        part |= {
+            "best": best.user_attrs["recipe"],
+            "gain": trial_attributes.value_of(best) - trial_attributes.value_of(base),
+        }
         parts.append(part)
         about.write_text(json.dumps(parts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     search(model, seen, held_out=unseen, n_trials=1, out=out / name, **shared)
@@ -154,11 +160,11 @@ def told(name: str, out: Path, parts: list[dict[str, Any]], sides: tuple[Corpus,
     lines += [
         f"| {p['part']} | {p['recipes']} | {p['seconds'] / 60:.1f} | {p['gain']:+.4f} | `{p['best']}` |" for p in parts
     ]
-    board = table.leaderboard(study, TOP)
-    found = table.luck(study)
-    said = [report.verdict(board), report.looks(study), report.baseline(study)]
-    said += [report.luck(found, len(records.complete(study)) - 1), *report.rankings(study)]
-    return "\n".join([*lines, "", "```", report.board_text(board), "", *said, "```"])
+    board = tables.leaderboard(study, TOP)
+    found = tables.luck(study)
+    said = [sentences.verdict(board), sentences.looks(study), sentences.baseline(study)]
+    said += [sentences.luck(found, len(results.complete(study)) - 1), *sentences.rankings(study)]
+    return "\n".join([*lines, "", "```", sentences.board_text(board), "", *said, "```"])
 
 
 def window_tokens(corpus: Corpus) -> list[int]:

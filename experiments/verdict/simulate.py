@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm.auto import tqdm
 
-from david.luck import luck
-from david.verdict import BETTER, WORSE, paired_difference
+from david.metrics.paired_test import BETTER, WORSE, paired_difference
+from david.metrics.selection_bias import luck
 
 RECIPES, TOP = 40, 5
 RUINED = 200  # recipes that are 2 nats a token worse than the base, and six times as spread as the others

@@ -30,9 +30,9 @@ from tiny_models import tiny_named
 
 from david import David, Recipe, export, load_model
 from david.errors import DavidError
-from david.layers import unwrapped
-from david.sling import base_depth
-from david.stack import stacked
+from david.sling.in_place import base_depth
+from david.sling.locate import unwrapped
+from david.sling.stacked_copy import stacked
 
 MODELS = {  # what each stands for
     "demo": "SmolLM2-135M, a real model",

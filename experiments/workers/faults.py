@@ -28,10 +28,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from david import Corpus, Recipe, load_model, perplexity, score_recipes, search, storage
-from david.cli import main as david
-from david.score import Score
-from david.space import Blocks
+from david import Corpus, Recipe, load_model, perplexity, score_recipes, search
+from david.candidates.spaces import Blocks
+from david.cli.app import main as david
+from david.metrics.score import Score
+from david.storage import backend
 
 sys.path.insert(0, str(Path(__file__).parents[2].resolve()))
 sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
@@ -376,7 +377,7 @@ def clock_jumps(case: Case) -> int:
     clock = case.folder / "clock"
     clock.write_text("+0")
     # libfaketime takes a sleep until a moment of the monotonic clock for one of the clock that jumps, and fails
-    command = [sys.executable, "-c", f"{SLEEP}; from david.cli import main; main()", *case.given.arguments]
+    command = [sys.executable, "-c", f"{SLEEP}; from david.cli.app import main; main()", *case.given.arguments]
     told = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     told |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "OMP_NUM_THREADS": "1"}
     with case.log.open("ab") as log:
@@ -402,7 +403,7 @@ FAULTS = (
 
 def impatient() -> None:
     """A storage that is gone is given up soon."""
-    storage.PATIENCE = PATIENCE
+    backend.PATIENCE = PATIENCE
 
 
 def mount(case: Case, size: str) -> None:

@@ -24,9 +24,9 @@ from matplotlib.ticker import ScalarFormatter
 from tqdm.auto import tqdm
 
 from david import Corpus, perplexity, search
-from david.score import Score
-from david.space import Blocks
-from david.storage import open_storage
+from david.candidates.spaces import Blocks
+from david.metrics.score import Score
+from david.storage.backend import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[2].resolve()))
 sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))

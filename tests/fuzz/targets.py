@@ -3,13 +3,13 @@
 import contextlib
 from collections.abc import Callable
 
+from david.cli.inputs import as_range
 from david.errors import DavidError
-from david.explain import explain
-from david.inputs import as_range
-from david.notation import FORMATS, read, write
-from david.origin import Data
-from david.recipe import Recipe
-from david.sources import _slice_bounds
+from david.notation.formats import FORMATS, read, write
+from david.recipe.explain import explain
+from david.recipe.recipe import Recipe
+from david.recipe.schema import Data
+from david.scoring.sources import _slice_bounds
 
 LONGEST_LINE = 1000  # characters of an error
 

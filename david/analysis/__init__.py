@@ -1,0 +1,1 @@
+"""Questions about recipes besides a search: compare, profile, measure again."""

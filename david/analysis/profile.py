@@ -1,0 +1,106 @@
+"""What each layer of a base does to the hidden state, and what running it twice or leaving it out costs."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from david.candidates.strategies import singles
+from david.engine.engine import Engine
+from david.errors import DavidError
+from david.metrics.score import Score
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.scoring.objectives import check_fits
+from david.sling.forward import forward, input_device
+from david.sling.in_place import as_base, base_depth, base_layers
+from david.sling.views import hidden
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A first look at a base.
+
+    `layers` has a row for each: `influence` is 1 − cos of the hidden state before and behind it (Block Influence; Men
+    et al., ShortGPT, 2024), `repeat` and `skip` are the NLL minus the base's, in nats a token, when it runs twice and
+    when it is left out; NaN where the model cannot. `distances` has rows i and columns j: the angle between the states
+    before layer i and before layer j, in half turns (angular distance; Gromov et al., The Unreasonable Ineffectiveness
+    of the Deeper Layers, 2024): where it is small, leaving out the block (i, j) changes little. Both are means over all
+    tokens.
+    """
+
+    layers: pd.DataFrame
+    distances: pd.DataFrame
+
+
+def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = None, progress: bool = False) -> Profile:
+    """Profile a model's base on a corpus: one pass over it, then each layer repeated and skipped.
+
+    Example:
+        >>> found = profile(model, corpus)
+        >>> found.layers.columns.tolist(), found.distances.shape
+        (['layer', 'influence', 'repeat', 'skip'], (30, 30))
+    """
+    check_fits(model, corpus)
+    n_layers = base_depth(model)
+    cosines, angles = _compared(model, corpus)
+    recipes = [Recipe.identity(n_layers), *singles(n_layers)]
+    engine = Engine(model, corpus, memory_budget=memory_budget)
+    whole = engine.work(recipes)
+    with tqdm(total=whole, unit="visit", unit_scale=True, disable=not progress) as bar:
+        outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n)))
+    if isinstance(outcomes[0], DavidError):
+        raise outcomes[0]
+    nll = {r: its.nll for r, its in zip(recipes, outcomes, strict=True) if isinstance(its, Score)}
+    changes = [nll.get(recipe, math.nan) - nll[recipes[0]] for recipe in recipes[1:]]
+    table = pd.DataFrame(
+        {"layer": range(n_layers), "influence": [1 - cosines[i, i + 1].item() for i in range(n_layers)]}
+    )
+    table["repeat"] = changes[:n_layers]
+    table["skip"] = changes[n_layers:] or math.nan
+    index = pd.RangeIndex(n_layers, name="i")
+    distances = pd.DataFrame(angles[:-1, 1:].tolist(), index=index, columns=pd.RangeIndex(1, n_layers + 1, name="j"))
+    return Profile(table, distances.where(distances.columns.to_numpy() > index.to_numpy()[:, None]))
+
+
+def _compared(model: nn.Module, corpus: Corpus) -> tuple[Tensor, Tensor]:
+    """Mean cosines and angles (half turns) of the states before each layer and behind the last: `[N + 1, N + 1]`."""
+    n_states = base_depth(model) + 1
+    cosines, angles = torch.zeros(2, n_states, n_states, dtype=torch.float64)
+    tokens = 0
+    with as_base(model), torch.inference_mode():
+        for window in corpus:
+            with _caught(model) as states:
+                forward(model, window[None].to(input_device(model)))
+            units = torch.stack([functional.normalize(state.flatten(0, -2).float().cpu(), dim=-1) for state in states])
+            for i in range(n_states):
+                each = (units[i] * units[i:]).sum(dim=-1).clamp(-1, 1).double()  # [N + 1 − i, tokens]
+                cosines[i, i:] += each.sum(dim=1)
+                angles[i, i:] += each.arccos().sum(dim=1) / math.pi
+            tokens += units.shape[1]
+    return cosines / tokens, angles / tokens
+
+
+@contextmanager
+def _caught(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The states that a base's layers are given, and the one that the last of them hands on, as its forward runs."""
+    states: list[Tensor] = []
+
+    def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not states:
+            states.append(args[0] if args else kwargs["hidden_states"])
+        states.append(hidden(output))
+
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in base_layers(model)]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()

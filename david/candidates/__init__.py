@@ -1,0 +1,1 @@
+"""Where recipes come from: search spaces, strategies, neighbours; and the pruner that drops them."""

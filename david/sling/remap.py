@@ -1,0 +1,243 @@
+"""Where a transformers model keeps its layers, and what follows when they are visited in another order.
+
+This is the one place that knows models. The rule is generic: one list of layers, the lists of the configuration that
+have an entry for each layer, and each layer's `layer_idx`. What is special has a short, named entry here, with its
+reason. What is not known to be right is refused before anything is touched.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig
+
+from david.errors import SlingError
+from david.recipe.recipe import Recipe
+from david.sling.architectures import (
+    CACHE_DEPTHS,
+    DEPTHS,
+    INDICES,
+    KEPT_INDICES,
+    LAYER_NUMBER_LISTS,
+    OVERRIDES,
+    PACKED,
+    PER_LAYER_LISTS,
+    SHARED_END,
+    SLOTS,
+    UNRELATED_PREFIXES,
+    UNSCALED,
+)
+from david.sling.locate import Stack
+from david.sling.views import damp, module_view, parts
+
+Values = list[dict[str, Any]]  # of a stack's owner, then of each of its configurations: attribute → value
+
+
+def now(stack: Stack) -> Values:
+    """What follows a map, as it is now: the owner's layers and what goes with them, a configuration's lists."""
+    owner = {stack.name: stack.layers} | {name: child for name in PACKED if (child := stack.owner._modules.get(name))}
+    owner |= {name: value for name, value in vars(stack.owner).items() if name in (*LAYER_NUMBER_LISTS, SHARED_END)}
+    return [owner, *(per_layer(config, len(stack.layers)) for config in stack.configs)]
+
+
+def put(stack: Stack, values: Values) -> None:
+    """Set what `now` gave, or what `followed` made of it."""
+    for holder, its_values in zip((stack.owner, *stack.configs), values, strict=True):
+        for name, value in its_values.items():
+            setattr(holder, name, value)
+
+
+def followed(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: Sequence[int]) -> Values:
+    """The base's values as they read for a map: `visits` for its layers, and all that goes with them in their order."""
+    home = base[0][stack.name]
+    owner: dict[str, Any] = {}
+    for name, value in base[0].items():
+        if name == stack.name:
+            owner[name] = visits
+        elif name in LAYER_NUMBER_LISTS:
+            owner[name] = _numbers(value, repeat_map)
+        elif name == SHARED_END:
+            owner[name] = _shared_end(home, repeat_map)
+        else:
+            owner[name] = module_view(value, {})
+            owner[name].register_forward_hook(_Unpacked(len(home), repeat_map))
+    configs = zip(stack.configs, base[1:], strict=True)
+    return [owner, *(_mapped(config, values, len(home), repeat_map) for config, values in configs)]
+
+
+def per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
+    """What a configuration says layer by layer.
+
+    Its depth, over which the loops of transformers run (`layers[:config.num_hidden_layers]`); each list that has an
+    entry for every layer (`layer_types`, `mlp_layer_types`, `no_rope_layers`, …), from which caches are built; what a
+    heterogeneous configuration overrides; and the class, since some of these lists are computed.
+    """
+    depth = type(config).attribute_map.get(DEPTHS[-1], DEPTHS[-1])
+    follow = (depth, OVERRIDES, *CACHE_DEPTHS, *LAYER_NUMBER_LISTS)
+    return {"__class__": type(config)} | {
+        name: value
+        for name, value in vars(config).items()
+        if name in follow or (name in DEPTHS and value == n_layers) or _has_each(name, value, n_layers)
+    }
+
+
+def _has_each(name: str, value: Any, n_layers: int) -> bool:
+    """Whether a value is a list with an entry for each layer."""
+    named = ("layer" in name or name in PER_LAYER_LISTS) and not name.startswith(UNRELATED_PREFIXES)
+    return named and isinstance(value, list | tuple) and len(value) == n_layers
+
+
+def _mapped(
+    config: PreTrainedConfig, base: Mapping[str, Any], n_layers: int, repeat_map: Sequence[int]
+) -> dict[str, Any]:
+    """The base's values of a configuration as they read for a map's visits."""
+    mapped: dict[str, Any] = {}
+    for name, value in base.items():
+        if name == "__class__":
+            mapped[name] = _with_lists(config, base, n_layers, repeat_map)
+        elif name == OVERRIDES:
+            told = value.per_layer_overrides
+            own = {visit: told[layer] for visit, layer in enumerate(repeat_map) if layer in told}
+            mapped[name] = dataclasses.replace(value, per_layer_overrides=own)
+        elif name in LAYER_NUMBER_LISTS:
+            mapped[name] = _numbers(value, repeat_map)
+        elif _has_each(name, value, n_layers):
+            mapped[name] = type(value)(value[layer] for layer in repeat_map)
+        else:
+            mapped[name] = len(repeat_map)
+    return mapped
+
+
+def _with_lists(
+    config: PreTrainedConfig, base: Mapping[str, Any], n_layers: int, repeat_map: Sequence[int]
+) -> type[PreTrainedConfig]:
+    """The class of a configuration, with the lists that it computes from a pattern replaced by the map's."""
+    kind: type[PreTrainedConfig] = base["__class__"]
+    twin = copy.copy(config)
+    for name, value in base.items():
+        setattr(twin, name, value)
+    lists = {}
+    own = kind.__mro__[: kind.__mro__.index(PreTrainedConfig)]
+    for name in {name for part in own for name, value in vars(part).items() if isinstance(value, property)}:
+        try:
+            value = getattr(twin, name)
+        except Exception:  # what the base's own model could not have read either
+            continue
+        if isinstance(value, list | tuple) and len(value) == n_layers:
+            lists[name] = type(value)(value[layer] for layer in repeat_map)
+    return _class_with(kind, lists) if lists else kind
+
+
+def _class_with(kind: type[PreTrainedConfig], lists: dict[str, Any]) -> type[PreTrainedConfig]:
+    """A configuration's class in which some computed lists are these."""
+
+    def reduce(config: PreTrainedConfig) -> tuple[Any, ...]:  # pickle finds no class by this name
+        return _empty_with, (kind, lists), vars(config)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__reduce__": reduce} | lists)
+
+
+def _empty_with(kind: type[PreTrainedConfig], lists: dict[str, Any]) -> PreTrainedConfig:
+    return object.__new__(_class_with(kind, lists))
+
+
+def _numbers(old: Any, repeat_map: Sequence[int]) -> Any:
+    """A list of the numbers of layers (or None) as the list of the visits of these."""
+    return old and type(old)(visit for visit, layer in enumerate(repeat_map) if layer in old)
+
+
+def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
+    """Base layer `index` as visit `slot`: a view of it, with its own place in the cache, damped to its scale."""
+    view = module_view(layer, {})
+    for module in parts(view):
+        own = vars(module)
+        for name in INDICES:
+            carried = own.get(name)
+            if carried is None or carried < 0 or (type(module).__name__, name) in KEPT_INDICES:
+                continue
+            places = 1 if module is view else SLOTS.get(type(layer).__name__, 1)
+            if carried // places != index:
+                raise SlingError(f"layer {index} is refused: its {type(module).__name__} carries {name} {carried}")
+            own[name] = slot * places + carried % places
+        if "layer_dic" in own:  # Zamba 2: the number of a layer → its adapters in a block that layers share
+            own["layer_dic"] = {slot: own["layer_dic"][index]}
+    damp(view, scale)
+    return view
+
+
+def check(stack: Stack, base: Values, recipe: Recipe) -> None:
+    """`SlingError` where a model cannot run a recipe, with the layers named: before anything is touched."""
+    kind = stack.configs[0].model_type
+    if kind in UNSCALED and any(scale != 1 for scale in recipe.scales):
+        raise SlingError(f"scales are refused for model type {kind!r}: {UNSCALED[kind]}. Without scales it works")
+    home, values, first = base[0][stack.name], base[1], recipe.repeat_map[0]
+    if _misleads(kind, values, first):
+        raise SlingError(
+            f"layer {first} cannot be the first visit of a {kind!r} model: the length of a cached text is read off the "
+            "first visit, and this layer keeps no keys of the text. Begin with a layer of self-attention"
+        )
+    sources = _sources(home, values)
+    for visit, layer in enumerate(recipe.repeat_map):
+        if layer in sources and sources[layer][0] not in recipe.repeat_map[:visit]:
+            source, shared = sources[layer]
+            raise SlingError(
+                f"layer {layer} of this {kind!r} model shares the {shared} of layer {source}: "
+                f"a map must visit layer {source} before it"
+            )
+
+
+def _misleads(kind: str, values: Mapping[str, Any], layer: int) -> bool:
+    """Whether a cache whose length is read off its first place reads it wrong with this layer there."""
+    if kind == "minimax":
+        return bool(values["layer_types"][layer] != "full_attention")
+    return kind == "mllama_text_model" and layer in values["cross_attention_layers"]
+
+
+def _sources(home: nn.ModuleList, values: Mapping[str, Any]) -> dict[int, tuple[int, str]]:
+    """A layer that shares → the layer it shares with, and what of it."""
+    sources: dict[int, tuple[int, str]] = {}
+    stores: dict[str, int] = {}
+    for index, layer in enumerate(home):
+        attention: Any = getattr(layer, "self_attn", None)
+        if getattr(attention, "store_full_length_kv", False):
+            stores[attention.layer_type] = index
+    for index, layer in enumerate(home):
+        attention = getattr(layer, "self_attn", None)
+        if getattr(attention, "is_kv_shared_layer", False):
+            sources[index] = stores[attention.layer_type], "keys and values"
+    kinds = values.get("indexer_types") or ()
+    for index, kind in enumerate(kinds):
+        if kind == "shared":
+            sources[index] = max(i for i in range(index) if kinds[i] != "shared"), "choice of tokens"
+    return sources
+
+
+def _shared_end(home: nn.ModuleList, repeat_map: Sequence[int]) -> int:
+    """The visit from which on no layer has keys and values of its own (Gemma 4 then drops tokens that nobody needs)."""
+    end = len(repeat_map)
+    while end and home[repeat_map[end - 1]].self_attn.is_kv_shared_layer:  # type: ignore[union-attr]
+        end -= 1
+    return end
+
+
+class _Unpacked:
+    """A forward hook that puts the parts of an output, one a layer, into a map's order: `[…, N · p]` → `[…, M · p]`."""
+
+    def __init__(self, n_layers: int, repeat_map: Sequence[int]) -> None:
+        self.n_layers, self.order = n_layers, tuple(repeat_map)
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        parts = output.view(*output.shape[:-1], self.n_layers, -1)
+        return parts[..., self.order, :].flatten(-2)
+
+
+def config_copies(model: nn.Module) -> dict[int, Any]:
+    """The id of each configuration of a model → a copy of its own, as a second model needs them."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        for name in ("config", "generation_config"):
+            if module.__dict__.get(name) is not None:
+                copy.deepcopy(module.__dict__[name], copies)
+    return {key: value for key, value in copies.items() if isinstance(value, PreTrainedConfig | GenerationConfig)}

@@ -1,0 +1,374 @@
+"""The proof that a model slings exactly, made on the model in hand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+
+from david.errors import SlingError
+from david.recipe.recipe import Recipe
+from david.sling import architectures, locate
+from david.sling.in_place import AnyRecipe, base_depth, base_layers, check_recipe, is_slung, slung, view
+from david.sling.stacked_copy import stacked
+from david.sling.views import hidden, with_hidden
+from david.support import memory
+from david.support.text import one_line
+
+PREFIX, STEPS = 24, 8  # tokens read at once, and tokens read one by one after them
+_ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the logits' spread: what the order of a sum may change
+_ALLOWED_HALF = 2e-2
+_NO_MAPS = ("the base", "the identity", "after reset")
+_TIDY = 5e-2  # a base whose cache changes more than this has a cache that changes its logits
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing compared, on one map: `difference` is the largest of all logits, in spreads (standard deviations).
+
+    `passed` is None where nothing was to be compared; `told` then says why.
+    """
+
+    recipe: str
+    claim: str
+    passed: bool | None
+    difference: float | None = None
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `check` found, ready to be pasted: `str()` of it is a page of text, `to_dict()` its JSON."""
+
+    architecture: str
+    model_type: str
+    num_layers: int
+    dtype: str
+    device: str
+    versions: Mapping[str, str]
+    maps: Mapping[str, str]
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(finding.passed is not False for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The certificate as JSON takes it."""
+        return {"passed": self.passed} | asdict(self)
+
+    def __str__(self) -> str:
+        made = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        wide = max(len(finding.recipe) for finding in self.findings)
+        claims = max(len(finding.claim) for finding in self.findings)
+        lines = [
+            f"{'PASSED' if self.passed else 'FAILED'}: slinging {self.architecture} ({self.model_type}), "
+            f"{self.num_layers} layers, {self.dtype} on {self.device}, on text",
+            f"with {made}",
+            "",
+            *(f"{f.recipe:<{wide}}  {f.claim:<{claims}}  {_word(f)}" for f in self.findings),
+            "",
+            *(f"{name}: {written}" for name, written in self.maps.items()),
+            "Differences are the largest of any logit, in standard deviations of the logits.",
+        ]
+        return "\n".join(lines)
+
+
+def check(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> Certificate:
+    """Prove on the model in hand that it slings exactly, on a few maps that stress it; it is the base afterwards.
+
+    The identity is bit-equal to the base; a cache changes nothing; a sling is what the really stacked layers are (or,
+    where memory does not hold a copy, what the base's layers give when called one by one); a view beside the base is
+    the sling; reset is bit-equal. A model of a type that no proof was made for may be slung once this passes. With a
+    `recipe`, its map is one more to be proved.
+
+    Raises `SlingError` for a model that is refused, that is slung now, or that refuses the recipe; `RecipeError` for a
+    recipe that does not fit it.
+    """
+    if is_slung(model):
+        raise SlingError("check() proves it on a base: this model is slung, so reset it first")
+    if model.training:
+        raise SlingError("the model is in training mode, where dropout makes logits random: call model.eval() first")
+    before = locate.is_proved(model)
+    if not before:
+        setattr(model, architectures.PROVED_HERE, True)
+    proved = False
+    try:
+        stressing = maps(base_depth(model))
+        if recipe is not None:
+            stressing["the recipe"] = Recipe.of(recipe)
+            check_recipe(model, stressing["the recipe"])
+        certificate = Certificate(
+            architecture=type(model).__name__,
+            model_type=model.config.get_text_config(decoder=True).model_type,
+            num_layers=base_depth(model),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            versions={name: version(name) for name in ("david", "torch", "transformers")},
+            maps={name: str(written) for name, written in stressing.items()},
+            findings=tuple(_findings(model, stressing)),
+        )
+        proved = certificate.passed and _compared(certificate.findings)
+    finally:
+        if not before and not proved:
+            delattr(model, architectures.PROVED_HERE)
+    return certificate
+
+
+def prove(model: PreTrainedModel) -> None:
+    """`check` a model of a type that no proof was made for yet; `SlingError` where it fails."""
+    if locate.is_proved(model):
+        return
+    certificate = check(model)
+    if not certificate.passed:
+        wrong = next(finding for finding in certificate.findings if finding.passed is False)
+        raise SlingError(
+            f"{certificate.architecture} ({certificate.model_type}) is refused: it does not sling exactly "
+            f"({wrong.recipe}, {wrong.claim}: {_word(wrong)}). The whole certificate: david check"
+        )
+
+
+def maps(n_layers: int) -> dict[str, Recipe]:
+    """The recipes that stress a base of `n_layers` layers."""
+    last, half = n_layers - 1, n_layers // 2
+    named: dict[str, list[int]] = {
+        "a block again": [*range(half + 1), *range(max(half - 1, 0), n_layers)],
+        "layers skipped": [0, *range(2, n_layers - 2), last] if n_layers > 4 else [last],
+        "a stretch reversed": [0, *range(n_layers - 2, 0, -1), last] if n_layers > 3 else [*range(last, -1, -1)],
+        "every layer twice": [layer for layer in range(n_layers) for _ in range(2)],
+    }
+    damped = Recipe((*range(n_layers), last), (0.5, *[1.0] * (n_layers - 1), -0.5))
+    return {name: Recipe(tuple(visits)) for name, visits in named.items()} | {"layers damped": damped}
+
+
+def whole(model: Any, tokens: Tensor, **options: Any) -> Tensor:
+    """Logits of tokens `[B, T]` in one forward pass without a cache, `[B, T, V]`; `options` go to the model."""
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=tokens, use_cache=False, **options).logits
+    return logits
+
+
+def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, **options: Any) -> Tensor:
+    """Logits before each token from `start` on, `[B, T − start, V]`: read one by one with the model's own cache."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()  # whatever its user has set
+    try:
+        out = model.generate(
+            input_ids=tokens[:, :start],
+            attention_mask=torch.ones_like(tokens)[:, :start] if mask is None else mask[:, :start],
+            max_new_tokens=tokens.shape[1] - start,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+            logits_processor=[_Told(tokens)],
+            **options,
+        )
+    finally:
+        model.generation_config = kept
+    return torch.stack(out.logits, 1)
+
+
+class _Told(LogitsProcessor):  # type: ignore[misc]
+    """Makes `generate` read a text, one token a step, whatever the model would have said."""
+
+    def __init__(self, text: Tensor) -> None:
+        self.text = text  # [B, T]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        told = torch.full_like(scores, -torch.inf)
+        return told.scatter(1, self.text[:, input_ids.shape[1], None], 0.0)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What every sling is held against: the base's own logits of a text, and how far rounding may lead from them."""
+
+    tokens: Tensor  # [1, T]
+    uncached: Tensor  # [1, T, V]
+    cached: Tensor | str
+    allowed: float
+    rounding: float | None  # how far its own cache leads from its logits; None where that is more than rounding
+
+
+def _findings(model: PreTrainedModel, stressing: Mapping[str, Recipe]) -> list[Finding]:
+    before = _state(model)
+    base, told = _base(model)
+    found = [told]
+
+    def is_base(recipe: str) -> list[Finding]:
+        return [
+            _same(recipe, "uncached = the base", _uncached(model, base.tokens), base.uncached),
+            _same(recipe, "cached = the base", _cached(model, base.tokens), base.cached),
+        ]
+
+    with slung(model, Recipe.identity(base_depth(model))):
+        found += is_base("the identity")
+    for name, recipe in stressing.items():
+        found += _on_map(model, name, recipe, base)
+    found += is_base("after reset")
+    found.append(Finding("after reset", "the modules and the configuration are the base's", _state(model) == before))
+    return found
+
+
+def _base(model: PreTrainedModel) -> tuple[_Base, Finding]:
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    numbers = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, vocabulary, (1, PREFIX + STEPS), generator=numbers).to(_home_device(model))
+    uncached, again = _uncached(model, tokens), _uncached(model, tokens)
+    if isinstance(uncached, str) or isinstance(again, str):
+        raise SlingError(f"{type(model).__name__} itself does not run on token ids alone: {uncached}")
+    if not torch.equal(uncached, again):
+        raise SlingError(
+            f"{type(model).__name__} itself gives other logits each time: there is nothing to compare with"
+        )
+    cached, claim = _cached(model, tokens), "cached = uncached"
+    allowed = _ALLOWED.get(model.dtype, _ALLOWED_HALF)
+    if isinstance(cached, str):
+        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, told=cached)
+    own = difference(cached, uncached[:, PREFIX - 1 : -1])
+    if own > _TIDY:
+        told = f"not of the base itself ({own:.1e}): not asked of its slings"
+        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, own, told)
+    return _Base(tokens, uncached, cached, allowed, own), Finding("the base", claim, True, own)
+
+
+def _on_map(model: PreTrainedModel, name: str, recipe: Recipe, base: _Base) -> list[Finding]:
+    tokens = base.tokens
+    try:
+        with slung(model, recipe):
+            uncached, cached = _uncached(model, tokens), _cached(model, tokens)
+    except SlingError as error:
+        return [Finding(name, "refused", None, told=str(error))]
+    found, of_the_stack = [], 0.0
+    if _room_for(model, recipe):
+        copied = stacked(model, recipe)
+        its_uncached, its_cached = _uncached(copied, tokens), _cached(copied, tokens)
+        del copied
+        found.append(_same(name, "uncached = stacked", uncached, its_uncached, base.allowed))
+        found.append(_same(name, "cached = stacked", cached, its_cached, base.allowed))
+        if isinstance(its_uncached, Tensor) and isinstance(its_cached, Tensor):
+            of_the_stack = difference(its_cached, its_uncached[:, PREFIX - 1 : -1])
+    elif locate.is_coupled(model):
+        told = "no room for a copy, and its layers hand on more than a hidden state"
+        found.append(Finding(name, "uncached = stacked", None, told=told))
+    else:
+        called = layer_by_layer(model, recipe, tokens)
+        found.append(_same(name, "uncached = layer by layer", uncached, called, base.allowed))
+    if base.rounding is not None and isinstance(cached, Tensor) and isinstance(uncached, Tensor):
+        allowed = max(base.allowed, 10 * base.rounding, 2 * of_the_stack)  # a deeper stack rounds more
+        found.append(_same(name, "cached = uncached", cached, uncached[:, PREFIX - 1 : -1], allowed))
+    beside = view(model, recipe)
+    found.append(_same(name, "a view = the sling", _uncached(beside, tokens), uncached))
+    found.append(_same(name, "the base beside the view", _uncached(model, tokens), base.uncached))
+    return found
+
+
+def _compared(findings: tuple[Finding, ...]) -> bool:
+    """Whether any sling was compared in each of the ways in which the base itself runs."""
+    asked = {finding.claim for finding in findings if finding.passed and finding.recipe not in _NO_MAPS}
+    cached = any(finding.claim == "cached = the base" and finding.passed for finding in findings)
+    return any(claim.startswith("uncached") for claim in asked) and (
+        not cached or any(claim.startswith("cached") for claim in asked)
+    )
+
+
+def _home_device(model: PreTrainedModel) -> torch.device:
+    """Where to put tokens: offloaded weights are on meta, and accelerate moves what their modules are given."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **options: Any) -> Tensor:
+    """Logits `[1, T, V]` of a recipe on an unslung model whose layers are called here one by one, in the map's order.
+
+    Each is given what the base's own forward gives it besides the hidden state; the base's end finishes the last.
+    """
+    home = base_layers(model)
+    given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep(index: int) -> Callable[..., None]:
+        return lambda _layer, args, kwargs: given.update({index: (args, kwargs)})
+
+    handles = [layer.register_forward_pre_hook(keep(i), with_kwargs=True) for i, layer in enumerate(home)]
+    try:
+        whole(model, tokens, **options)
+    finally:
+        for handle in handles:
+            handle.remove()
+    output: Any = None
+    args, kwargs = given[0]
+    state: Tensor = args[0] if args else kwargs["hidden_states"]
+    with torch.no_grad():
+        for index, scale in recipe:
+            args, kwargs = given[index]
+            entry = {"hidden_states": state} if not args else {}
+            output = home[index](*((state, *args[1:]) if args else ()), **(kwargs | entry))
+            after = hidden(output)
+            state = after if scale == 1 else state + scale * (after - state)
+    finished = with_hidden(output, state)
+    handle = home[-1].register_forward_hook(lambda *_: finished)
+    try:
+        return whole(model, tokens, **options)
+    finally:
+        handle.remove()
+
+
+def _uncached(model: PreTrainedModel, tokens: Tensor) -> Tensor | str:
+    return _attempt(lambda: whole(model, tokens))
+
+
+def _cached(model: PreTrainedModel, tokens: Tensor) -> Tensor | str:
+    return _attempt(lambda: stepped(model, tokens, PREFIX))
+
+
+def _attempt(read: Callable[[], Tensor]) -> Tensor | str:
+    """Logits, or why the model's own code gives none."""
+    try:
+        return read()
+    except Exception as error:  # any kind: the code of any model
+        return f"{type(error).__name__}: {one_line(error)}"
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of logits, in standard deviations of the logits."""
+    if torch.equal(one, other):
+        return 0.0
+    return float((one.double() - other.double()).abs().max() / other.double().std())
+
+
+def _same(name: str, claim: str, one: Tensor | str, other: Tensor | str, allowed: float = 0) -> Finding:
+    if isinstance(one, str) or isinstance(other, str):
+        both = isinstance(one, str) and isinstance(other, str)
+        told = f"neither runs: {other}" if both else f"one runs, one does not: {one if isinstance(one, str) else other}"
+        return Finding(name, claim, None if both else False, told=told)
+    apart = difference(one, other)
+    return Finding(name, claim, apart <= allowed, apart)
+
+
+def _state(model: PreTrainedModel) -> Any:
+    """What a reset brings back, besides the logits."""
+    return [(name, id(module)) for name, module in model.named_modules()], model.config.to_dict()
+
+
+def _room_for(model: PreTrainedModel, recipe: Recipe) -> bool:
+    """Whether a really stacked copy fits into half of the memory that is free."""
+    weights = list(model.parameters())
+    if any(weight.device != model.device or weight.is_meta for weight in weights):
+        return False  # spread over devices or offloaded
+    layer = sum(weight.nbytes for weight in base_layers(model).parameters()) / base_depth(model)
+    needed = sum(weight.nbytes for weight in weights) + layer * len(recipe)
+    return bool(needed < memory.free(model.device) / 2)
+
+
+def _word(finding: Finding) -> str:
+    if finding.passed is None:
+        return finding.told
+    apart = finding.difference
+    number = "bit-equal" if apart == 0 else "" if apart is None else f"{apart:.1e}"
+    said = number or finding.told or ("yes" if finding.passed else "no")
+    return said if finding.passed else f"FAILED {said}"

@@ -1,0 +1,80 @@
+"""Judges the best of a search on windows that it has not seen, with random recipes beside them."""
+
+import math
+from dataclasses import replace
+from random import Random
+
+from optuna import Study
+from tqdm.auto import tqdm
+
+from david.engine.engine import Engine
+from david.errors import DavidError
+from david.models.load import changed
+from david.recipe.blocks import scattered
+from david.recipe.recipe import Recipe
+from david.scoring.corpus import Corpus
+from david.storage import results, trial_attributes
+from david.storage.lock import alone
+from david.study.run import Run
+from david.support import signals
+from david.support.console import say
+
+
+def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, progress: bool) -> None:
+    """Score the base, the `top` best and a random baseline on held-out windows, and keep that; each once."""
+    with alone(study, run.heart, "judging"):
+        _judge(study, run, held_out, top, baseline, progress)
+
+
+def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, progress: bool) -> None:
+    base = results.base_trial(study)
+    picked = [*([base] if base is not None else []), *results.best_of_search(study, top)]
+    wanted = [trial for trial in picked if results.held_out(study, trial) is None]
+    if not wanted and not _baseline_is_due(study, baseline):
+        return
+    if said := changed(run.model):
+        say(f"the model's files are not what they were when it was loaded ({said}): the study goes by what was loaded")
+    run.engine.let_go()
+    engine = run.engine_on(held_out)
+    if wanted:
+        results.look(study, picked)
+    with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
+        for trial in wanted:
+            signals.check()
+            [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
+            its = None if base is None else results.held_out(study, base)
+            if not isinstance(score, DavidError):
+                measured = trial_attributes.HeldOut(score.window_nll, score.window_tokens, score.documents, score.right)
+            elif its is None:
+                raise score
+            else:
+                say(f"trial {trial.number} cannot be judged, and counts as infinitely worse: {score}")
+                measured = replace(its, window_nll=(math.inf,) * len(its.window_nll), right=(False,) * len(its.right))
+            results.keep_held_out(study, trial, measured)
+            bar.update()
+        if _baseline_is_due(study, baseline):
+            bar.set_description_str("held-out, random recipes")
+            _measure_baseline(study, run, engine, baseline)
+
+
+def _baseline_is_due(study: Study, n: int) -> bool:
+    """Whether the best finalist has no random recipes beside it yet."""
+    best, known = results.judged_best(study), results.baseline(study)
+    return best is not None and n > (0 if known is None or known.trial != best.number else known.asked)
+
+
+def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
+    best = results.judged_best(study)
+    assert best is not None
+    recipe = Recipe.parse(best.user_attrs["recipe"])
+    draw, drawn = Random(f"{run.seed} {recipe}"), dict[Recipe, None]()
+    for _ in range(20 * n):  # a short recipe has few to draw from
+        other = scattered(recipe, run.n_layers, draw)
+        if other not in (recipe, Recipe.identity(run.n_layers)) and len(drawn) < n:
+            drawn[other] = None
+    known = results.baseline(study)
+    nll = dict(known.nll) if known is not None and known.trial == best.number else {}
+    new = [other for other in drawn if str(other) not in nll]
+    scores = zip(new, engine.outcomes(new), strict=True)
+    nll |= {str(other): score.nll for other, score in scores if not isinstance(score, DavidError)}
+    results.keep_baseline(study, results.Baseline(best.number, n, nll))
