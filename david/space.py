@@ -4,24 +4,24 @@ from david.candidates.encoding import Params, Space
 from david.candidates.spaces import (
     Block,
     Blocks,
+    InvertibleSpace,
     Ratios,
     Removal,
-    Sayable,
     Visits,
     Windows,
     is_built_in,
-    named,
     params_of,
+    space_named,
 )
 from david.recipe.blocks import all_blocks, blocks_of, longest_block
 
 __all__ = [
     "Block",
     "Blocks",
+    "InvertibleSpace",
     "Params",
     "Ratios",
     "Removal",
-    "Sayable",
     "Space",
     "Visits",
     "Windows",
@@ -29,6 +29,6 @@ __all__ = [
     "blocks_of",
     "is_built_in",
     "longest_block",
-    "named",
     "params_of",
+    "space_named",
 ]

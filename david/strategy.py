@@ -1,5 +1,5 @@
 """Search strategies in the place of a sampler: scan, beam, refine. Defined in `david.candidates.strategies`."""
 
-from david.candidates.strategies import Beam, Refine, Scan, Strategy, named, singles
+from david.candidates.strategies import Beam, Refine, Scan, Strategy, singles, strategy_named
 
-__all__ = ["Beam", "Refine", "Scan", "Strategy", "named", "singles"]
+__all__ = ["Beam", "Refine", "Scan", "Strategy", "singles", "strategy_named"]

@@ -97,7 +97,7 @@ print("base again, exactly:", perplexity(model, corpus) == base)
 # is not there.)
 
 # %%
-from david.chat import widgets
+from david import widgets
 
 panel = widgets.slider(model, tokenizer, corpus.take(1), block=(8, 12), strength=0.3)
 panel

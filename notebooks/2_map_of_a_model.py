@@ -7,10 +7,8 @@
 # %%
 import matplotlib.pyplot as plt
 
-from david import Corpus, load_model, search
-from david.analysis.profile import profile
-from david.candidates import spaces
-from david.report import plots, tables
+from david import Corpus, load_model, plot, search, space, table
+from david.profile import profile
 
 model, tokenizer = load_model("demo", device="cpu")
 corpus = Corpus.load(tokenizer=tokenizer, window=64)
@@ -29,8 +27,8 @@ found.layers.round(3).sort_values("skip").head(5)
 
 # %%
 figure, (above, below) = plt.subplots(2, 1, figsize=(9, 6), layout="constrained")
-_ = plots.influence(found.layers, above)
-_ = plots.profile(found.layers, below)
+_ = plot.influence(found.layers, above)
+_ = plot.profile(found.layers, below)
 # %% [markdown]
 # Two things to see. The first layer cannot be left out: all that follows is built on it. And a layer that is cheap to skip is
 # not one that is good to repeat; the two bars tell different stories.
@@ -53,20 +51,20 @@ print(f"layers {nearest} to {nearest + 3} turn the state least: by {blocks_of_fo
 study = search(
     model,
     windows,
-    space=spaces.Block(max_length=2),
+    space=space.Block(max_length=2),
     held_out=others,
     n_trials=60,
-    queue=spaces.all_blocks(30, 2),
+    queue=space.all_blocks(30, 2),
     sampler="random",
 )
-grid = tables.blocks(study)
-_ = plots.blocks(grid)
+grid = table.blocks(study)
+_ = plot.blocks(grid)
 # %% [markdown]
 # Rows are where a block starts, columns where it ends. Red costs, blue helps, on these four windows. The circle is the lowest of
 # 59 blocks, and the lowest of 59 is low by luck, too: the leaderboard measures the best five again, on windows of other documents.
 
 # %%
-tables.leaderboard(study)[
+table.leaderboard(study)[
     ["rank", "recipe", "search_nll", "held_out_nll", "nll_difference", "low95", "high95", "verdict"]
 ].round(4)
 

@@ -5,8 +5,7 @@
 # the demo model and reads what it says, line by line.
 
 # %%
-from david import Corpus, load_model, search
-from david.report import page, plots, sentences, tables
+from david import Corpus, load_model, page, plot, report, search, table
 
 model, tokenizer = load_model("demo", device="cpu")
 corpus = Corpus.load(tokenizer=tokenizer, window=64)
@@ -22,7 +21,7 @@ print(f"search on {windows}\njudge by {held_out}\ntokens in both: {windows.share
 # show how it reads, not to find much.
 
 # %%
-from david.candidates.spaces import Blocks
+from david.space import Blocks
 
 study = search(model, windows, space=Blocks(scales=(0.1, 1.0)), held_out=held_out, n_trials=20, seed=0, out="run")
 
@@ -30,7 +29,7 @@ study = search(model, windows, space=Blocks(scales=(0.1, 1.0)), held_out=held_ou
 # ## The leaderboard
 
 # %%
-board = tables.leaderboard(study)
+board = table.leaderboard(study)
 columns = [
     "rank",
     "recipe",
@@ -54,14 +53,14 @@ board[columns].round(4)
 #   That is not "as good as". It is "measure more, or let it be".
 
 # %%
-print(sentences.verdict(board))
-print(sentences.looks(study))
+print(report.verdict(board))
+print(report.looks(study))
 
 # %% [markdown]
 # ## How much of the best is luck?
 
 # %%
-luck = tables.luck(study)
+luck = table.luck(study)
 print(f"the best recipe on the search windows: {luck.best:+.4f} nats a token")
 print(f"the best of as many recipes no better than the base: {luck.typical:+.4f} in the median draw")
 print(f"luck alone goes as low in {luck.chance:.0%} of draws")
@@ -70,15 +69,15 @@ print(f"luck alone goes as low in {luck.chance:.0%} of draws")
 # And one more check: is it *this* recipe, or would any of its depth do? Random recipes as deep as the best were measured beside it.
 
 # %%
-print(sentences.baseline(study))
+print(report.baseline(study))
 
 # %% [markdown]
 # ## Pictures
 
 # %%
-_ = plots.history(tables.trials(study))
+_ = plot.history(table.trials(study))
 # %%
-_ = plots.depth(tables.trials(study), front=tables.front(tables.trials(study)))
+_ = plot.depth(table.trials(study), front=table.front(table.trials(study)))
 # %% [markdown]
 # The line is the Pareto front: the lowest NLL that so many visits have bought, on the search windows. Every visit costs compute and
 # cache for each token that the model will ever write, so a recipe far to the right has to earn it.

@@ -8,7 +8,7 @@
 
 # %%
 from david import Corpus, David, Recipe, load_model, score_recipes, search
-from david.candidates.spaces import Block
+from david.space import Block
 
 model, tokenizer = load_model("demo", device="cpu")
 windows, others = Corpus.load(tokenizer=tokenizer, window=64).hold_out(4, 8)
@@ -34,7 +34,7 @@ recipe = Recipe.load("sent/best.json")
 recipe
 
 # %%
-from david.models.load import read_costs
+from david.models import read_costs
 from david.recipe.explain import explain
 
 print(explain(recipe, read_costs("demo")))
@@ -61,7 +61,7 @@ for score in recipe.scores:
 # weights are others, and slings it.
 
 # %%
-from david.models.describe import fingerprint
+from david.models import fingerprint
 
 model, tokenizer = load_model("sent/best.json", device="cpu")  # the base that it names, slung
 print("base:", recipe.base.model, "·", recipe.base.architecture, "·", recipe.base.num_layers, "layers")
@@ -74,7 +74,7 @@ print("same weights as the stranger's:", fingerprint(model) == recipe.base.finge
 # own, one that the stranger cannot have searched on. Here, further windows of the same text stand in for it.
 
 # %%
-from david.metrics.paired_test import paired_difference
+from david.verdict import paired_difference
 
 David.reset(model)
 _, longer = Corpus.load(tokenizer=tokenizer, window=64).hold_out(4, 48)  # the stranger's 8, and 40 more
@@ -93,8 +93,7 @@ print(
 # set of weights.
 
 # %%
-from david.chat.conversation import Chat
-from david.chat.generation import Sampling
+from david.chat import Chat, Sampling
 
 chat = Chat(model, tokenizer, recipes=[recipe], sampling=Sampling(max_new_tokens=24))
 for who, answer in chat.compare("Name three animals that can fly.").items():

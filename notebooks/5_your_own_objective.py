@@ -9,8 +9,7 @@
 import optuna
 import torch
 
-from david import Corpus, David, Recipe, load_model, perplexity, search
-from david.report import plots, tables
+from david import Corpus, David, Recipe, load_model, perplexity, plot, search, table
 
 model, tokenizer = load_model("demo", device="cpu")
 n_layers = model.config.num_hidden_layers
@@ -114,7 +113,7 @@ def space(trial, n_layers):
 
 windows, held_out = Corpus.load(tokenizer=tokenizer, window=64).hold_out(4, 8)
 judged = search(model, windows, space=space, held_out=held_out, study=optuna.create_study(), n_trials=12)
-tables.leaderboard(judged)[["rank", "recipe", "nll_difference", "low95", "high95", "verdict"]].round(4)
+table.leaderboard(judged)[["rank", "recipe", "nll_difference", "low95", "high95", "verdict"]].round(4)
 
 # %%
-_ = plots.history(tables.trials(judged))
+_ = plot.history(table.trials(judged))

@@ -208,7 +208,7 @@ def test_any_option_that_is_read_from_a_text(text: str, rows: int) -> None:
         assert as_bytes(text, "a size") >= 1
     with ours():
         low, high = as_range(text, "--scales")
-        spaces.named("block", scales=(low, high))
+        spaces.space_named("block", scales=(low, high))
     TARGETS["options"](text.encode("utf-8", "surrogatepass"))
 
 
@@ -222,8 +222,8 @@ def test_any_option_that_is_read_from_a_text(text: str, rows: int) -> None:
         lambda: as_bytes("9" * 400, "a size"),
         lambda: as_bytes(10**5000, "a size"),
         lambda: as_range("0:" * 200_000, "--scales"),
-        lambda: spaces.named("block", scales=(-1e308, 1e308)),
-        lambda: spaces.named("block", scales=(0, 10**400)),
+        lambda: spaces.space_named("block", scales=(-1e308, 1e308)),
+        lambda: spaces.space_named("block", scales=(0, 10**400)),
         lambda: sampler_named("tpe", -1, 0),
     ],
 )
@@ -244,11 +244,11 @@ def test_long_texts_and_wide_numbers_are_refused_at_once(read: Callable[[], Any]
 )
 def test_any_space(name: str, scales: Any, max_length: Any, max_visits: Any, n_layers: int, recipe: Recipe) -> None:
     with ours():
-        made = spaces.named(name, scales=scales, max_length=max_length, max_visits=max_visits)
+        made = spaces.space_named(name, scales=scales, max_length=max_length, max_visits=max_visits)
         params = spaces.params_of(made, recipe, n_layers)
         assert params is None or made(FixedTrial(params), n_layers) == recipe
     with ours():
-        strategies.named(name, max_length=max_length, max_visits=max_visits, start=recipe)
+        strategies.strategy_named(name, max_length=max_length, max_visits=max_visits, start=recipe)
 
 
 @some(max_examples=60)

@@ -118,7 +118,7 @@ def test_the_sweep_sees_a_mechanism_that_is_taken_away(
 
 
 def test_the_sweep_sees_a_cache_that_misleads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remap, "check", lambda *_: None)
+    monkeypatch.setattr(remap, "check_map", lambda *_: None)
     row = sweep.attempt("minimax")
     assert row.verdict == "WRONG"
     assert "cached and uncached differ" in row.reason
@@ -135,7 +135,7 @@ def test_what_a_configuration_overrides_for_single_layers_follows(monkeypatch: p
             return [config.head_dim for config in model.config.per_layer_config]
 
     assert told() == wide
-    monkeypatch.setattr(architectures, "OVERRIDES", "-")
+    monkeypatch.setattr(remap, "OVERRIDES", "-")
     assert told() != wide
 
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from david.chat.conversation import Chat, template_tokens
-from david.chat.generation import Answer, Sampling, Voice
+from david.chat.generation import Answer, Sampling, TextGenerator
 from david.cli import chat_repl
 from david.errors import DavidError, RecipeError, SlingError
 from david.recipe.recipe import Recipe
@@ -81,7 +81,7 @@ class Numbers:
         return "".join(f" {token}" for token in tokens)
 
 
-def written(voice: Voice, prompt: list[int], many: int = 8) -> list[int]:
+def written(voice: TextGenerator, prompt: list[int], many: int = 8) -> list[int]:
     """What a voice writes, as tokens."""
     return [int(word) for word in "".join(voice.write(Numbers(), prompt, Sampling(max_new_tokens=many))).split()]
 
@@ -91,11 +91,11 @@ def held_against_a_fresh_run(kind: str) -> tuple[int, int, int]:
     model = tiny_named(kind)
     model.generation_config.eos_token_id = None
     recipe = Recipe.parse(AGAIN)
-    voice, ran = Voice("kept", recipe, model), []
+    voice, ran = TextGenerator("kept", recipe, model), []
     prompt = [5 + 7 * i % 80 for i in range(14)]
     for more, back in (([], 0), ([9, 33, 14, 60, 71], 0), ([8, 44], 3)):
         prompt = prompt[: len(prompt) - back] + more
-        fresh = Voice("fresh", recipe, model)
+        fresh = TextGenerator("fresh", recipe, model)
         new = written(voice, prompt)
         assert new == written(fresh, prompt)
         assert voice.answer is not None
@@ -125,7 +125,7 @@ def test_a_kept_cache_runs_the_new_tokens_alone_and_changes_nothing(kind: str, r
 def test_a_kept_cache_changes_nothing_on_any_type(kind: str) -> None:
     model = tiny_named(kind)
     try:
-        Voice("any", Recipe.parse(AGAIN), model)
+        TextGenerator("any", Recipe.parse(AGAIN), model)
     except SlingError as error:
         pytest.skip(str(error)[:100])
     try:
@@ -138,12 +138,15 @@ def test_a_kept_cache_changes_nothing_on_any_type(kind: str) -> None:
 def test_a_voice_writes_what_the_stacked_copy_writes(endless: Any) -> None:
     recipe = Recipe.parse(DAMPED)
     expected = greedy(stacked(endless, recipe), [5, 6, 7], 8)
-    assert written(Voice("damped", recipe, endless), [5, 6, 7]) == expected
+    assert written(TextGenerator("damped", recipe, endless), [5, 6, 7]) == expected
     assert expected != greedy(endless, [5, 6, 7], 8)
 
 
 def test_who_stops_reading_stops_the_writing_behind_a_whole_token(endless: Any) -> None:
-    voice, whole = Voice("base", Recipe.identity(6), endless), written(Voice("b", Recipe.identity(6), endless), [5], 60)
+    voice, whole = (
+        TextGenerator("base", Recipe.identity(6), endless),
+        written(TextGenerator("b", Recipe.identity(6), endless), [5], 60),
+    )
     pieces = voice.write(Numbers(), [5], Sampling(max_new_tokens=100))
     some = [int(piece) for piece in islice(pieces, 3)]
     pieces.close()
@@ -151,7 +154,7 @@ def test_who_stops_reading_stops_the_writing_behind_a_whole_token(endless: Any) 
     assert voice.answer is not None
     assert not voice.answer.ended
     assert voice.answer.tokens == 3
-    assert written(voice, [5, *some], 5) == written(Voice("b", Recipe.identity(6), endless), [5, *some], 5)
+    assert written(voice, [5, *some], 5) == written(TextGenerator("b", Recipe.identity(6), endless), [5, *some], 5)
     assert voice.answer.run_tokens == 1  # whatever was drawn behind what was read is cut off the cache again
 
 
@@ -165,7 +168,7 @@ def test_no_byte_of_weights_is_copied_for_any_number_of_recipes(tiny: Any, token
 
 
 def test_sampling_follows_the_seed_and_leaves_ones_own_random_numbers_alone(tiny: Any) -> None:
-    voice = Voice("base", Recipe.identity(6), tiny)
+    voice = TextGenerator("base", Recipe.identity(6), tiny)
 
     def drawn(seed: int) -> str:
         return "".join(voice.write(Numbers(), [5, 6], Sampling(temperature=2.0, seed=seed, max_new_tokens=12)))
@@ -178,7 +181,7 @@ def test_sampling_follows_the_seed_and_leaves_ones_own_random_numbers_alone(tiny
 
 
 def test_top_p_leaves_the_unlikely_out(endless: Any) -> None:
-    voice = Voice("base", Recipe.identity(6), endless)
+    voice = TextGenerator("base", Recipe.identity(6), endless)
     prompt = [5, 6, 7]
     narrow = Sampling(temperature=3.0, top_p=1e-6, max_new_tokens=8)
     assert "".join(voice.write(Numbers(), prompt, narrow)).split() == [str(t) for t in greedy(endless, prompt, 8)]
@@ -203,7 +206,7 @@ def test_a_way_of_drawing_that_is_none_is_refused(options: dict[str, Any]) -> No
 
 def test_nothing_to_go_on_from_is_refused(tiny: Any) -> None:
     with pytest.raises(DavidError, match="the prompt is empty"):
-        written(Voice("base", Recipe.identity(6), tiny), [])
+        written(TextGenerator("base", Recipe.identity(6), tiny), [])
 
 
 # ---- a conversation
@@ -348,7 +351,7 @@ def test_text_that_becomes_the_end_is_held_back_and_left_out(endless: Any, monke
         def close(self) -> None: ...
 
     monkeypatch.setattr("david.chat.generation._Writing", Told)
-    voice = Voice("base", Recipe.identity(6), endless)
+    voice = TextGenerator("base", Recipe.identity(6), endless)
     assert list(voice.write(Scripted(), [0], Sampling(), end="\nUser:")) == ["Hello", "\nUs"]
     assert voice.answer is not None
     assert (voice.answer.text, voice.answer.ended) == ("Hello\nUs", True)
@@ -357,7 +360,7 @@ def test_text_that_becomes_the_end_is_held_back_and_left_out(endless: Any, monke
 
 def test_half_a_character_is_held_back(demo: tuple[Any, Any]) -> None:
     model, tokenizer = demo
-    voice = Voice("base", Recipe.identity(30), model)
+    voice = TextGenerator("base", Recipe.identity(30), model)
     prompt = tokenizer("🦙🦙🦙🦙🦙🦙🦙🦙").input_ids
     pieces = list(voice.write(tokenizer, prompt, Sampling(max_new_tokens=9)))
     assert "🦙" in "".join(pieces)

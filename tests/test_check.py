@@ -10,7 +10,7 @@ from torch import nn
 
 from david import David, Recipe
 from david.errors import SlingError
-from david.sling import architectures, remap, verify, views
+from david.sling import locate, remap, verify, views
 
 TOKENS = torch.arange(12)[None] * 5 + 3
 
@@ -162,7 +162,7 @@ def test_a_type_that_cannot_be_slung_is_refused() -> None:
 
 
 def test_an_unproved_type_is_slung_once_its_check_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "PROVED", frozenset())
+    monkeypatch.setattr(locate, "PROVED", frozenset())
     model, other = tiny_named("llama"), tiny_named("llama")
     with pytest.raises(SlingError, match=r"David\.check\(model\)"):
         David.sling(model, [0, 1])
@@ -176,8 +176,8 @@ def test_an_unproved_type_is_slung_once_its_check_passed(monkeypatch: pytest.Mon
 
 
 def test_an_unproved_type_whose_check_fails_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "PROVED", frozenset())
-    monkeypatch.setattr(architectures, "INDICES", ())
+    monkeypatch.setattr(locate, "PROVED", frozenset())
+    monkeypatch.setattr(remap, "INDICES", ())
     model = tiny_named("llama")
     assert not David.check(model).passed
     with pytest.raises(SlingError, match="no proof"):

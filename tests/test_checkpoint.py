@@ -612,7 +612,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(
 KILLED = """
 import sys, time
 from tiny_models import tiny_model
-from david import checkpoint
+from david.checkpoint import export as checkpoint
 write = checkpoint.save_file
 def slow(*args, **options):
     write(*args, **options)

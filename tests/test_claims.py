@@ -11,7 +11,7 @@ from optuna import Study
 from optuna.trial import Trial, TrialState
 
 from david.storage.backend import open_storage
-from david.storage.heartbeat import MACHINE, OWNER, Heart
+from david.storage.heartbeat import MACHINE, OWNER, WorkerHeartbeat
 from david.storage.trial_claims import TICKET, claim
 from david.support import signals
 
@@ -25,8 +25,8 @@ def study() -> Study:
 
 
 @pytest.fixture
-def heart(study: Study) -> Iterator[Heart]:
-    with Heart(study) as beating:
+def heart(study: Study) -> Iterator[WorkerHeartbeat]:
+    with WorkerHeartbeat(study) as beating:
         yield beating
 
 
@@ -37,7 +37,7 @@ def asked(study: Study, owner: str, **told: object) -> Trial:
     return trial
 
 
-def test_what_nobody_else_runs_is_taken(study: Study, heart: Heart) -> None:
+def test_what_nobody_else_runs_is_taken(study: Study, heart: WorkerHeartbeat) -> None:
     trial = asked(study, heart.name)
     asked(study, LIVE, recipe="0:2", ticket=1)
     assert claim(study, heart, {RECIPE: trial}) == {}
@@ -46,7 +46,7 @@ def test_what_nobody_else_runs_is_taken(study: Study, heart: Heart) -> None:
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["asked before", "asked behind"])
 def test_what_another_runs_is_left_to_it_also_where_it_was_asked_for_later(
-    is_first: bool, study: Study, heart: Heart
+    is_first: bool, study: Study, heart: WorkerHeartbeat
 ) -> None:
     if is_first:
         trial, other = asked(study, heart.name), asked(study, LIVE, recipe=RECIPE, ticket=1)
@@ -56,27 +56,27 @@ def test_what_another_runs_is_left_to_it_also_where_it_was_asked_for_later(
 
 
 @pytest.mark.parametrize("told", [{"recipe": RECIPE, "ticket": 1}, {"recipe": RECIPE}])
-def test_what_a_dead_worker_had_in_hand_is_taken(told: dict[str, object], study: Study, heart: Heart) -> None:
+def test_what_a_dead_worker_had_in_hand_is_taken(told: dict[str, object], study: Study, heart: WorkerHeartbeat) -> None:
     asked(study, DEAD, **told)
     assert claim(study, heart, {RECIPE: asked(study, heart.name)}) == {}
 
 
-def test_what_is_left_to_another_is_no_rival(study: Study, heart: Heart) -> None:
+def test_what_is_left_to_another_is_no_rival(study: Study, heart: WorkerHeartbeat) -> None:
     asked(study, LIVE, duplicate_of=7, recipe=RECIPE)
     assert claim(study, heart, {RECIPE: asked(study, heart.name)}) == {}
 
 
 @pytest.mark.parametrize(("its", "theirs"), [(1, True), (2, False)])
 def test_one_that_is_still_choosing_is_waited_for(
-    its: int, theirs: bool, study: Study, heart: Heart, monkeypatch: pytest.MonkeyPatch
+    its: int, theirs: bool, study: Study, heart: WorkerHeartbeat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = asked(study, LIVE, recipe=RECIPE)
-    monkeypatch.setattr(signals, "pause", lambda _seconds: other.set_user_attr(TICKET, its))
+    monkeypatch.setattr(signals, "interruptible_sleep", lambda _seconds: other.set_user_attr(TICKET, its))
     taken = claim(study, heart, {RECIPE: asked(study, heart.name)})
     assert taken == ({RECIPE: other.number} if theirs else {})
 
 
-def test_a_trial_that_another_has_ended_is_no_error(study: Study, heart: Heart) -> None:
+def test_a_trial_that_another_has_ended_is_no_error(study: Study, heart: WorkerHeartbeat) -> None:
     trial = asked(study, heart.name)
     study.tell(trial, state=TrialState.FAIL)
     assert claim(study, heart, {RECIPE: trial}) == {}
@@ -89,7 +89,7 @@ def test_of_many_that_look_at_once_one_runs_each_recipe(tmp_path: Path) -> None:
 
     def work() -> None:
         study = optuna.load_study(study_name="david", storage=open_storage(url))
-        with Heart(study) as heart:
+        with WorkerHeartbeat(study) as heart:
             for round_ in range(rounds):
                 recipes = [f"{round_}:{stop}" for stop in range(round_ + 1, round_ + 3)]
                 ready.wait(60)

@@ -23,7 +23,7 @@ from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import multiple_choice, perplexity
-from david.sling import architectures
+from david.sling import architectures, locate
 from david.sling.in_place import view
 from david.sling.stacked_copy import stacked
 from tests.command import CHOICES, ON_DATA, SCORE, SEARCH, WINDOW, Run
@@ -291,7 +291,7 @@ def test_check_exits_with_1_where_anything_fails(run: Run, monkeypatch: pytest.M
 
 
 def test_a_type_that_no_proof_was_made_for_is_proved_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "PROVED", frozenset())
+    monkeypatch.setattr(locate, "PROVED", frozenset())
     code, _, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, "LlamaForCausalLM is new here: proving first" in err) == (0, True)
     monkeypatch.setattr(architectures, "INDICES", ())

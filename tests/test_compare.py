@@ -17,7 +17,7 @@ from david.engine.engine import Engine
 from david.errors import CorpusError, RecipeError, ScoreError
 from david.metrics.paired_test import paired_difference
 from david.metrics.score import Score
-from david.models.describe import costs
+from david.models.describe import token_costs
 from david.recipe.explain import explain
 from david.recipe.recipe import Recipe
 from david.scoring import tasks
@@ -42,7 +42,7 @@ def test_each_figure_is_that_of_a_stacked_copy(model: Any, tmp_path: Path) -> No
     table = compare(model, RECIPES, {"text": text, "asked": (multiple_choice, questions)}, decode=0)
     assert table["recipe"].tolist() == ["base", *map(str, RECIPES)]
     assert "tokens_per_second" not in table
-    cost = costs(model)
+    cost = token_costs(model)
     base = perplexity(model, text), multiple_choice(model, questions)
     for row, recipe in zip(table.to_dict("records"), [Recipe.identity(6), *RECIPES], strict=True):
         its = stacked(model, recipe)
@@ -98,7 +98,7 @@ def test_the_model_is_afterwards_what_it_was(model: Any) -> None:
     compare(model, RECIPES, {"text": text}, decode=2, rounds=1)
     assert perplexity(model, text) == before
     assert compare(model, RECIPES, {"text": text}, decode=0)["kv_bytes_per_token"][0] == sum(
-        costs(tiny_model("llama", vocab_size=300)).layer_kv_bytes
+        token_costs(tiny_model("llama", vocab_size=300)).layer_kv_bytes
     )
 
 
@@ -116,7 +116,7 @@ def test_recipes_take_turns_in_each_round_and_the_median_is_told(model: Any, mon
     monkeypatch.setattr(model, "generate", generate)
     monkeypatch.setattr(compare_module.time, "perf_counter", lambda: clock[0])
     recipes = [Recipe.identity(6), Recipe.parse("0:6, 2:6"), RECIPES[2]]
-    found = compare_module.speeds(model, recipes, torch.ones(1, 4, dtype=torch.long), 12, 3)
+    found = compare_module.decode_speeds(model, recipes, torch.ones(1, 4, dtype=torch.long), 12, 3)
     assert found == [12 / 2, 12 / 4, 12 / 3]  # of 1, 2, 8; 4, 4, 4; 3, 5, 1: the first of each does not count
     rounds = [order[i : i + 3] for i in range(0, 12, 3)]
     assert all(sorted(turn) == [5, 6, 10] for turn in rounds)
@@ -133,7 +133,7 @@ def test_what_is_written_is_what_a_view_writes(model: Any) -> None:
         return written[-1]
 
     model.generate = watched
-    compare_module.speeds(model, [RECIPES[0]], prompt, 5, 1)
+    compare_module.decode_speeds(model, [RECIPES[0]], prompt, 5, 1)
     del model.generate
     for tokens in written:
         expected = view(model, RECIPES[0]).generate(prompt, max_new_tokens=5, do_sample=False, eos_token_id=None)
@@ -149,7 +149,7 @@ def test_an_objective_of_ones_own_has_its_own_unit(model: Any) -> None:
     table = compare(model, RECIPES[:1], {"mine": (depth, random_corpus(4))}, decode=0)
     assert table["mine_layers"].tolist() == [6.0, 8.0]
     assert table["mine_verdict"][1] == "worse"
-    assert "mine layers" in compare_module.as_text(table)
+    assert "mine layers" in compare_module.comparison_text(table)
 
 
 def test_more_tokens_than_the_model_takes_are_refused_before_anything_is_scored(

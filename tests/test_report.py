@@ -148,7 +148,7 @@ def test_a_recipe_that_does_not_fit_on_the_disk_is_told_in_a_line_without_the_fi
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # bytes of a file
     try:
         with pytest.raises(SearchError) as caught:
-            files.put(tmp_path / "best.json", Recipe((0, 1)).save)
+            files.write_atomically(tmp_path / "best.json", Recipe((0, 1)).save)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(caught.value) == f"cannot write {tmp_path / 'best.json'}: {os.strerror(errno.EFBIG)}"
@@ -156,7 +156,7 @@ def test_a_recipe_that_does_not_fit_on_the_disk_is_told_in_a_line_without_the_fi
 
 
 def test_a_ready_folder_is_there_and_empty(tmp_path: Path) -> None:
-    files.ready_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
@@ -292,9 +292,9 @@ def test_every_recipe_that_is_committed_can_be_read(path: Path) -> None:
 
 def test_how_often_the_held_out_windows_were_looked_at_is_told(judged: Study) -> None:
     assert sentences.looks(judged) == ""
-    results.look(judged, judged.trials[:2])
+    results.log_evaluation(judged, judged.trials[:2])
     assert sentences.looks(judged) == "the held-out windows were looked at once, for 2 recipes and the base"
-    results.look(judged, judged.trials[1:3])
+    results.log_evaluation(judged, judged.trials[1:3])
     assert "looked at 2 times, for 2 recipes and the base: with each look" in sentences.looks(judged)
 
 

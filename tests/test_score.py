@@ -20,7 +20,7 @@ from david.metrics.score import Score
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import by_question, multiple_choice, perplexity
-from david.sling import architectures
+from david.sling import locate
 from david.sling.in_place import slung, view
 from david.sling.locate import find, is_known
 from tests.test_corpus import BOS, byte_tokenizer, pairs, write_rows
@@ -177,7 +177,7 @@ def test_no_more_logits_are_made_at_once_than_memory_is_given(tiny: Any, monkeyp
 
 
 def test_an_end_that_reads_more_than_the_last_hidden_state_is_given_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "COUPLED", frozenset())  # as if it were not known of this type
+    monkeypatch.setattr(locate, "COUPLED", frozenset())  # as if it were not known of this type
     model, corpus = tiny_named("inkling2_text"), random_corpus(2)  # its end weighs the outputs of earlier layers
     whole = perplexity(model, corpus).window_nll
     small_chunks(monkeypatch)

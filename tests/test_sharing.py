@@ -21,7 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from tiny_models import tiny_model
 
 from david import David, Recipe, load_model
-from david.checkpoint.export import hand_on
+from david.checkpoint.export import write_hub_folder
 from david.checkpoint.model_card import PICTURE_FILE, Stacked, card, told, without_paths
 from david.errors import ModelError, RecipeError, SearchError
 from david.models import load
@@ -215,7 +215,7 @@ def test_a_repository_of_the_hub_that_holds_a_recipe_alone_is_run_on_the_base_th
     shutil.copytree(place / "model", root / "someone" / "base")
     base = Base(model="someone/base", revision="f" * 40, num_layers=6, fingerprint=weights)
     (root / "another").mkdir()
-    hand_on(Recipe(MAP, base=base), root / "another" / "recipe")
+    write_hub_folder(Recipe(MAP, base=base), root / "another" / "recipe")
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
     environment["HF_HUB_DISABLE_XET"] = "1"
 
@@ -350,7 +350,7 @@ def full(weights: str) -> Recipe:
 
 
 def test_the_folder_for_the_hub_holds_a_recipe_a_card_and_a_picture(full: Recipe, tmp_path: Path) -> None:
-    folder = hand_on(full, tmp_path / "out")
+    folder = write_hub_folder(full, tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {"recipe.json", "README.md", "recipe.png"}
     assert (folder / "recipe.png").read_bytes().startswith(PNG)
     kept = Recipe.load(folder / "recipe.json")
@@ -383,10 +383,10 @@ def test_the_folder_for_the_hub_holds_a_recipe_a_card_and_a_picture(full: Recipe
 
 def test_its_front_matter_takes_the_licence_of_the_demo_and_names_no_path(weights: str, tmp_path: Path) -> None:
     of_demo = Recipe(MAP, base=Base(model="demo", num_layers=6, fingerprint=weights))
-    data = ModelCard((hand_on(of_demo, tmp_path / "demo") / "README.md").read_text()).data
+    data = ModelCard((write_hub_folder(of_demo, tmp_path / "demo") / "README.md").read_text()).data
     assert (data.license, data.base_model) == ("apache-2.0", None)
     local = Recipe(MAP, base=Base(model="/home/me/model", num_layers=6, fingerprint=weights))
-    folder = hand_on(local, tmp_path / "local")
+    folder = write_hub_folder(local, tmp_path / "local")
     text = (folder / "README.md").read_text()
     assert ModelCard(text).data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
     assert "/home/me" not in text + (folder / "recipe.json").read_text()
@@ -395,16 +395,16 @@ def test_its_front_matter_takes_the_licence_of_the_demo_and_names_no_path(weight
 
 
 def test_the_base_in_hand_fills_in_what_the_recipe_does_not_say(tiny: Any, tmp_path: Path) -> None:
-    folder = hand_on("0:4, 2:6", tmp_path / "out", model=tiny)
+    folder = write_hub_folder("0:4, 2:6", tmp_path / "out", model=tiny)
     kept = Recipe.load(folder / "recipe.json")
     assert kept.base is not None
     assert (kept.base.fingerprint, kept.base.architecture) == (fingerprint(tiny), "LlamaForCausalLM")
     with pytest.raises(RecipeError, match="does not say which weights are its base: give the model"):
-        hand_on("0:4, 2:6", tmp_path / "more")
+        write_hub_folder("0:4, 2:6", tmp_path / "more")
     with pytest.raises(RecipeError, match="layer 8 is out of range"):
-        hand_on("0:9", tmp_path / "more", model=tiny)
+        write_hub_folder("0:9", tmp_path / "more", model=tiny)
     with pytest.raises(SearchError, match="is not empty"):
-        hand_on("0:4, 2:6", tmp_path / "out", model=tiny)
+        write_hub_folder("0:4, 2:6", tmp_path / "out", model=tiny)
     assert not (tmp_path / "more").exists()
 
 
@@ -428,7 +428,7 @@ def test_a_card_holds_nothing_of_a_strangers_that_a_page_would_act_on(base: str,
         scores=(scored(HOSTILE, metric=HOSTILE),),
         search=Origin(study=HOSTILE, trial=1, space=HOSTILE, sampler=HOSTILE, strategy=HOSTILE, trials=2, seed=0),
     )
-    text = (hand_on(hostile, tmp_path / "out") / "README.md").read_text()
+    text = (write_hub_folder(hostile, tmp_path / "out") / "README.md").read_text()
     assert not re.search(r"[<>]|\]\((?!recipe.png\))|^# Owned|javascript:alert\(", text, re.MULTILINE)
     assert all(line.count("`") % 2 == 0 for line in text.splitlines() if not line.startswith("```"))
     assert len(re.findall("^---$", text, re.MULTILINE)) == 2

@@ -674,7 +674,7 @@ def test_models_that_draft_for_another_are_refused_by_name(kind: str, tiny: Any)
 
 
 def test_a_proved_type_is_refused_as_soon_as_its_proof_is_gone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "PROVED", architectures.PROVED - {"llama"})
+    monkeypatch.setattr(locate, "PROVED", architectures.PROVED - {"llama"})
     with pytest.raises(SlingError, match=r"model type 'llama' is refused: no proof .*`David\.check\(model\)`"):
         David.sling(tiny, REPEATS)
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from optuna.trial import BaseTrial, FixedTrial
 
-from david.candidates.spaces import Block, Blocks, Ratios, Removal, Visits, Windows, named, params_of
+from david.candidates.spaces import Block, Blocks, Ratios, Removal, Visits, Windows, params_of, space_named
 from david.errors import SearchError
 from david.recipe.blocks import all_blocks, blocks_of, scattered
 from david.recipe.recipe import Recipe
@@ -639,17 +639,17 @@ def test_a_cap_without_room_for_the_base_is_refused(kind: Any) -> None:
 
 
 def test_a_space_has_a_name() -> None:
-    assert named("block") == Block()
-    assert named("blocks") == Blocks()
-    assert named("block", scales=(0, 1), max_length=4) == Block(max_length=4, scales=(0, 1))
-    assert named("blocks", scales=(0, 1), max_length=4) == Blocks(max_length=4, scales=(0, 1))
-    assert named("windows", max_length=4, max_visits=40) == Windows(max_length=4, max_visits=40)
-    assert named("ratios", scales=(-1, 1)) == Ratios(scales=(-1, 1))
-    assert named("visits", max_visits=40) == Visits(max_visits=40)
-    assert named("removal", max_length=4) == Removal(max_length=4)
+    assert space_named("block") == Block()
+    assert space_named("blocks") == Blocks()
+    assert space_named("block", scales=(0, 1), max_length=4) == Block(max_length=4, scales=(0, 1))
+    assert space_named("blocks", scales=(0, 1), max_length=4) == Blocks(max_length=4, scales=(0, 1))
+    assert space_named("windows", max_length=4, max_visits=40) == Windows(max_length=4, max_visits=40)
+    assert space_named("ratios", scales=(-1, 1)) == Ratios(scales=(-1, 1))
+    assert space_named("visits", max_visits=40) == Visits(max_visits=40)
+    assert space_named("removal", max_length=4) == Removal(max_length=4)
     words = "unknown space 'layers': expected block, blocks, windows, ratios, visits or removal"
     with pytest.raises(SearchError, match=words):
-        named("layers")
+        space_named("layers")
 
 
 @pytest.mark.parametrize(
@@ -657,7 +657,7 @@ def test_a_space_has_a_name() -> None:
 )
 def test_an_option_that_a_space_does_not_have_is_refused(name: str, option: str) -> None:
     with pytest.raises(SearchError, match=f"the space {name} has no {option}: leave it out"):
-        named(name, **{option: 40})
+        space_named(name, **{option: 40})
 
 
 # ---- random recipes of the same depth

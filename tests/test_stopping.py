@@ -27,32 +27,32 @@ def heeded() -> Iterator[None]:
 
 def test_the_first_signal_is_kept_and_the_second_is_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with signals.gently():
-        signals.check()
+    with signals.deferred_signals():
+        signals.raise_if_asked()
         signal.raise_signal(signal.SIGINT)
         assert "SIGINT: ending after the windows in hand" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
-            signals.check()
+            signals.raise_if_asked()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert signals.exit_code() == 130
-    with signals.gently():
+    with signals.deferred_signals():
         assert signals.exit_code() == 0
-        signals.check()
-    signals.check()
+        signals.raise_if_asked()
+    signals.raise_if_asked()
 
 
 def test_a_pause_ends_when_a_signal_comes() -> None:
-    with signals.gently():
+    with signals.deferred_signals():
         timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            signals.pause(30)
+            signals.interruptible_sleep(30)
         assert time.monotonic() - start < 10
     assert signals.exit_code() == 143
-    with signals.gently():
+    with signals.deferred_signals():
         pass
 
 
@@ -60,7 +60,7 @@ def test_in_another_thread_nothing_changes() -> None:
     handlers = []
 
     def run() -> None:
-        with signals.gently():
+        with signals.deferred_signals():
             handlers.append(signal.getsignal(signal.SIGINT))
 
     before = signal.getsignal(signal.SIGINT)
@@ -74,11 +74,11 @@ def test_another_thread_goes_on_when_the_main_one_is_told_to_end() -> None:
     done: list[str] = []
 
     def run() -> None:
-        signals.check()
-        signals.pause(0.01)
+        signals.raise_if_asked()
+        signals.interruptible_sleep(0.01)
         done.append("both")
 
-    with signals.gently():
+    with signals.deferred_signals():
         signal.raise_signal(signal.SIGTERM)
         thread = threading.Thread(target=run)
         thread.start()
@@ -87,19 +87,19 @@ def test_another_thread_goes_on_when_the_main_one_is_told_to_end() -> None:
 
 
 def test_a_pause_behind_a_signal_is_made() -> None:
-    with signals.gently():
+    with signals.deferred_signals():
         signal.raise_signal(signal.SIGTERM)
-        signals.pause(0.01)
+        signals.interruptible_sleep(0.01)
         with pytest.raises(KeyboardInterrupt):
-            signals.check()
+            signals.raise_if_asked()
 
 
 def test_what_a_process_was_started_to_ignore_it_ignores() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.gently():
+        with signals.deferred_signals():
             signal.raise_signal(signal.SIGHUP)
-            signals.check()
+            signals.raise_if_asked()
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -107,7 +107,7 @@ def test_what_a_process_was_started_to_ignore_it_ignores() -> None:
 def test_one_sigterm_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
-    with signals.gently():
+    with signals.deferred_signals():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # of a scheduler, and of the first worker
         now[0] += 5
@@ -117,7 +117,7 @@ def test_one_sigterm_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyP
 
 def test_signals_are_passed_on() -> None:
     told: list[int] = []
-    with signals.passed_on(told.append), signals.gently():
+    with signals.forwarded_to(told.append), signals.deferred_signals():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGHUP)

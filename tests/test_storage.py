@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from david.errors import SearchError, StorageError
 from david.storage import backend
-from david.storage.backend import one_look, open_storage, shown
+from david.storage.backend import cached_reads, open_storage, without_password
 from david.support import signals
 
 
@@ -27,7 +27,7 @@ from david.support import signals
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that are made, in seconds, by a clock of their own."""
     found: list[float] = []
-    monkeypatch.setattr(signals, "pause", found.append)
+    monkeypatch.setattr(signals, "interruptible_sleep", found.append)
     monkeypatch.setattr(backend.time, "monotonic", lambda: sum(found))
     return found
 
@@ -77,7 +77,7 @@ def test_after_five_minutes_a_search_ends_with_a_word(
     fail(monkeypatch, opened, [away()] * 1000)
     with pytest.raises(SearchError, match=r"cannot be used any longer: .*server closed the connection"):
         opened.get_all_studies()
-    assert backend.PATIENCE / 2 <= sum(pauses) <= backend.PATIENCE + backend._LONGEST_PAUSE
+    assert backend.RETRY_SECONDS / 2 <= sum(pauses) <= backend.RETRY_SECONDS + backend._LONGEST_PAUSE
     waited = len(pauses)
     with pytest.raises(SearchError, match="any longer"):  # what comes behind does not wait again
         opened.get_all_studies()
@@ -107,7 +107,7 @@ def test_what_takes_long_to_say_that_it_is_away_is_not_tried_for_longer(
     monkeypatch.setattr(opened._inner, "get_all_studies", get_all_studies)
     with pytest.raises(SearchError, match="database is locked"):
         opened.get_all_studies()
-    assert pauses.count(60.0) <= backend.PATIENCE / 60 + 1
+    assert pauses.count(60.0) <= backend.RETRY_SECONDS / 60 + 1
 
 
 @pytest.mark.parametrize(("code", "tries"), [("UNAVAILABLE", 3), ("UNKNOWN", 3), ("RESOURCE_EXHAUSTED", 0)])
@@ -134,11 +134,11 @@ def test_a_signal_that_came_before_does_not_keep_a_score_from_being_told(
 ) -> None:
     opened = open_storage(sqlite(tmp_path))
     fail(monkeypatch, opened, [away()])
-    with signals.gently():
+    with signals.deferred_signals():
         signal.raise_signal(signal.SIGTERM)
         assert opened.get_all_studies() == []
         with pytest.raises(KeyboardInterrupt):
-            signals.check()
+            signals.raise_if_asked()
 
 
 def test_where_it_has_been_asked_to_end_a_storage_is_not_waited_for_long(
@@ -146,7 +146,7 @@ def test_where_it_has_been_asked_to_end_a_storage_is_not_waited_for_long(
 ) -> None:
     opened = open_storage(sqlite(tmp_path))
     fail(monkeypatch, opened, [away()] * 1000)
-    with signals.gently():
+    with signals.deferred_signals():
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StorageError):
             opened.get_all_studies()
@@ -158,7 +158,7 @@ def test_whoever_ends_while_the_storage_is_gone_waits_once(
 ) -> None:
     opened = open_storage(sqlite(tmp_path))
     fail(monkeypatch, opened, [away()] * 1000)
-    monkeypatch.setattr(signals, "pause", interrupt)
+    monkeypatch.setattr(signals, "interruptible_sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         opened.get_all_studies()
     with pytest.raises(StorageError):
@@ -203,7 +203,7 @@ def test_a_storage_that_cannot_be_reached_is_one_line(url: str, says: str) -> No
 
 
 def test_a_password_is_not_shown() -> None:
-    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
 
 
 def make(folder: Path, gate: Any) -> None:
@@ -246,7 +246,7 @@ def test_in_one_look_each_is_read_once_until_something_is_written(
     study.tell(study.ask(), 1.0)
     study.enqueue_trial({})
     asked = reads(monkeypatch, opened)
-    with one_look(study):
+    with cached_reads(study):
         for _ in range(3):
             assert [trial.number for trial in study.get_trials(states=[TrialState.WAITING])] == [1]
             assert [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))] == [0]
@@ -264,7 +264,7 @@ def test_in_one_look_each_is_read_once_until_something_is_written(
 
 def test_another_thread_does_not_see_with_the_same_look(tmp_path: Path) -> None:
     study = optuna.create_study(storage=open_storage(sqlite(tmp_path)))
-    with one_look(study):
+    with cached_reads(study):
         assert study.user_attrs == {}
         thread = threading.Thread(target=study.set_user_attr, args=("name", "value"))
         thread.start()
@@ -286,7 +286,7 @@ def test_a_full_disk_that_can_be_read_is_still_full(
             waited = len(pauses)
             assert study.user_attrs == {}
             assert tries == 0 or len(pauses) == waited
-    assert sum(pauses) <= backend.PATIENCE + backend._LONGEST_PAUSE
+    assert sum(pauses) <= backend.RETRY_SECONDS + backend._LONGEST_PAUSE
     assert "answers again" not in capsys.readouterr().err
     study.set_user_attr("name", 4)
     assert "answers again" in capsys.readouterr().err

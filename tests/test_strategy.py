@@ -8,7 +8,7 @@ import pytest
 from optuna import Study
 
 from david.candidates.neighbours import neighbours
-from david.candidates.strategies import Beam, Refine, Scan, Strategy, named, singles
+from david.candidates.strategies import Beam, Refine, Scan, Strategy, singles, strategy_named
 from david.errors import SearchError
 from david.recipe.blocks import all_blocks
 from david.recipe.recipe import Recipe
@@ -170,13 +170,13 @@ def test_singles_are_each_layer_twice_and_each_left_out() -> None:
 
 def test_a_strategy_goes_by_its_name() -> None:
     start = Recipe([0, 1])
-    assert named("scan", max_length=3, max_visits=9) == Scan(3, 9)
-    assert named("beam", max_length=3, max_visits=9) == Beam(max_length=3, max_visits=9)
-    assert named("refine", start=start, max_length=2) == Refine(start, max_length=2)
+    assert strategy_named("scan", max_length=3, max_visits=9) == Scan(3, 9)
+    assert strategy_named("beam", max_length=3, max_visits=9) == Beam(max_length=3, max_visits=9)
+    assert strategy_named("refine", start=start, max_length=2) == Refine(start, max_length=2)
     with pytest.raises(SearchError, match="unknown strategy 'climb': expected scan, beam or refine"):
-        named("climb")
+        strategy_named("climb")
     with pytest.raises(SearchError, match="only refine starts from a recipe"):
-        named("beam", start=start)
+        strategy_named("beam", start=start)
     with pytest.raises(SearchError, match=r"unknown steps \['jump'\]"):
         Refine(steps=["drop", "jump"])
     with pytest.raises(SearchError, match="width of at least 1"):

@@ -37,11 +37,11 @@ from david.sling.in_place import sling, slung
 from david.sling.locate import find
 from david.sling.stacked_copy import stacked
 from david.storage import results, trial_claims
-from david.storage.heartbeat import MACHINE, OWNER, Heart
+from david.storage.heartbeat import MACHINE, OWNER, WorkerHeartbeat
 from david.storage.trial_claims import TICKET
 from david.study import loop
 from david.study.create import open_study, sampler_named
-from david.study.rounds import play
+from david.study.rounds import run_step
 from david.study.run import Run
 from david.study.search import search
 from david.study.tell import estimate_nll
@@ -575,9 +575,9 @@ def test_random_recipes_as_deep_as_the_best_stand_beside_it(
     assert f"trial {best.number}" in said
     assert said.endswith(f"it is lower than {sum(its.nll < nll for nll in found.nll.values())} of 4")
     assert said[1:] in page.page(study)
-    before, looks = lines_of(study), results.looks(study)
+    before, looks = lines_of(study), results.evaluations(study)
     again = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
-    assert (lines_of(again), results.looks(again), results.baseline(again)) == (before, looks, found)
+    assert (lines_of(again), results.evaluations(again), results.baseline(again)) == (before, looks, found)
     more = results.baseline(run(tiny, corpus, held_out=held_out, n_trials=8, baseline=6, **options))
     assert more is not None
     assert more.asked == 6
@@ -662,13 +662,13 @@ def test_the_best_of_the_search_are_measured_once_on_held_out_windows(
         f"held_out:{t.number}" for t in [study.trials[0], *others[:3]]
     }
 
-    assert results.looks(study) == 1
+    assert results.evaluations(study) == 1
 
     run(tiny, corpus, n_trials=8, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4}
-    assert results.looks(study) == 1
+    assert results.evaluations(study) == 1
     run(tiny, corpus, n_trials=14, **options)
-    assert results.looks(study) == 2
+    assert results.evaluations(study) == 2
     judged = sum(key.startswith("held_out:") for key in study.user_attrs)
     assert Counter(objective.spans) == {(0, 3): 14, (3, 12): judged}
 
@@ -681,7 +681,7 @@ def test_a_look_that_is_broken_off_goes_on_as_the_same_look(tiny: Any, corpus: C
     run(tiny, corpus, n_trials=8, study=study, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4 + 1}
     assert len(results.judged(study)) == 3
-    assert results.looks(study) == 1
+    assert results.evaluations(study) == 1
 
 
 def test_the_leaderboard_is_what_one_computes_by_hand(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
@@ -852,7 +852,9 @@ def test_a_finalist_that_cannot_be_judged_is_infinitely_worse(
     board = tables.leaderboard(study, top=2)
     assert board["verdict"].tolist() == ["", "worse", "worse"]
     assert (
-        results.looks(run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2, study=study))
+        results.evaluations(
+            run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2, study=study)
+        )
         == 1
     )
 
@@ -930,7 +932,7 @@ def test_what_a_live_worker_has_in_hand_is_waited_for_and_counts(
             study._storage.set_trial_user_attr(left._trial_id, name, its)
         study.tell(left.number, 8.0)
 
-    monkeypatch.setattr(signals, "pause", pause)
+    monkeypatch.setattr(signals, "interruptible_sleep", pause)
     run(tiny, corpus, space=space, study=study, objective=visits, n_trials=4)
     assert len(pauses) == 1
     assert len(results.complete(study)) == 4
@@ -944,7 +946,7 @@ def test_a_recipe_that_another_worker_has_in_hand_is_left_to_it(
     run(tiny, corpus, space=space, study=study, objective=visits, n_trials=2)
     left = leave_running(study, space, 1, "elsewhere:1:ab")
     study.enqueue_trial(left.params)
-    monkeypatch.setattr(signals, "pause", lambda _seconds: interrupt())
+    monkeypatch.setattr(signals, "interruptible_sleep", lambda _seconds: interrupt())
     run(tiny, corpus, space=space, study=study, objective=visits, queue=[Recipe.parse("0:2, 1:6")], n_trials=4)
     assert recipes_of(scored(study))[2:] == ["0:2, 1:6"]
     other = study.trials[left.number + 1]
@@ -1131,9 +1133,9 @@ def rounds_of(tiny: Any, study: Study, racing: Any, recipes: list[Recipe]) -> No
         len(recipes),
         racing=True,
         by_hand=False,
-        heart=Heart(study),
+        heart=WorkerHeartbeat(study),
     )
-    play(study, run, len(recipes), expect=lambda _: None, done=lambda _: None)
+    run_step(study, run, len(recipes), expect=lambda _: None, done=lambda _: None)
 
 
 class After(optuna.pruners.BasePruner):

@@ -297,7 +297,7 @@ def test_there_is_no_luck_line_without_recipes_or_a_finite_base() -> None:
 def test_intervals_are_corrected_for_all_that_were_ever_picked(judged: Study) -> None:
     before = tables.difference_to_base(judged, judged.trials[1])
     assert results.picked(judged) == len(results.judged(judged))
-    results.look(judged, judged.trials)  # of which not all came to be judged
+    results.log_evaluation(judged, judged.trials)  # of which not all came to be judged
     after = tables.difference_to_base(judged, judged.trials[1])
     assert results.picked(judged) == len(judged.trials) - 1
     assert before is not None

@@ -23,8 +23,8 @@ from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.sling.locate import find
 from david.storage import results
-from david.storage.heartbeat import MACHINE, OWNER, Heart
-from david.storage.queue import Asked, enqueue, first_queued, queued, reclaim
+from david.storage.heartbeat import MACHINE, OWNER, WorkerHeartbeat
+from david.storage.queue import QueuedTrial, enqueue, first_queued, queued, reclaim
 from david.storage.trial_claims import TICKET
 from david.study import rounds
 from david.study.run import Run
@@ -49,7 +49,7 @@ def study() -> Study:
 
 def pretend(study: Study, recipe: Recipe, worker: str, **told: Any) -> int:
     """Let a worker of this name have a recipe in hand; the trial's number."""
-    enqueue(study, [Asked({}, str(recipe))])
+    enqueue(study, [QueuedTrial({}, str(recipe))])
     trial = study.ask()
     for name, its in {OWNER: worker, "recipe": str(recipe), TICKET: 1, **told}.items():
         trial.set_user_attr(name, its)
@@ -73,7 +73,7 @@ def test_what_another_takes_from_the_queue_is_not_made_up_for_by_the_sampler(
         return trial
 
     monkeypatch.setattr(study, "ask", two_ask)
-    monkeypatch.setattr(signals, "pause", lambda _seconds: [study.tell(its, state=FAIL) for its in other])
+    monkeypatch.setattr(signals, "interruptible_sleep", lambda _seconds: [study.tell(its, state=FAIL) for its in other])
     queue = [Recipe((*range(6), layer)) for layer in range(5)]
     run(tiny, corpus, space=SPACE, study=study, objective=visits, strategy=lambda *_: (), queue=queue, n_trials=6)
     assert len(other) == 4
@@ -98,7 +98,7 @@ def test_a_base_that_another_worker_scores_is_not_scored_beside_it(
 
     objective.__name__ = "visits"
     number = pretend(study, Recipe.identity(6), LIVE)
-    enqueue(study, [Asked({}, str(WANTED))])
+    enqueue(study, [QueuedTrial({}, str(WANTED))])
 
     def pause(_seconds: float) -> None:
         its = study.trials[number]
@@ -107,7 +107,7 @@ def test_a_base_that_another_worker_scores_is_not_scored_beside_it(
                 study._storage.set_trial_user_attr(its._trial_id, name, value)
             study.tell(number, 6.0)
 
-    monkeypatch.setattr(signals, "pause", pause)
+    monkeypatch.setattr(signals, "interruptible_sleep", pause)
     run(tiny, corpus, space=SPACE, study=study, objective=objective, n_trials=2)
     assert calls == [8]
 
@@ -117,7 +117,7 @@ def test_a_base_that_another_worker_scores_is_not_scored_beside_it(
 
 def lose(study: Study, recipe: Recipe, times: int) -> None:
     """Let so many workers die, one after the other, that have the first of the queue in hand."""
-    with Heart(study) as heart:
+    with WorkerHeartbeat(study) as heart:
         for _ in range(times):
             trial = study.ask()
             trial.set_user_attr(OWNER, DEAD)
@@ -129,13 +129,13 @@ def test_a_recipe_that_was_in_the_hands_of_three_workers_that_died_fails(
     tiny: Any, corpus: Corpus, study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny, corpus, space=SPACE, study=study, objective=visits, n_trials=1)
-    enqueue(study, [Asked({}, str(WANTED))])
+    enqueue(study, [QueuedTrial({}, str(WANTED))])
     alone = []
     for _ in range(2):
         lose(study, WANTED, 1)
         first = first_queued(study)
         assert first is not None
-        alone.append(first.comes_alone)
+        alone.append(first.runs_isolated)
     assert alone == [False, True]
     assert capsys.readouterr().err == ""
     lose(study, WANTED, 1)
@@ -150,7 +150,7 @@ def test_a_recipe_that_was_in_the_hands_of_three_workers_that_died_fails(
 
 def test_the_base_is_never_given_up(tiny: Any, corpus: Corpus, study: Study) -> None:
     run(tiny, corpus, space=SPACE, study=study, objective=visits, n_trials=1)
-    enqueue(study, [Asked({}, "0:6")])
+    enqueue(study, [QueuedTrial({}, "0:6")])
     lose(study, Recipe.identity(6), 5)
     assert first_queued(study) is not None
     assert results.refused(study) == {}
@@ -158,9 +158,9 @@ def test_the_base_is_never_given_up(tiny: Any, corpus: Corpus, study: Study) -> 
 
 def test_what_may_have_killed_workers_is_scored_alone(tiny: Any, corpus: Corpus, study: Study) -> None:
     run(tiny, corpus, space=SPACE, study=study, n_trials=1)
-    enqueue(study, [Asked({}, str(WANTED))])
+    enqueue(study, [QueuedTrial({}, str(WANTED))])
     lose(study, WANTED, 2)
-    enqueue(study, [Asked({}, str(recipe)) for recipe in all_blocks(6, 1)])
+    enqueue(study, [QueuedTrial({}, str(recipe)) for recipe in all_blocks(6, 1)])
     rounds_: list[int] = []
     original = Engine.outcomes
 
@@ -177,8 +177,8 @@ def test_what_may_have_killed_workers_is_scored_alone(tiny: Any, corpus: Corpus,
 def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study: Study) -> None:
     run(tiny, corpus, space=SPACE, study=study, n_trials=1)
     killer, *innocent = [Recipe((*range(6), first, second)) for first in range(6) for second in range(6)][:20]
-    enqueue(study, [Asked({}, str(recipe)) for recipe in (*innocent[:12], killer, *innocent[12:])])
-    with Heart(study) as heart:
+    enqueue(study, [QueuedTrial({}, str(recipe)) for recipe in (*innocent[:12], killer, *innocent[12:])])
+    with WorkerHeartbeat(study) as heart:
         for _ in range(40):  # rounds of workers, who die where the killer is among theirs
             todo = run_of(study, tiny, corpus, heart)
             trials = [study.ask() for _ in range(min(8, todo.recipes_at_once(study), len(queued(study))))]
@@ -193,7 +193,7 @@ def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study
     assert list(results.refused(study)) == [str(killer)]
 
 
-def run_of(study: Study, model: Any, corpus: Corpus, heart: Heart) -> Run:
+def run_of(study: Study, model: Any, corpus: Corpus, heart: WorkerHeartbeat) -> Run:
     return Run(model, Engine, Engine(model, corpus), SPACE, None, 0, None, racing=False, by_hand=False, heart=heart)
 
 
@@ -201,9 +201,9 @@ def test_what_comes_alone_does_so_also_where_others_have_taken_what_stood_before
     tiny: Any, corpus: Corpus, study: Study
 ) -> None:
     run(tiny, corpus, space=SPACE, study=study, n_trials=1)
-    enqueue(study, [Asked({}, str(WANTED))])
+    enqueue(study, [QueuedTrial({}, str(WANTED))])
     lose(study, WANTED, 2)
-    enqueue(study, [Asked({}, "0:5")])
+    enqueue(study, [QueuedTrial({}, "0:5")])
     scored_together: list[int] = []
     original = rounds._scores
 
@@ -211,12 +211,12 @@ def test_what_comes_alone_does_so_also_where_others_have_taken_what_stood_before
         scored_together.append(len(recipes))
         return original(run, recipes, race, done)
 
-    with Heart(study) as heart, pytest.MonkeyPatch.context() as patch:
+    with WorkerHeartbeat(study) as heart, pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "_scores", scores)
-        rounds.play(study, run_of(study, tiny, corpus, heart), 2, expect=lambda _: None, done=lambda _: None)
+        rounds.run_step(study, run_of(study, tiny, corpus, heart), 2, expect=lambda _: None, done=lambda _: None)
         assert [asked.recipe for asked in queued(study)] == ["0:5"]
         lose(study, Recipe.parse("0:5"), 2)
-        enqueue(study, [Asked({}, "0:4")])
+        enqueue(study, [QueuedTrial({}, "0:4")])
         first = queued(study)[0]
         assert (first.recipe, first.lost) == ("0:5", 2)
     assert scored_together == [1]
@@ -295,7 +295,7 @@ def test_only_what_a_recipe_may_be_the_cause_of_counts_against_it(
 def give_up_all(study: Study) -> None:
     """What another worker does that takes this one for dead."""
     for trial in study.get_trials(states=(RUNNING,)):
-        enqueue(study, [Asked({}, trial.user_attrs.get("recipe"))])
+        enqueue(study, [QueuedTrial({}, trial.user_attrs.get("recipe"))])
         study.tell(trial.number, state=FAIL)
 
 

@@ -9,7 +9,7 @@ import transformers
 import ways
 from ways import MODELS, WAYS, Way, maker, run
 
-from david.sling import architectures, in_place, remap, views
+from david.sling import in_place, remap, views
 
 BY_NAME = {way.name: way for way in WAYS}
 RESULTS = Path(ways.__file__).parent / "results.csv"
@@ -58,7 +58,7 @@ def unbound_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shared_cache_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "INDICES", ())
+    monkeypatch.setattr(remap, "INDICES", ())
 
 
 def configuration_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
 from david.sling.in_place import David, is_slung
-from david.support.console import end_at
+from david.support.console import set_bar_total
 from tests.stand_in import furnish_cache
 
 Make = Callable[..., Slider]
@@ -218,7 +218,7 @@ def test_an_error_in_any_step_is_told_in_the_panel_and_the_figures_of_before_are
         raise raised
 
     panel = make()
-    home = panel if step == "_written" else sys.modules["david.widgets"]
+    home = panel if step == "_written" else sys.modules["david.chat.widgets"]
     monkeypatch.setattr(home, step, fails)
     old = panel._figures.value
     panel.times.value = 3
@@ -339,19 +339,19 @@ def test_a_notebook_bar_ends_where_it_is_told_to_also_when_that_moves() -> None:
     bar = notebook_bar(unit="visit", display=False)
     widget = bar.container.children[1]
     assert (widget.value, widget.max, widget.layout.width) == (0, 1, "20px")  # of tqdm without an end
-    end_at(bar, 40)
+    set_bar_total(bar, 40)
     bar.update(10)
     bar.refresh()
     assert (bar.n, bar.total, widget.value, widget.max, widget.layout.width) == (10, 40, 10, 40, None)
     assert "25%" in bar.container.children[0].value
-    end_at(bar, 10)
+    set_bar_total(bar, 10)
     bar.close()
     assert (widget.max, widget.bar_style) == (10, "success")
 
 
 def test_a_bar_of_text_ends_where_it_is_told_to() -> None:
     bar = text_bar(unit="visit", file=StringIO())
-    end_at(bar, 40)
+    set_bar_total(bar, 40)
     bar.update(10)
     assert "25%" in str(bar)
     bar.close()

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, create_trial
 
 from david.storage import heartbeat
 from david.storage.backend import open_storage
-from david.storage.heartbeat import BEAT, MACHINE, OWNER, Heart
-from david.storage.lock import LOCKED, _unlock, alone
+from david.storage.heartbeat import BEAT, MACHINE, OWNER, WorkerHeartbeat
+from david.storage.lock import LOCKED, exclusive_lock, release_lock
 from david.support import signals
 
 
@@ -39,40 +39,40 @@ def beats_of(study: Study) -> dict[str, Any]:
 
 
 def test_a_worker_tells_that_it_lives_and_that_it_has_ended(study: Study) -> None:
-    with Heart(study) as heart:
-        assert heart.lives(heart.name)
+    with WorkerHeartbeat(study) as heart:
+        assert heart.is_alive(heart.name)
         assert heart.workers() == 1
         assert beats_of(study) == {BEAT + heart.name: 0}
     assert beats_of(study) == {BEAT + heart.name: None}
-    assert not heart.lives(heart.name)
+    assert not heart.is_alive(heart.name)
 
 
 def test_a_study_in_memory_keeps_no_beats() -> None:
     study = optuna.create_study()
-    with Heart(study) as one, Heart(study) as two:
-        assert one.lives(two.name)
+    with WorkerHeartbeat(study) as one, WorkerHeartbeat(study) as two:
+        assert one.is_alive(two.name)
     assert study.user_attrs == {}
-    assert not one.lives(two.name)
+    assert not one.is_alive(two.name)
 
 
 def test_a_worker_of_this_machine_is_dead_when_its_process_is(study: Study, dead_process: int) -> None:
-    with Heart(study) as heart:
-        assert not heart.lives(f"{MACHINE}:{dead_process}:ab")
-        assert not heart.lives(f"{MACHINE}:{dead_process}")  # as versions before wrote it
-        assert not heart.lives(f"{MACHINE}:{os.getpid()}:ab")  # this process, before it was this one
-        assert heart.lives(f"{MACHINE}:1:ab")
+    with WorkerHeartbeat(study) as heart:
+        assert not heart.is_alive(f"{MACHINE}:{dead_process}:ab")
+        assert not heart.is_alive(f"{MACHINE}:{dead_process}")  # as versions before wrote it
+        assert not heart.is_alive(f"{MACHINE}:{os.getpid()}:ab")  # this process, before it was this one
+        assert heart.is_alive(f"{MACHINE}:1:ab")
 
 
 def test_a_worker_that_was_killed_is_dead_also_before_anybody_asks_how(study: Study) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    with Heart(study) as heart:
-        assert heart.lives(f"{MACHINE}:{child.pid}:ab")
+    with WorkerHeartbeat(study) as heart:
+        assert heart.is_alive(f"{MACHINE}:{child.pid}:ab")
         child.kill()
         patience = time.monotonic() + 20
-        while heart.lives(f"{MACHINE}:{child.pid}:ab") and time.monotonic() < patience:
+        while heart.is_alive(f"{MACHINE}:{child.pid}:ab") and time.monotonic() < patience:
             time.sleep(0.05)
         assert child.returncode is None
-        assert not heart.lives(f"{MACHINE}:{child.pid}:ab")
+        assert not heart.is_alive(f"{MACHINE}:{child.pid}:ab")
     child.communicate()
 
 
@@ -80,67 +80,67 @@ def test_a_worker_that_was_killed_is_dead_also_before_anybody_asks_how(study: St
 def test_a_process_that_cannot_be_seen_from_here_is_not_looked_for(
     machine: str, study: Study, dead_process: int
 ) -> None:
-    with Heart(study) as heart:  # as in containers that share a host's name
-        assert heart.lives(f"{machine}:{dead_process}:ab")
+    with WorkerHeartbeat(study) as heart:  # as in containers that share a host's name
+        assert heart.is_alive(f"{machine}:{dead_process}:ab")
 
 
 def test_that_a_silent_worker_is_dead_is_told_to_all(study: Study) -> None:
     other = "elsewhere:1:ab"
     study.set_user_attr(BEAT + other, 5)
-    with Heart(study) as heart:
+    with WorkerHeartbeat(study) as heart:
         for _ in range(heartbeat._GRACE + 1):
             heart._beat()
         assert study.user_attrs[BEAT + other] is None
-    with Heart(study) as later:
+    with WorkerHeartbeat(study) as later:
         assert later.workers() == 1
-        assert not later.lives(other)
+        assert not later.is_alive(other)
 
 
 def test_a_worker_elsewhere_is_dead_when_it_is_silent_for_so_many_of_ones_own_beats(study: Study) -> None:
     other = "elsewhere:1:ab"
     study.set_user_attr(BEAT + other, 0)
-    with Heart(study) as heart:
+    with WorkerHeartbeat(study) as heart:
         for beat in range(1, 20):  # it gives a beat for each of ours
             study.set_user_attr(BEAT + other, beat)
             heart._beat()
-            assert heart.lives(other)
+            assert heart.is_alive(other)
         assert heart.workers() == 2
         for _ in range(heartbeat._GRACE):
-            assert heart.lives(other)
+            assert heart.is_alive(other)
             heart._beat()
-        assert not heart.lives(other)
+        assert not heart.is_alive(other)
         assert heart.workers() == 1
         study.set_user_attr(BEAT + other, 77)  # it was only slow
         heart._beat()
-        assert heart.lives(other)
+        assert heart.is_alive(other)
         study.set_user_attr(BEAT + other, None)
         heart._beat()
-        assert not heart.lives(other)
+        assert not heart.is_alive(other)
 
 
 def test_a_worker_that_never_gave_a_beat_is_dead_after_as_long(study: Study) -> None:
-    with Heart(study) as heart:
-        assert heart.lives("elsewhere:1")
+    with WorkerHeartbeat(study) as heart:
+        assert heart.is_alive("elsewhere:1")
         for _ in range(heartbeat._GRACE):
             heart._beat()
-        assert not heart.lives("elsewhere:1")
+        assert not heart.is_alive("elsewhere:1")
 
 
 def test_while_the_storage_is_gone_nobody_dies(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     other = "elsewhere:1:ab"
-    with Heart(study) as heart:
-        assert heart.lives(other)
+    with WorkerHeartbeat(study) as heart:
+        assert heart.is_alive(other)
         with monkeypatch.context() as patch:
             patch.setattr(study, "set_user_attr", lambda *_: (_ for _ in ()).throw(OSError))
             for _ in range(3 * heartbeat._GRACE):
                 with pytest.raises(OSError):  # noqa: PT011
                     heart._beat()
-        assert heart.lives(other)
+        assert heart.is_alive(other)
 
 
 def test_the_heart_beats_by_itself(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "_EVERY", 0.02)
-    with Heart(study) as heart:
+    with WorkerHeartbeat(study) as heart:
         patience = time.monotonic() + 20
         while study.user_attrs[BEAT + heart.name] < 3 and time.monotonic() < patience:
             time.sleep(0.02)
@@ -153,7 +153,7 @@ def trial_of(owner: str | None) -> FrozenTrial:
 
 def test_a_trial_without_an_owner_is_left_after_a_while(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    with Heart(study) as heart:
+    with WorkerHeartbeat(study) as heart:
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
         assert not heart.is_left(trial_of(None))
         now[0] += heartbeat.UNSIGNED_SECONDS + 1
@@ -168,9 +168,9 @@ def take_turns(folder: Path) -> None:
     """Adds one to a number in a file, slowly, which goes wrong where two do."""
     study = optuna.load_study(study_name="david", storage=open_storage(f"sqlite:///{folder / 'study.db'}"))
     file = folder / "number"
-    with Heart(study) as heart:
+    with WorkerHeartbeat(study) as heart:
         for _ in range(5):
-            with alone(study, heart, "counting"):
+            with exclusive_lock(study, heart, "counting"):
                 number = int(file.read_text())
                 time.sleep(0.05)
                 file.write_text(str(number + 1))
@@ -191,7 +191,7 @@ def test_two_workers_never_do_the_same_at_once(study: Study, tmp_path: Path, mon
 
 def die_at_work(folder: Path) -> None:
     study = optuna.load_study(study_name="david", storage=open_storage(f"sqlite:///{folder / 'study.db'}"))
-    with Heart(study) as heart, alone(study, heart, "counting"):
+    with WorkerHeartbeat(study) as heart, exclusive_lock(study, heart, "counting"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -202,27 +202,27 @@ def test_a_worker_that_dies_at_it_is_not_waited_for(study: Study, tmp_path: Path
     assert worker.exitcode == -signal.SIGKILL
     names = [its.study_name for its in optuna.get_all_study_summaries(study._storage)]
     assert f"david: counting{LOCKED}" in names
-    with Heart(study) as heart, alone(study, heart, "counting"):
+    with WorkerHeartbeat(study) as heart, exclusive_lock(study, heart, "counting"):
         pass
     assert [its.study_name for its in optuna.get_all_study_summaries(study._storage)] == ["david"]
 
 
 def test_a_lock_that_nobody_has_signed_is_broken(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(signals, "pause", pauses.append)
+    monkeypatch.setattr(signals, "interruptible_sleep", pauses.append)
     study._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], f"david: counting{LOCKED}")
-    with Heart(study) as heart, alone(study, heart, "counting"):
+    with WorkerHeartbeat(study) as heart, exclusive_lock(study, heart, "counting"):
         pass
     assert sum(pauses) == heartbeat.UNSIGNED_SECONDS
 
 
 def test_only_a_lock_is_taken_away_and_only_its_owners(study: Study) -> None:
     storage, name = study._storage, f"david: counting{LOCKED}"
-    with Heart(study) as heart, alone(study, heart, "counting"):
+    with WorkerHeartbeat(study) as heart, exclusive_lock(study, heart, "counting"):
         lock = storage.get_study_id_from_name(name)
         storage.set_study_user_attr(lock, OWNER, "elsewhere:1:ab")  # who took this worker for dead
     assert storage.get_study_id_from_name(name) == lock
-    _unlock(storage, lock, "another name", "elsewhere:1:ab")
+    release_lock(storage, lock, "another name", "elsewhere:1:ab")
     optuna.load_study(study_name=name, storage=storage).add_trial(trial_of(None))
-    _unlock(storage, lock, name, "elsewhere:1:ab")
+    release_lock(storage, lock, name, "elsewhere:1:ab")
     assert storage.get_study_id_from_name(name) == lock

@@ -15,14 +15,14 @@ from david.errors import ScoreError
 from david.metrics import units
 from david.metrics.paired_test import paired_difference
 from david.metrics.score import Score
-from david.models.describe import costs
+from david.models.describe import token_costs
 from david.recipe.explain import explain
 from david.recipe.recipe import Recipe
 from david.report.tables import BASE
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity
 from david.sling.forward import context_of, input_device
-from david.sling.in_place import as_base, base_depth, check_recipe, slung
+from david.sling.in_place import base_depth, check_recipe, running_base, slung
 
 __all__ = ["compare"]
 
@@ -78,8 +78,8 @@ def compare(
     every = list(dict.fromkeys([Recipe.identity(n_layers), *recipes]))
     for recipe in every:
         check_recipe(model, recipe)
-    with as_base(model):
-        cost = costs(model)
+    with running_base(model):
+        cost = token_costs(model)
     explained = [explain(recipe, cost) for recipe in every]
     columns: dict[str, Sequence[object]] = {
         "recipe": [BASE, *map(str, every[1:])],
@@ -96,14 +96,14 @@ def compare(
         measured[name] = scores[0]
         scored |= {f"{name}_{part}": values for part, values in _judged(scores).items()}
     if decode:
-        columns["tokens_per_second"] = speeds(model, every, prompt, decode, rounds, progress)
+        columns["tokens_per_second"] = decode_speeds(model, every, prompt, decode, rounds, progress)
     table = pd.DataFrame(columns | scored)
     table.attrs["units"] = {name: base.unit for name, base in measured.items()}
     table.attrs["labels"] = {name: _label(base) for name, base in measured.items()}
     return table
 
 
-def speeds(
+def decode_speeds(
     model: nn.Module, recipes: Sequence[Recipe], prompt: Tensor, tokens: int, rounds: int, progress: bool = False
 ) -> list[float]:
     """New tokens a second of each recipe behind a prompt `[1, T]`: the median of the rounds, in which they take turns.
@@ -130,7 +130,7 @@ def speeds(
     return [tokens / median(seconds) for seconds in took]
 
 
-def as_text(table: pd.DataFrame) -> str:
+def comparison_text(table: pd.DataFrame) -> str:
     """What `compare` gave, for a terminal: of each corpus the value, the difference ± half its interval, the word."""
     columns: list[tuple[str, list[str]]] = [("visits", [f"{n}" for n in table["visits"]])]
     columns += [("KV bytes/token", [f"{n:,}" for n in table["kv_bytes_per_token"]])]

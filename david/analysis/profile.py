@@ -20,7 +20,7 @@ from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import check_fits
 from david.sling.forward import forward, input_device
-from david.sling.in_place import as_base, base_depth, base_layers
+from david.sling.in_place import base_depth, base_layers, running_base
 from david.sling.views import hidden
 
 
@@ -75,7 +75,7 @@ def _compared(model: nn.Module, corpus: Corpus) -> tuple[Tensor, Tensor]:
     n_states = base_depth(model) + 1
     cosines, angles = torch.zeros(2, n_states, n_states, dtype=torch.float64)
     tokens = 0
-    with as_base(model), torch.inference_mode():
+    with running_base(model), torch.inference_mode():
         for window in corpus:
             with _caught(model) as states:
                 forward(model, window[None].to(input_device(model)))

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from david.engine.engine import Engine
 from david.errors import DavidError, SearchError
 from david.metrics.paired_test import Correlation
-from david.models.describe import describe
+from david.models.describe import describe_base
 from david.recipe.recipe import Recipe
 from david.report import tables
 from david.scoring.corpus import Corpus
@@ -47,7 +47,7 @@ def measure(
     if most < 2:
         raise SearchError(f"most must be at least 2; got {most}")
     base = results.about(study)["base"]
-    if not same_weights(base, here := describe(model).model_dump()):
+    if not same_weights(base, here := describe_base(model).model_dump()):
         raise SearchError(f"the study {study.study_name!r} was made on another model: {base}; this is {here}")
     known = results.measured(study).get(name, {})
     wanted = [trial for trial in _spread(results.whole(study), most) if trial.number not in known]

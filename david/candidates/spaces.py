@@ -38,23 +38,23 @@ from david.recipe.recipe import Recipe
 __all__ = [
     "Block",
     "Blocks",
+    "InvertibleSpace",
     "Params",
     "Ratios",
     "Removal",
-    "Sayable",
     "Space",
     "Visits",
     "Windows",
     "all_blocks",
     "blocks_of",
     "longest_block",
-    "named",
     "params_of",
+    "space_named",
 ]
 
 
 @runtime_checkable
-class Sayable(Protocol):
+class InvertibleSpace(Protocol):
     """A space that also tells what to enqueue for a recipe."""
 
     def __call__(self, trial: BaseTrial, n_layers: int, /) -> Recipe:
@@ -392,7 +392,7 @@ class Removal:
         return if_made(self, params, recipe, n_layers)
 
 
-_NAMED: dict[str, Callable[..., Sayable]] = {
+_NAMED: dict[str, Callable[..., InvertibleSpace]] = {
     "block": Block,
     "blocks": Blocks,
     "windows": Windows,
@@ -402,13 +402,13 @@ _NAMED: dict[str, Callable[..., Sayable]] = {
 }
 
 
-def named(
+def space_named(
     name: str,
     *,
     scales: Scales = None,
     max_length: int | None = None,
     max_visits: int | None = None,
-) -> Sayable:
+) -> InvertibleSpace:
     """The space that a name on the command line stands for; `SearchError` for an option that it does not have.
 
     Example:
@@ -441,6 +441,6 @@ def params_of(space: Space, recipe: Recipe, n_layers: int) -> Params | None:
         >>> params_of(Block(), Recipe.parse("0:3, 1:8"), 8)
         {'start': 1, 'length': 2}
     """
-    if isinstance(space, Sayable):
+    if isinstance(space, InvertibleSpace):
         return space.params(recipe, n_layers)
     return if_lowest(space, recipe, n_layers)

@@ -163,7 +163,7 @@ def singles(n_layers: int) -> list[Recipe]:
     return [*all_blocks(n_layers, 1), *skips]
 
 
-def named(
+def strategy_named(
     name: str, *, max_length: int | None = None, max_visits: int | None = None, start: Recipe | None = None
 ) -> Strategy:
     """The strategy that a name on the command line stands for: `scan`, `beam` or `refine`."""

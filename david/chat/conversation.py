@@ -11,13 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from david.chat.generation import Sampling, Voice
+from david.chat.generation import Sampling, TextGenerator
 from david.errors import DavidError, RecipeError
 from david.recipe.recipe import Recipe
 from david.sling.forward import context_of
 from david.sling.in_place import AnyRecipe, base_depth, check_recipe
 from david.support.console import say
-from david.support.files import expanded
+from david.support.files import expand_home
 from david.support.text import one_line
 
 __all__ = ["Chat"]
@@ -58,7 +58,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.sampling = sampling or Sampling()
         self.messages: list[dict[str, str]] = []
-        self.voices = [Voice(BASE, Recipe.identity(base_depth(model)), model)]
+        self.voices = [TextGenerator(BASE, Recipe.identity(base_depth(model)), model)]
         self.in_use = self.voices[0]
         self._model = model
         self._note = note
@@ -90,7 +90,7 @@ class Chat:
         """How many tokens the model takes; None where its configuration does not say."""
         return context_of(self._model)
 
-    def add(self, recipe: AnyRecipe, *, name: str | None = None) -> Voice:
+    def add(self, recipe: AnyRecipe, *, name: str | None = None) -> TextGenerator:
         """A recipe that can be used from now on; the one that is there already, where it is the same."""
         wanted = Recipe.of(recipe)
         check_recipe(self._model, wanted)
@@ -99,10 +99,10 @@ class Chat:
                 return voice
         name = name or name_of(recipe, wanted)
         known = {voice.name for voice in self.voices}
-        self.voices.append(Voice(str(wanted) if name in known else name, wanted, self._model))
+        self.voices.append(TextGenerator(str(wanted) if name in known else name, wanted, self._model))
         return self.voices[-1]
 
-    def use(self, which: int | AnyRecipe) -> Voice:
+    def use(self, which: int | AnyRecipe) -> TextGenerator:
         """Let another answer from now on: the number of one (0 is the base), or a recipe, which is added."""
         if not isinstance(which, int):
             self.in_use = self.add(which)
@@ -129,7 +129,7 @@ class Chat:
         """The answers of the base and of every recipe to the same message, by name; that of the one in use is kept."""
         return {voice.name: "".join(pieces) for voice, pieces in self.comparing(text)}
 
-    def comparing(self, text: str) -> Iterator[tuple[Voice, Iterator[str]]]:
+    def comparing(self, text: str) -> Iterator[tuple[TextGenerator, Iterator[str]]]:
         """What `compare` gives, in pieces as they come: each voice, and its answer to be read before the next."""
         return self._answers(text, self.voices)
 
@@ -148,7 +148,7 @@ class Chat:
         for voice in self.voices:
             voice.forget()
 
-    def _answers(self, text: str, voices: Sequence[Voice]) -> Iterator[tuple[Voice, Iterator[str]]]:
+    def _answers(self, text: str, voices: Sequence[TextGenerator]) -> Iterator[tuple[TextGenerator, Iterator[str]]]:
         """What each voice answers to a message; the answer of the one in use is kept, as far as it was read."""
         question = {"role": "user", "content": encodable(text)}
         prompt, gone = self._fitted(question)
@@ -162,7 +162,7 @@ class Chat:
             kept = voice is self.in_use
             yield voice, self._kept(question, gone, voice, pieces) if kept else pieces
 
-    def _kept(self, question: dict[str, str], gone: int, voice: Voice, pieces: Iterator[str]) -> Iterator[str]:
+    def _kept(self, question: dict[str, str], gone: int, voice: TextGenerator, pieces: Iterator[str]) -> Iterator[str]:
         """Pieces of an answer, kept when no more are read; so many messages of before are let go with that."""
         failed = False
         try:
@@ -228,5 +228,5 @@ def encodable(text: str) -> str:
 
 def name_of(given: AnyRecipe, recipe: Recipe) -> str:
     """What a recipe is called: the path of its file, or its notation."""
-    is_path = isinstance(given, os.PathLike) or (isinstance(given, str) and os.path.exists(expanded(given)))
+    is_path = isinstance(given, os.PathLike) or (isinstance(given, str) and os.path.exists(expand_home(given)))
     return os.fspath(given) if is_path else str(recipe)  # type: ignore[arg-type]

@@ -81,11 +81,11 @@ class Answer:
     ended: bool
 
 
-class Voice:
+class TextGenerator:
     """A recipe that writes: a view on the base's weights, and the cache of what it has read and written last.
 
     Example:
-        >>> voice = Voice("skips", Recipe.parse("0:12, 14:30"), model)
+        >>> voice = TextGenerator("skips", Recipe.parse("0:12, 14:30"), model)
         >>> pieces = list(voice.write(tokenizer, tokenizer("Once upon").input_ids, Sampling(max_new_tokens=4)))
         >>> voice.answer.text == "".join(pieces)
         True

@@ -18,7 +18,7 @@ from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import check_fits, perplexity
 from david.sling.forward import input_device
-from david.sling.in_place import as_base, base_depth, check_recipe, slung
+from david.sling.in_place import base_depth, check_recipe, running_base, slung
 from david.support.text import brief, one_line, plain
 
 MOST_TIMES, MOST_STRENGTH = 4, 2.0
@@ -49,7 +49,7 @@ class Slider:
         self._tokens, self._wait = tokens, wait
         self._n_layers = base_depth(model)
         self._task: asyncio.Task[None] | None = None
-        with as_base(model):
+        with running_base(model):
             self.base = perplexity(model, corpus)
         self.base_sample: str | None = None
         self._base_prompt: str | None = None  # what that goes on from
@@ -136,7 +136,7 @@ class Slider:
             with slung(self._model, recipe):
                 self.sample = self._written()
             if self._base_prompt != self.prompt.value:
-                with as_base(self._model):
+                with running_base(self._model):
                     self.base_sample = self._written()
                 self._base_prompt = self.prompt.value
             assert self.base_sample is not None

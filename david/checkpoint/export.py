@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from david.checkpoint.model_card import Stacked, loader, told, without_paths
 from david.checkpoint.model_card import write as write_card
-from david.checkpoint.round_trip_check import RUNS, Rebuilt, Weights, rebuilt
+from david.checkpoint.round_trip_check import RUNS, Rebuilt, Weights, check_round_trip
 from david.errors import DavidError, ModelError, RecipeError, SearchError, SlingError
 from david.models.load import changed
 from david.recipe.recipe import Recipe
@@ -92,7 +92,9 @@ def export(
     return Path(folder)
 
 
-def hand_on(recipe: AnyRecipe, folder: str | os.PathLike[str], *, model: PreTrainedModel | None = None) -> Path:
+def write_hub_folder(
+    recipe: AnyRecipe, folder: str | os.PathLike[str], *, model: PreTrainedModel | None = None
+) -> Path:
     """Write a recipe as a folder that is ready for the Hub, without weights; its folder.
 
     It holds `recipe.json`, a model card and the recipe's picture: `load_model` of the folder, or of the repository that
@@ -104,7 +106,7 @@ def hand_on(recipe: AnyRecipe, folder: str | os.PathLike[str], *, model: PreTrai
     `SearchError` for a folder that is not empty or cannot be written.
 
     Example:
-        >>> sorted(path.name for path in hand_on("recipe.json", "for-the-hub", model=model).iterdir())
+        >>> sorted(path.name for path in write_hub_folder("recipe.json", "for-the-hub", model=model).iterdir())
         ['README.md', 'recipe.json', 'recipe.png']
     """
     target = check_target(folder)
@@ -224,7 +226,7 @@ def size_text(size: int) -> str:
 
 def _planned(beside: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int) -> _Plan:
     """Everything that can be decided and proved without the values of the weights."""
-    proved = rebuilt(beside, recipe, n_layers)
+    proved = check_round_trip(beside, recipe, n_layers)
     bundles = tuple(_bundles(proved))
     written = sum(proved.weights.meta(name).numel() for bundle in bundles for name in bundle.sources)
     if written != proved.values:

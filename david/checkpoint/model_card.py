@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from david._version import __version__
-from david.models.describe import describe
+from david.models.describe import describe_base
 from david.models.load import RECIPE_FILE
 from david.recipe.base_model import DEMO, is_hub_id, public_name
 from david.recipe.recipe import Recipe
@@ -37,7 +37,7 @@ class Stacked:
 
 def told(model: PreTrainedModel, recipe: Recipe) -> Recipe:
     """The recipe with its base and its makers filled in, and without the paths that things have on this machine."""
-    base = describe(model)
+    base = describe_base(model)
     name = public_name(base)
     if name is None and recipe.base is not None and recipe.base.fingerprint == base.fingerprint:
         name = public_name(recipe.base)

@@ -89,7 +89,7 @@ class Rebuilt:
     values: int  # how many numbers those are
 
 
-def rebuilt(beside: PreTrainedModel, recipe: Recipe, n_layers: int) -> Rebuilt:
+def check_round_trip(beside: PreTrainedModel, recipe: Recipe, n_layers: int) -> Rebuilt:
     """The proof, on a view of a base of `n_layers`; `SlingError` that names the first difference."""
     stack = locate.find(beside)
     prefix = next(name for name, module in beside.named_modules() if module is stack.layers)

@@ -14,7 +14,7 @@ from david.cli.scores import compare, score
 from david.cli.studies import profile, report, scan, search
 from david.cli.talk import chat, generate
 from david.errors import DavidError
-from david.support.console import Unfailing
+from david.support.console import UnfailingStream
 from david.support.text import plain
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ for _command in (
 
 def main() -> None:
     """Run the command; what David raises on purpose is one line and exit code 1."""
-    with redirect_stderr(cast(TextIO, Unfailing(sys.stderr))):
+    with redirect_stderr(cast(TextIO, UnfailingStream(sys.stderr))):
         try:
             app()
         except DavidError as error:

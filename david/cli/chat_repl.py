@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from david.cli.inputs import recipe_of
 from david.errors import DavidError
-from david.support.files import expanded, reason
+from david.support.files import expand_home, reason
 from david.support.text import plain, printable
 
 if TYPE_CHECKING:
     from david.chat.conversation import Chat
-    from david.chat.generation import Voice
+    from david.chat.generation import TextGenerator
     from david.recipe.recipe import Recipe
 
 
@@ -104,7 +104,7 @@ def _compare(session: Session, text: str) -> None:
         raise failure
 
 
-def _label(voice: "Voice") -> str:
+def _label(voice: "TextGenerator") -> str:
     return f"[{plain(voice.name, 60)}] "
 
 
@@ -141,7 +141,7 @@ def _save(session: Session, path: str) -> None:
         raise DavidError("/save takes the name of a file that is new")
     found = {"system": session.talk.system, "messages": session.talk.messages}
     try:
-        with open(expanded(path), "x", encoding="utf-8") as file:
+        with open(expand_home(path), "x", encoding="utf-8") as file:
             file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     except (OSError, ValueError) as error:
         raise DavidError(f"{path} cannot be written: {reason(error)}") from None

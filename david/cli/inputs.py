@@ -185,7 +185,7 @@ def strategy_of(
     name: str | None, start: str | None, max_length: int | None, max_visits: int | None, loaded: Any
 ) -> "Strategy | None":
     """What `--strategy` and the options beside it stand for, for the model that is loaded."""
-    from david.candidates.strategies import named
+    from david.candidates.strategies import strategy_named
     from david.sling.in_place import base_depth
 
     if name is None:
@@ -193,7 +193,7 @@ def strategy_of(
             raise RecipeError("--start says where refine begins: add --strategy refine")
         return None
     begin = None if start is None else recipe_of(start, None, base_depth(loaded), loaded)
-    return named(name, max_length=max_length, max_visits=max_visits, start=begin)
+    return strategy_named(name, max_length=max_length, max_visits=max_visits, start=begin)
 
 
 def named_base(wanted: "Recipe") -> str:

@@ -54,7 +54,7 @@ def beside(n_workers: int, out: Path) -> Iterator[None]:
     logs = [out / f"worker-{i}.log" for i in range(1, n_workers)]
     others: list[subprocess.Popen[bytes]] = []
     try:
-        with signals.passed_on(partial(_send, others)), _ended_by("SIGTERM"), _ended_by("SIGHUP"):
+        with signals.forwarded_to(partial(_send, others)), _ended_by("SIGTERM"), _ended_by("SIGHUP"):
             for log, share in zip(logs, shares[1:], strict=True):
                 others.append(_start(log, share))
             yield

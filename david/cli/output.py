@@ -28,7 +28,7 @@ def print_run(study: Any, out: Path, top: int, as_json: bool = False) -> None:
     found = {
         "folder": str(out),
         "verdict": lines[0],
-        "looks": results.looks(study),
+        "looks": results.evaluations(study),
         "baseline": None if (baseline := results.baseline(study)) is None else vars(baseline),
         "rankings": {name: vars(found) for name, found in tables.rank_correlations(study).items()},
         "luck": None if luck is None else vars(luck),

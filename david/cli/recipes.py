@@ -98,9 +98,9 @@ def convert(
     if out is None:
         typer.echo(text, nl=False)
         return
-    from david.support.files import put
+    from david.support.files import write_atomically
 
-    put(out, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
     typer.echo(f"{out}: {len(found)} visits, as {to}")
 
 
@@ -136,7 +136,7 @@ def check(
     Example: david check demo
     """
     loaded, _, recipe = load_with_recipe(model, dtype, device, proved=False)
-    from david.sling.verify import check as certify
+    from david.sling.verify import check_model as certify
 
     certificate = certify(loaded, recipe=recipe)
     print_found(certificate.to_dict(), str(certificate), as_json)
@@ -184,5 +184,5 @@ def export(
         checkpoints.export(loaded, wanted, folder, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=True)
         typer.echo(f"{folder}: {len(wanted)} layers, {checkpoints.folder_size(folder)}")
     else:
-        checkpoints.hand_on(wanted, folder, model=loaded)
+        checkpoints.write_hub_folder(wanted, folder, model=loaded)
         typer.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -147,8 +147,8 @@ def compare(
     check_tasks(tasks, limit)
     sources = data or [DEFAULT_DATA]
 
-    from david.analysis.compare import as_text
     from david.analysis.compare import compare as side_by_side
+    from david.analysis.compare import comparison_text
     from david.scoring.sources import is_text
     from david.sling.in_place import base_depth
     from david.study.signature import data_of
@@ -179,7 +179,7 @@ def compare(
     n = len(its) - 1
     note = f"differences are recipe minus base, below 0 is better; ± is half a 95% interval, corrected for {n} recipe"
     notes = [f"{note}{'s' * (n != 1)}", *_of_one_document([corpus for _, corpus in corpora.values()])]
-    print_found(found, "\n".join([as_text(table), "", *notes]), as_json)
+    print_found(found, "\n".join([comparison_text(table), "", *notes]), as_json)
 
 
 def _of_one_document(corpora: "Sequence[Corpus]") -> list[str]:

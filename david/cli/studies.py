@@ -94,14 +94,14 @@ def search(
 
     Example: david search demo --scales 0.1:1 --trials 40 --out run
     """
-    from david.candidates.spaces import named
+    from david.candidates.spaces import space_named
     from david.candidates.strategies import singles
     from david.support.files import check_folder
 
     check_folder(out)
     n_workers = local_workers.number_of(workers, device)
     strengths = None if scales is None else as_range(scales, "--scales")
-    wanted = named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
+    wanted = space_named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
     check_recipe(start, None)
     others = {
         "--data": data != DEFAULT_DATA,

@@ -14,7 +14,7 @@ from david.errors import DavidError
 from david.support.text import plain, printable
 
 if TYPE_CHECKING:
-    from david.chat.generation import Voice
+    from david.chat.generation import TextGenerator
     from david.recipe.recipe import Recipe
 
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
@@ -49,7 +49,7 @@ def generate(
         raise DavidError("--system is of a chat: add --chat")
     prompt = typed(sys.stdin.read) if prompt == "-" else prompt
     from david.chat.conversation import BASE, encodable, template_tokens
-    from david.chat.generation import Sampling, Voice
+    from david.chat.generation import Sampling, TextGenerator
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
 
@@ -64,7 +64,7 @@ def generate(
         raise DavidError(f"{model} has no chat template: leave --chat out")
     said = [{"role": "user", "content": prompt}]
     tokens = template_tokens(tokenizer, said, system=system) if chat else tokenizer(prompt).input_ids
-    voices = [Voice(name, one, loaded) for name, one in wanted or [(BASE, Recipe.identity(n_layers))]]
+    voices = [TextGenerator(name, one, loaded) for name, one in wanted or [(BASE, Recipe.identity(n_layers))]]
     found = []
     for voice in voices:
         pieces = voice.write(tokenizer, tokens, sampling, trim=chat)
@@ -142,7 +142,7 @@ def _wanted(loaded: Any, model: str, own: "Recipe | None", recipes: list[str] | 
     return wanted
 
 
-def _told(voice: "Voice", text: str) -> dict[str, Any]:
+def _told(voice: "TextGenerator", text: str) -> dict[str, Any]:
     assert voice.answer is not None
     told = asdict(voice.answer)
     return {"text": text, "tokens": told["tokens"], "seconds": round(told["seconds"], 3), "ended": told["ended"]}

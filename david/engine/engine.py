@@ -16,7 +16,7 @@ from david.engine.estimate import Estimate
 from david.engine.meter import Meter
 from david.engine.prefix_tree import Cost, Plan, groups
 from david.engine.runner import Runner
-from david.engine.self_check import fitted
+from david.engine.self_check import checked_runner
 from david.engine.state_cache import State
 from david.errors import DavidError, ScoreError
 from david.metrics.score import Score
@@ -36,7 +36,7 @@ from david.scoring.objectives import (
     windows_score,
 )
 from david.sling.forward import input_device
-from david.sling.in_place import as_base, base_depth, base_layers, check_recipe, slung
+from david.sling.in_place import base_depth, base_layers, check_recipe, running_base, slung
 from david.support import memory
 from david.support.console import say
 from david.support.memory import lacks_memory
@@ -221,12 +221,12 @@ class Engine:
         found: list[list[float]] = [[] for _ in recipes]
         alive = [i for i in range(len(recipes)) if i not in failed]
         place = 0
-        with as_base(self.model), torch.inference_mode():
+        with running_base(self.model), torch.inference_mode():
             while place < len(self.batches) and alive:
                 batch = self.batches[place]
-                values = self._tried([recipes[i] for i in alive], batch, done)
+                values = self._try_batch([recipes[i] for i in alive], batch, done)
                 if isinstance(values, Exception):
-                    if lacks_memory(values) and self._halved(place):
+                    if lacks_memory(values) and self._reduce_batch(place):
                         continue
                     each = {i: self._alone(recipes[i], batch, done) for i in alive}
                 else:
@@ -242,7 +242,7 @@ class Engine:
         self._keep_best(recipes, outcomes)
         return outcomes
 
-    def let_go(self) -> None:
+    def clear_cache(self) -> None:
         """Keep no states any longer."""
         self._kept.clear()
         self.meter.held = 0
@@ -270,7 +270,7 @@ class Engine:
             return error
         except Exception as error:  # any kind: the caller's own code
             self._recover(error)
-            return raised("scoring", error)
+            return error_as_outcome("scoring", error)
         done((len(recipe) + self.end_visits) * len(self.corpus))
         return score if not math.isnan(score.nll) else ScoreError("the objective's NLL is not a number")
 
@@ -296,7 +296,7 @@ class Engine:
             found |= {i: nll[end] for i, end in zip(numbers, plan.ends, strict=True)}
         return [found[i] for i in range(len(recipes))]
 
-    def _tried(
+    def _try_batch(
         self, recipes: Sequence[Recipe], batch: range, done: Done
     ) -> Sequence[list[float] | DavidError] | Exception:
         """The same; or what the model raises, with nothing held any longer."""
@@ -308,15 +308,15 @@ class Engine:
 
     def _alone(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
         """The same of one recipe, so that one that the model cannot run takes no other with it."""
-        found = self._tried([recipe], batch, done)
-        return raised("scoring", found) if isinstance(found, Exception) else found[0]
+        found = self._try_batch([recipe], batch, done)
+        return error_as_outcome("scoring", found) if isinstance(found, Exception) else found[0]
 
     def _recover(self, error: Exception) -> None:
         """Let go of all that an error has left behind; it comes out again where the device itself has failed."""
         if isinstance(error, torch.AcceleratorError) and not lacks_memory(error):
             raise ScoreError(f"the device failed, and needs a new process: {one_line(error)}") from error
         traceback.clear_frames(error.__traceback__)  # they hold states
-        self.let_go()
+        self.clear_cache()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -371,7 +371,7 @@ class Engine:
             for path in [path for path in pool if path not in ways]:
                 self.meter.hold(-pool.pop(path).nbytes)
 
-    def _halved(self, place: int) -> bool:
+    def _reduce_batch(self, place: int) -> bool:
         """Whether fewer windows or states can be held from this place on, where there is no memory for so many."""
         if self._runner is None:
             return False
@@ -391,7 +391,7 @@ class Engine:
 
     def _attach(self, options: Mapping[str, Any]) -> None:
         """Make the runner, where it is held against the plain way and gives the same."""
-        found = fitted(self.model, self.corpus, self._first, options)
+        found = checked_runner(self.model, self.corpus, self._first, options)
         if isinstance(found, str):
             self._reason, model = found, type(self.model).__name__
             say(f"{model} does not go through the engine ({found}): its recipes are scored one by one")
@@ -403,14 +403,14 @@ class Engine:
         return Recipe.identity(self.n_layers)
 
 
-def raised(what: str, error: Exception) -> ScoreError:
+def error_as_outcome(what: str, error: Exception) -> ScoreError:
     """What another's code has raised at something, as why there is no score."""
     failure = ScoreError(f"{what} raised {type(error).__name__}: {one_line(error)}")
     failure.__cause__ = error
     return failure
 
 
-def counts_tokens(objective: Objective) -> bool:
+def is_token_objective(objective: Objective) -> bool:
     """Whether an objective is a sum over windows, so that recipes can be dropped early."""
     function, _ = _known(objective)
     return function is perplexity

@@ -88,7 +88,7 @@ class Runner:
                         held.used(plan.parents[node])
                         tick(plan.is_end(node))
         finally:
-            held.let_go()
+            held.release()
         return found
 
     def _visit(self, call: Call, layer: int, scale: float, state: State) -> State:
@@ -122,7 +122,7 @@ class Runner:
         with ExitStack() as stack:
             if self.streamed:
                 with meter.timing("load"):
-                    stack.enter_context(offload.held(self._modules(layer)))
+                    stack.enter_context(offload.loaded_weights(self._modules(layer)))
             yield
 
     def _modules(self, layer: int) -> Iterator[nn.Module]:

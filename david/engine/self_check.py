@@ -14,7 +14,7 @@ from david.errors import DavidError
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import windows_score
-from david.sling.in_place import as_base, base_depth, check_recipe, slung
+from david.sling.in_place import base_depth, check_recipe, running_base, slung
 from david.support.memory import lacks_memory
 from david.support.text import one_line
 
@@ -23,7 +23,7 @@ _ROUNDING_HALF = 5e-3
 
 
 @dataclass(frozen=True)
-class Fit:
+class CheckedRunner:
     """A runner that gives the plain way's scores: the bytes of its state of a window, and the visits an end costs."""
 
     runner: Runner
@@ -31,13 +31,13 @@ class Fit:
     end_visits: float
 
 
-def fitted(model: nn.Module, corpus: Corpus, first: int, options: Mapping[str, Any]) -> Fit | str:
+def checked_runner(model: nn.Module, corpus: Corpus, first: int, options: Mapping[str, Any]) -> CheckedRunner | str:
     """A runner for a model, checked on the base and a recipe of two seams; or why there is none.
 
     `first` is the first scored position of a window, `options` are those of the plain score.
     """
     try:
-        with as_base(model), torch.inference_mode():
+        with running_base(model), torch.inference_mode():
             runner = Runner.of(model, corpus.windows, first)
         if isinstance(runner, str):
             return runner
@@ -51,12 +51,12 @@ def fitted(model: nn.Module, corpus: Corpus, first: int, options: Mapping[str, A
         return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _held_against(model: nn.Module, runner: Runner, options: Mapping[str, Any], few: Corpus) -> Fit | str:
+def _held_against(model: nn.Module, runner: Runner, options: Mapping[str, Any], few: Corpus) -> CheckedRunner | str:
     """The fit on a few windows; or how far the runner leads from the plain way, where that is more than rounding."""
     n_layers = base_depth(model)
     recipes = [Recipe.identity(n_layers), _two_seams(model, n_layers)]
     plan, meter = Plan.of(recipes, n_layers), Meter(exact=True)
-    with as_base(model), torch.inference_mode():
+    with running_base(model), torch.inference_mode():
         order = plan.elevator() if runner.streamed else plan.depth_first()
         found = runner.nll(plan, order, few, meter=meter)
     for recipe, end in zip(recipes, plan.ends, strict=True):
@@ -66,7 +66,7 @@ def _held_against(model: nn.Module, runner: Runner, options: Mapping[str, Any], 
         allowed = _ROUNDING.get(next(model.parameters()).dtype, _ROUNDING_HALF)
         if not apart <= allowed:
             return f"it gives the recipe {recipe} another NLL, by {apart:.1e} nats a token"
-    return Fit(
+    return CheckedRunner(
         runner=runner,
         window_bytes=meter.largest // len(few),
         end_visits=(meter.end_seconds / meter.ends) / (meter.visit_seconds / meter.visits),

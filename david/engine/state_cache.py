@@ -53,7 +53,7 @@ class StateCache:
         if not self._left[node]:
             self._drop(node)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Hold none any more: there are some only where a run broke off."""
         for node in list(self.states):
             self._drop(node)

@@ -17,7 +17,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _NOTHING_CACHED = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer that keep nothing of each token
 
 
-def costs(model: nn.Module) -> Costs:
+def token_costs(model: nn.Module) -> Costs:
     """What one token costs this base: weights multiplied a layer (the active share of experts), KV-cache bytes."""
     stack = locate.find(model)
     config = stack.configs[0]
@@ -62,7 +62,7 @@ def _cached_values(config: PreTrainedConfig, index: int, layer: nn.Module) -> in
     return int(2 * heads * (getattr(own, "head_dim", None) or own.hidden_size // many))
 
 
-def describe(model: PreTrainedModel) -> Base:
+def describe_base(model: PreTrainedModel) -> Base:
     """What a recipe file says of its base: where the model came from, its architecture, depth and fingerprint."""
     return Base(
         model=getattr(model.config, "_name_or_path", None) or None,

@@ -39,7 +39,7 @@ def remember(model: nn.Module, before: Stamps) -> None:
     _LOADED[model] = before
 
 
-def difference(model: nn.Module) -> str | None:
+def changed_files(model: nn.Module) -> str | None:
     """What is different of a model's files since it was loaded, in a line; None where nothing is, or none are known."""
     for path, before in sorted(_LOADED.get(model, {}).items()):
         now = _stamp(path)

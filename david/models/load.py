@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from david.errors import ModelError
 from david.models import file_stamps
 from david.models.demo import demo_folder
-from david.models.describe import costs, fingerprint
+from david.models.describe import fingerprint, token_costs
 from david.recipe.base_model import DEMO, Base, is_hub_id, named_base
 from david.recipe.explain import Costs
 from david.recipe.recipe import Recipe
@@ -190,12 +190,12 @@ def changed(model: nn.Module) -> str | None:
         >>> changed(model) is None
         True
     """
-    return file_stamps.difference(locate.unwrapped(model))
+    return file_stamps.changed_files(locate.unwrapped(model))
 
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
     """What a token costs a model (a recipe's base), from its configuration alone: no weights are read."""
-    return costs(_without_weights(*_base_of(source)))
+    return token_costs(_without_weights(*_base_of(source)))
 
 
 def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:

@@ -14,7 +14,7 @@ def is_offloaded(module: nn.Module) -> bool:
 
 
 @contextmanager
-def held(modules: Iterable[nn.Module]) -> Iterator[None]:
+def loaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Load the weights of these modules once, and keep them until the end of the `with`."""
     with ExitStack() as stack:
         for module in modules:

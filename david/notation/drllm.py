@@ -5,12 +5,12 @@ from collections import Counter
 from itertools import pairwise
 
 from david.errors import RecipeError
-from david.notation.parsing import Known, Said, as_json, base_needed, bounded_list, plain_only
+from david.notation.parsing import BaseHints, ParsedRecipe, as_json, base_needed, bounded_list, plain_only
 from david.recipe.recipe import Recipe
 from david.support.text import brief
 
 
-def read_drllm(text: str, _known: Known) -> Said:
+def read_drllm(text: str, _known: BaseHints) -> ParsedRecipe:
     """A vector of Dr.LLM: how often each layer runs, one time behind the other, 0, 1 or 2.
 
     parameterlab/dr-llm (14e8837): `layer_decisions` in train.py, and `for _ in range(decision)` in its models.
@@ -20,7 +20,7 @@ def read_drllm(text: str, _known: Known) -> Said:
         if isinstance(count, bool) or count not in (0, 1, 2):
             raise RecipeError(f"Dr.LLM has 0 (skip), 1 (execute) or 2 (repeat) for layer {layer}; got {brief(count)}")
     visits = [layer for layer, count in enumerate(counts) for _ in range(int(count))]
-    return Said(visits, n_layers=len(counts))
+    return ParsedRecipe(visits, n_layers=len(counts))
 
 
 def write_drllm(recipe: Recipe, _model: str | None) -> str:

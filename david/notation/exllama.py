@@ -3,17 +3,26 @@
 import re
 
 from david.errors import RecipeError
-from david.notation.parsing import Known, Said, as_json, as_layer, bounded_list, extend_map, plain_only, split_stretches
+from david.notation.parsing import (
+    BaseHints,
+    ParsedRecipe,
+    as_json,
+    as_layer,
+    bounded_list,
+    extend_map,
+    plain_only,
+    split_stretches,
+)
 from david.recipe.recipe import Recipe
 from david.support.text import brief
 
 
-def read_exllamav3(text: str, known: Known) -> Said:
+def read_exllamav3(text: str, known: BaseHints) -> ParsedRecipe:
     """`layer_map`, by exllamav3's `parse_int_list` in util/misc.py (4f8ad01): both ends included, also downwards."""
     visits: list[int] = []
     if text.startswith("["):
         listed = as_json(text, "a layer_map")
-        return Said([as_layer(value) for value in bounded_list(listed)])
+        return ParsedRecipe([as_layer(value) for value in bounded_list(listed)])
     for part in text.split(","):
         match = re.fullmatch(r"\+?(\d{1,9})|(?:\+?(\d{1,9}))?\s*\.\.\s*(?:\+?(\d{1,9}))?", part.strip(), re.ASCII)
         if match is None:
@@ -27,10 +36,10 @@ def read_exllamav3(text: str, known: Known) -> Said:
         start = int(single or first or 0)
         stop = int(single or last or (known.n_layers or 1) - 1)
         extend_map(visits, range(start, stop + 1) if start <= stop else range(start, stop - 1, -1))
-    return Said(visits)
+    return ParsedRecipe(visits)
 
 
-def read_exllamav2(text: str, _known: Known) -> Said:
+def read_exllamav2(text: str, _known: BaseHints) -> ParsedRecipe:
     """`--repeats` of exllamav2's pull request 275, as its head (63e5c34) reads it: each tuple is `range(*tuple)`.
 
     The pull request's first commits (3afecf7) took the end in and ran on to the last layer: that meaning is gone.
@@ -51,7 +60,7 @@ def read_exllamav2(text: str, _known: Known) -> Said:
         if not layers or min(layers[0], layers[-1]) < 0:
             raise RecipeError(f"{brief(f'({found})')} holds no layer, or one below 0: its end is not in it")
         extend_map(visits, layers)
-    return Said(visits)
+    return ParsedRecipe(visits)
 
 
 def write_exllamav3(recipe: Recipe, _model: str | None) -> str:

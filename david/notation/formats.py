@@ -29,15 +29,15 @@ from david.notation.drllm import read_drllm, write_drllm
 from david.notation.exllama import read_exllamav2, read_exllamav3, write_exllamav2, write_exllamav3
 from david.notation.layer_scan import read_layer_scan
 from david.notation.mergekit import read_mergekit, write_mergekit
-from david.notation.parsing import Known, Said, as_json
+from david.notation.parsing import BaseHints, ParsedRecipe, as_json
 from david.notation.peft import read_peft, write_peft
 from david.notation.rys import read_relayer, read_rys, write_relayer, write_rys
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
-from david.support.files import expanded, reason
+from david.support.files import expand_home, reason
 from david.support.text import brief
 
-READERS: Mapping[str, Callable[[str, Known], Said]] = {
+READERS: Mapping[str, Callable[[str, BaseHints], ParsedRecipe]] = {
     "mergekit": read_mergekit,
     "rys": read_rys,
     "rys_relayer": read_relayer,
@@ -111,7 +111,7 @@ def read(
         return recipe
     if name == "notation":
         return _based(Recipe.parse(text), n_layers, None, architecture)
-    said = READERS[name](text, Known(n_layers, architecture, rank))
+    said = READERS[name](text, BaseHints(n_layers, architecture, rank))
     if said.n_layers is not None and n_layers not in (None, said.n_layers):
         raise RecipeError(f"this is of a base of {said.n_layers} layers; the base given has {n_layers}")
     scales = None if said.scales is None else tuple(said.scales)
@@ -158,13 +158,13 @@ def write(recipe: Recipe, format: str, *, model: str | None = None) -> str:  # n
 
 def _text_of(source: str | os.PathLike[str]) -> str:
     """The text itself, or that of a file, of a megabyte at most."""
-    if isinstance(source, str) and not os.path.exists(expanded(source)):
+    if isinstance(source, str) and not os.path.exists(expand_home(source)):
         if re.fullmatch(r"\S+\.(json|ya?ml)", source):
             raise RecipeError(f"cannot read {brief(source)}: there is no such file")
         text = source
     else:
         try:
-            with open(expanded(source), "rb") as file:
+            with open(expand_home(source), "rb") as file:
                 text = file.read(_MAX_BYTES + 1).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read {brief(os.fspath(source))}: {reason(error)}") from None

@@ -2,8 +2,8 @@
 
 from david.errors import RecipeError
 from david.notation.parsing import (
-    Known,
-    Said,
+    BaseHints,
+    ParsedRecipe,
     as_json,
     as_layer,
     check_layers,
@@ -13,7 +13,7 @@ from david.notation.parsing import (
 )
 
 
-def read_layer_scan(text: str, known: Known) -> Said:
+def read_layer_scan(text: str, known: BaseHints) -> ParsedRecipe:
     """A results file of layer-scan 0.2.2 (heatmap.py): block (i, j) is `[0 … j−1, i … N−1]`, by its config.py."""
     what = "a layer-scan results file"
     found = as_json(text, what)
@@ -27,4 +27,4 @@ def read_layer_scan(text: str, known: Known) -> Said:
         raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ i ≤ j ≤ {depth}, the base's layers")
     check_layers(depth + stop - start)
     visits = [*range(stop), *range(start, depth)]
-    return Said(visits, n_layers=depth, model=text_or_none(found.get("model")))
+    return ParsedRecipe(visits, n_layers=depth, model=text_or_none(found.get("model")))

@@ -7,7 +7,15 @@ from typing import Any
 import yaml
 
 from david.errors import RecipeError
-from david.notation.parsing import Known, Said, as_json, extend_map, half_open_ranges, json_field, known_base_name
+from david.notation.parsing import (
+    BaseHints,
+    ParsedRecipe,
+    as_json,
+    extend_map,
+    half_open_ranges,
+    json_field,
+    known_base_name,
+)
 from david.recipe.recipe import Recipe
 from david.support.text import brief
 
@@ -23,7 +31,7 @@ MOST_YAML = 100_000  # characters: PyYAML reads some 50,000 in a second
 _MOST_NODES = 100_000  # of a YAML document with its aliases written out
 
 
-def read_mergekit(text: str, known: Known) -> Said:
+def read_mergekit(text: str, known: BaseHints) -> ParsedRecipe:
     """A passthrough merge: mergekit 0.1.5, `MergeConfiguration` in config.py and `plan_slice` in plan.py."""
     found = as_json(text, "a merge") if text.startswith("{") else _as_yaml(text)
     method = json_field(found, "merge_method", "a merge")
@@ -49,7 +57,7 @@ def read_mergekit(text: str, known: Known) -> Said:
     if set(models) != {model} or base != model:
         names = sorted({*models, base})
         raise RecipeError(f"a recipe is of one base; this merge takes layers or a configuration from {brief(names)}")
-    return Said(visits, scales, model=model)
+    return ParsedRecipe(visits, scales, model=model)
 
 
 def _as_yaml(text: str) -> Any:
@@ -90,7 +98,7 @@ def _model_name(value: Any) -> str:
     return value
 
 
-def _strength(scopes: Sequence[Any], known: Known) -> float:
+def _strength(scopes: Sequence[Any], known: BaseHints) -> float:
     """The strength that mergekit's `scale` comes to; the nearest scope counts, as in its parameter_resolver.py."""
     given = [scope for scope in scopes if scope]
     if not given:

@@ -12,7 +12,7 @@ from david.recipe.schema import LONGEST
 from david.support.text import brief
 
 
-class Known(NamedTuple):
+class BaseHints(NamedTuple):
     """What is known beside a text: the base's depth and architecture, and which of several results is meant."""
 
     n_layers: int | None = None
@@ -20,7 +20,7 @@ class Known(NamedTuple):
     rank: int = 1
 
 
-class Said(NamedTuple):
+class ParsedRecipe(NamedTuple):
     """What a text says: the visits, and where it tells them too, their strengths, the base's depth and its name."""
 
     visits: Sequence[int]
@@ -55,28 +55,33 @@ def repeated(blocks: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
 
 
 def json_field(found: Any, key: str, what: str) -> Any:
+    """Return the value of a key of a JSON object."""
     if not isinstance(found, Mapping) or key not in found:
         raise RecipeError(f"{what} must have {key!r}; got {brief(found)}")
     return found[key]
 
 
 def text_or_none(value: Any) -> str | None:
+    """Return a value if it is printable text."""
     return value if isinstance(value, str) and value and value.isprintable() else None
 
 
 def as_layer(value: Any) -> int:
+    """Check that a value is the number of a layer."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST:
         raise RecipeError(f"a layer must be a whole number from 0 to {LONGEST}; got {brief(value)}")
     return value
 
 
 def layer_from_text(text: str) -> int:
+    """Read the number of a layer."""
     if re.fullmatch(r"\s*\+?\d{1,9}\s*", text, re.ASCII) is None:
         raise RecipeError(f"a layer must be a whole number from 0 to {LONGEST}; got {brief(text)}")
     return as_layer(int(text))
 
 
 def depth_from_text(value: Any) -> int:
+    """Check that a value is the depth of a base."""
     if as_layer(value) == 0:
         raise RecipeError("a base has at least one layer; got 0")
     return int(value)
@@ -104,16 +109,19 @@ def bounded_list(values: Any) -> list[Any]:
 
 
 def extend_map(visits: list[int], layers: range) -> None:
+    """Append layers to a map, up to the most visits that a recipe may have."""
     check_layers(len(visits) + len(layers))
     visits += layers
 
 
 def check_layers(visits: int) -> None:
+    """Refuse more visits than a recipe may have."""
     if visits > LONGEST:
         raise RecipeError(f"a recipe has at most {LONGEST} visits; this one has more")
 
 
 def known_base_name(name: str, tool: str) -> str:
+    """Return a base name that the other tool can find."""
     if name == DEMO:
         raise RecipeError(
             f"{tool} does not know David's demo model: give its folder (on the command line --model demo)"
@@ -144,6 +152,7 @@ def plain_only(recipe: Recipe, name: str) -> None:
 
 
 def base_needed(recipe: Recipe, what: str) -> int:
+    """Return the depth of the recipe's base."""
     if recipe.base is None:
         raise RecipeError(f"{what} tells the base's depth, and the recipe does not: say which base it is of (--model)")
     return recipe.n_layers

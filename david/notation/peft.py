@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from david.errors import RecipeError
 from david.notation.parsing import (
-    Known,
-    Said,
+    BaseHints,
+    ParsedRecipe,
     as_json,
     extend_map,
     half_open_ranges,
@@ -17,7 +17,7 @@ from david.notation.parsing import (
 from david.recipe.recipe import Recipe
 
 
-def read_peft(text: str, _known: Known) -> Said:
+def read_peft(text: str, _known: BaseHints) -> ParsedRecipe:
     """`layer_replication` of a LoRA configuration, by PEFT 0.21's `replicate_layers`: half-open ranges."""
     found = as_json(text, "a layer_replication")
     name = None
@@ -29,7 +29,7 @@ def read_peft(text: str, _known: Known) -> Said:
     visits: list[int] = []
     for layers in half_open_ranges(found, "layer_replication"):
         extend_map(visits, layers)
-    return Said(visits, model=name)
+    return ParsedRecipe(visits, model=name)
 
 
 def write_peft(recipe: Recipe, _model: str | None) -> str:

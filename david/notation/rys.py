@@ -9,8 +9,8 @@ from typing import Any
 
 from david.errors import RecipeError
 from david.notation.parsing import (
-    Known,
-    Said,
+    BaseHints,
+    ParsedRecipe,
     as_json,
     as_layer,
     base_needed,
@@ -29,21 +29,23 @@ from david.support.text import brief
 _SPEC_KEYS = ("layers", "layer_indices", "blocks", "key", "spec")  # of a RYS entry, in the order RYS looks for them
 
 
-def read_rys(text: str, known: Known) -> Said:
+def read_rys(text: str, known: BaseHints) -> ParsedRecipe:
     """Block and layer specs of dnhkng/RYS, by its `normalize_to_layers` in src/core/layer_config.py (3e75aca)."""
     spec = _rys_spec(as_json(text, "a RYS entry") if text.startswith(("{", "[")) else text)
     if isinstance(spec, list):
-        return Said([as_layer(value) for value in bounded_list(spec)])
+        return ParsedRecipe([as_layer(value) for value in bounded_list(spec)])
     kind, _, rest = spec.strip().rpartition(":")
     if kind.strip().lower() == "layers":
         parts = [part for part in rest.split(",") if part.strip()]
-        return Said([layer_from_text(part) for part in bounded_list(parts)])
+        return ParsedRecipe([layer_from_text(part) for part in bounded_list(parts)])
     if kind.strip().lower() not in ("", "blocks"):
         raise RecipeError(f"a RYS spec begins with 'blocks:' or 'layers:'; got {brief(spec)}")
     if known.n_layers is None:
         raise RecipeError("a RYS block spec does not tell the base's depth: say which base it is of (--model)")
     pairs = [part.strip() for part in rest.split(";") if part.strip()]
-    return Said(repeated([_block(pair) for pair in bounded_list(pairs)], known.n_layers), n_layers=known.n_layers)
+    return ParsedRecipe(
+        repeated([_block(pair) for pair in bounded_list(pairs)], known.n_layers), n_layers=known.n_layers
+    )
 
 
 def _rys_spec(found: Any) -> str | list[Any]:
@@ -70,7 +72,7 @@ def _block(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def read_relayer(text: str, _known: Known) -> Said:
+def read_relayer(text: str, _known: BaseHints) -> ParsedRecipe:
     """`rys_relayer`, which RYS's export leaves in a config.json (hf_export/common.py); nothing there reads it back."""
     found = as_json(text, "a config.json")
     found = json_field(found, "rys_relayer", "a configuration that RYS exported")
@@ -84,7 +86,7 @@ def read_relayer(text: str, _known: Known) -> Said:
             f"rys_relayer contradicts itself: {len(visits)} layer_indices, but target_num_layers "
             f"{brief(found['target_num_layers'])}"
         )
-    return Said(visits, n_layers=depth, model=text_or_none(found.get("source_repo_id")))
+    return ParsedRecipe(visits, n_layers=depth, model=text_or_none(found.get("source_repo_id")))
 
 
 def write_rys(recipe: Recipe, _model: str | None) -> str:

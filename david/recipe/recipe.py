@@ -19,7 +19,7 @@ from david.errors import RecipeError
 from david.recipe.base_model import Base
 from david.recipe.picture import svg_picture, text_picture
 from david.recipe.schema import LONGEST, Measurement, Origin, Part, Versions
-from david.support.files import expanded, reason
+from david.support.files import expand_home, reason
 from david.support.text import brief
 
 _MAX_FILE_BYTES = 1_000_000
@@ -178,7 +178,7 @@ class Recipe:
         """A recipe from whatever stands for one: itself, the path of its JSON, its notation, or a plain repeat map."""
         if isinstance(value, Recipe):
             return value
-        if isinstance(value, str) and not value.endswith(".json") and not os.path.exists(expanded(value)):
+        if isinstance(value, str) and not value.endswith(".json") and not os.path.exists(expand_home(value)):
             return cls.parse(value)
         if isinstance(value, str | os.PathLike):
             return cls.load(value)
@@ -188,7 +188,7 @@ class Recipe:
     def load(cls, path: str | os.PathLike[str]) -> "Recipe":
         """Read a recipe file; `RecipeError` when it is missing, or not valid `david.recipe` version 1."""
         try:
-            with open(expanded(path), "rb") as file:
+            with open(expand_home(path), "rb") as file:
                 text = file.read(_MAX_FILE_BYTES + 1)
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read recipe {os.fspath(path)}: {reason(error)}") from None

@@ -14,7 +14,7 @@ from optuna import Study
 from david.report import plots, tables
 from david.report.best_json import best_recipe
 from david.storage import results
-from david.support.files import put, ready_folder
+from david.support.files import make_folder, write_atomically
 
 
 def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
@@ -25,7 +25,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     what is minimised beside the NLL. Each file is written beside and then renamed. Returns the files. Raises
     `SearchError` where the folder cannot be written. `page.write` adds the page.
     """
-    ready_folder(folder)
+    make_folder(folder)
     trials, board, grid = tables.trials(study), tables.leaderboard(study, top), tables.blocks(study)
     files: dict[str, Callable[[Path], object]] = {
         "trials.csv": lambda path: trials.to_csv(path, index=False),
@@ -44,7 +44,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
             files[f"against_{slug(name)}.png"] = _drawing(partial(against, trials, name), (8, 4.5))
     if tables.is_map(grid):
         files["blocks.png"] = _drawing(lambda ax: plots.blocks(grid, ax), (7.5, 6))
-    return [put(Path(folder) / name, make) for name, make in files.items()]
+    return [write_atomically(Path(folder) / name, make) for name, make in files.items()]
 
 
 def against(trials: pd.DataFrame, name: str, ax: Axes) -> Axes:
@@ -59,14 +59,14 @@ def slug(name: str) -> str:
 
 def write_profile(layers: pd.DataFrame, distances: pd.DataFrame, folder: str | os.PathLike[str]) -> list[Path]:
     """Write the tables of a `profile.Profile` (`profile.csv`, `distances.csv`) and their plots; returns the files."""
-    ready_folder(folder)
+    make_folder(folder)
     files: dict[str, Callable[[Path], object]] = {
         "profile.csv": lambda path: layers.to_csv(path, index=False),
         "distances.csv": distances.to_csv,
         "profile.png": _drawing(lambda ax: plots.profile(layers, ax), (9, 4.5)),
         "influence.png": _drawing(lambda ax: plots.influence(layers, ax), (9, 3)),
     }
-    return [put(Path(folder) / name, make) for name, make in files.items()]
+    return [write_atomically(Path(folder) / name, make) for name, make in files.items()]
 
 
 def _drawing(draw: Callable[[Axes], Axes], size: tuple[float, float]) -> Callable[[Path], None]:

@@ -41,7 +41,7 @@ def write(study: Study, folder: str | os.PathLike[str], *, top: int = 5) -> list
     """
     written = artifacts.write(study, folder, top=top)
     text = page(study, top=top)
-    return [*written, files.put(Path(folder) / NAME, lambda path: path.write_text(text, encoding="utf-8"))]
+    return [*written, files.write_atomically(Path(folder) / NAME, lambda path: path.write_text(text, encoding="utf-8"))]
 
 
 def page(study: Study, *, top: int = 5) -> str:
@@ -141,7 +141,7 @@ def _hero(run: _Run) -> dict[str, Any]:
             f"The base and {counted(judged, 'finalist')} were then measured on {_windows(run, held_out)} "
             "that the search had not seen."
         )
-    if results.looks(run.study) > 1:
+    if results.evaluations(run.study) > 1:
         again = sentences.looks(run.study)
         lead += f" {again[:1].upper()}{again[1:]}."
     return {

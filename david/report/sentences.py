@@ -40,7 +40,7 @@ def verdict(board: pd.DataFrame) -> str:
 
 def looks(study: Study) -> str:
     """How often the held-out windows were looked at, and for how many recipes, in a sentence; empty for never."""
-    times, recipes = results.looks(study), len(results.judged(study))
+    times, recipes = results.evaluations(study), len(results.judged(study))
     if not times:
         return ""
     often = "once" if times == 1 else f"{times} times"

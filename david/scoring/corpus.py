@@ -17,7 +17,7 @@ from torch import Tensor
 from david.errors import CorpusError
 from david.scoring import windows
 from david.scoring.sources import BUILT_IN, Question, documents_of, is_file, is_text, questions_of
-from david.scoring.windows import Cut, Tokenizer
+from david.scoring.windows import Tokenizer, TokenWindows
 
 _SHARES = [Fraction(n, 12) for n in (6, 4, 8, 3, 9, 2, 10, 1, 11)]  # of documents, to search on; the first that does
 TASKS = "lm-eval"  # the convention of a corpus that holds the documents of tasks
@@ -300,7 +300,7 @@ def _checked(
 
 def _of_questions(
     tokenizer: Tokenizer, questions: Sequence[Question], window: int, lead: int | None, source: str
-) -> tuple[Cut, tuple[Choice, ...]]:
+) -> tuple[TokenWindows, tuple[Choice, ...]]:
     """A window for each answer to each question."""
     rows, choices = [], []
     for number, question in enumerate(questions):

@@ -26,7 +26,7 @@ from david.scoring.lm_eval_adapter import Task, around, bound, quiet, read, read
 from david.scoring.objectives import check_fits
 from david.scoring.windows import Tokenizer
 from david.sling.forward import context_of, input_device
-from david.sling.in_place import as_base
+from david.sling.in_place import running_base
 from david.support.console import say
 from david.support.text import brief, one_line
 
@@ -162,7 +162,7 @@ def load(
     if max_length is not None and most is not None and max_length > most:
         raise ScoreError(f"max_length {max_length} is more than the model takes ({most} positions)")
     longest = max_length or min(_LONGEST, most or _LONGEST)
-    with quiet(), as_base(model):
+    with quiet(), running_base(model):
         harness = around(model, tokenizer, longest, batch or (1 if input_device(model).type == "cpu" else 16))
         found = [(its, task, metric, kept) for name, metric, kept in wanted for its, task in read(name)]
         parts: list[Task] = []

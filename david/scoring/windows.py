@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Cut:
+class TokenWindows:
     """Windows of tokens `[W, T]` (int64), and which of these are scored `[W, T]`; None: all but a window's first.
 
     `starts` is the place of each window's first token in the text, `documents` the number of the document it begins
@@ -53,7 +53,7 @@ class _Tokens:
         return len(self.ids)
 
 
-def plain(tokenizer: Tokenizer, documents: Sequence[str], window: int, lead: int | None, source: str) -> Cut:
+def plain(tokenizer: Tokenizer, documents: Sequence[str], window: int, lead: int | None, source: str) -> TokenWindows:
     """Windows that follow one another through the joined text; what does not fill a last one is left out."""
     tokens = _encoded(tokenizer, documents)
     n = len(tokens) // window
@@ -67,7 +67,7 @@ def plain(tokenizer: Tokenizer, documents: Sequence[str], window: int, lead: int
 
 def strided(
     tokenizer: Tokenizer, documents: Sequence[str], window: int, stride: int, lead: int | None, source: str
-) -> Cut:
+) -> TokenWindows:
     """Windows that begin `stride` tokens apart; each scores what none before it has. The last ends with the text."""
     if not 1 <= stride < window:
         raise CorpusError(f"a stride must be 1 … {window - 1}, less than the window; got {stride}")
@@ -84,7 +84,7 @@ def strided(
     return _of_spans(tokens, spans, lead)
 
 
-def rolling(tokenizer: Tokenizer, documents: Sequence[str], window: int, source: str) -> Cut:
+def rolling(tokenizer: Tokenizer, documents: Sequence[str], window: int, source: str) -> TokenWindows:
     """Every token of each document once, behind a leading BOS (or else EOS), as lm-eval's rolling likelihood has it.
 
     A window scores `window` − 1 tokens, a document's last one what is left, behind all that fills the window.
@@ -108,7 +108,7 @@ def rolling(tokenizer: Tokenizer, documents: Sequence[str], window: int, source:
         raise CorpusError(f"{source} has no tokens")
     own = tuple(number for number, _, cut in cuts for _ in cut.starts)
     known = all(cut.window_bytes for _, _, cut in cuts)
-    return Cut(
+    return TokenWindows(
         windows=_together([cut.windows for _, _, cut in cuts]),
         scored=_together([cut.scored for _, _, cut in cuts if cut.scored is not None]),
         starts=tuple(before + start for _, before, cut in cuts for start in cut.starts),
@@ -120,7 +120,7 @@ def rolling(tokenizer: Tokenizer, documents: Sequence[str], window: int, source:
 
 def pairs(
     tokenizer: Tokenizer, rows: Sequence[tuple[int, str, str]], window: int, lead: int | None, source: str
-) -> Cut:
+) -> TokenWindows:
     """A window for each prompt and its completion, filled up to the longest; of a longer row the end is kept.
 
     `rows` are a document's number, a prompt and a completion each. White space between the two belongs to the
@@ -149,7 +149,7 @@ def pairs(
         scored[row, max(1, len(tokens) - answered) : len(tokens)] = True
     documents = tuple(number for number, _, _ in rows)
     starts = tuple(range(0, longest * len(made), longest))
-    return Cut(windows, scored, starts, documents, documents, tuple(sizes))
+    return TokenWindows(windows, scored, starts, documents, documents, tuple(sizes))
 
 
 def joined(prompt: str, completion: str) -> tuple[str, str]:
@@ -158,7 +158,9 @@ def joined(prompt: str, completion: str) -> tuple[str, str]:
     return prompt, " " * touch + completion
 
 
-def _of_spans(tokens: _Tokens, spans: Sequence[tuple[int, int, int]], lead: int | None, *, masked: bool = True) -> Cut:
+def _of_spans(
+    tokens: _Tokens, spans: Sequence[tuple[int, int, int]], lead: int | None, *, masked: bool = True
+) -> TokenWindows:
     """Windows of tokens from one place to another, of which so many at the end are scored."""
     longest = max(end - begin for begin, end, _ in spans)
     windows = np.zeros((len(spans), longest), dtype=np.int64)  # what lies behind a shorter one is not looked at
@@ -174,7 +176,7 @@ def _of_spans(tokens: _Tokens, spans: Sequence[tuple[int, int, int]], lead: int 
     if tokens.nbytes is not None:
         sums = np.append(0, np.cumsum(tokens.nbytes))
         sizes = (int(sums[end] - sums[end - some]) for _, end, some in spans)
-    return Cut(
+    return TokenWindows(
         windows, scored if masked else None, tuple(begins), tuple(first.tolist()), tuple(last.tolist()), tuple(sizes)
     )
 

@@ -7,13 +7,13 @@ from david._lazy import attach
 if TYPE_CHECKING:
     from david.sling.in_place import (
         David,
-        as_base,
         base_depth,
         base_layers,
         can_run,
         check_recipe,
         is_slung,
         reset,
+        running_base,
         sling,
         slung,
         view,
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "David",
-    "as_base",
     "base_depth",
     "base_layers",
     "can_run",
     "check_recipe",
     "is_slung",
     "reset",
+    "running_base",
     "sling",
     "slung",
     "view",
@@ -37,7 +37,7 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "David": "in_place",
-        "as_base": "in_place",
+        "running_base": "in_place",
         "base_depth": "in_place",
         "base_layers": "in_place",
         "can_run": "in_place",

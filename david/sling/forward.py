@@ -125,11 +125,11 @@ class _StandIn(nn.Module):
 def _in_the_place_of_layers(model: nn.Module, calls: list[Callable[..., Any]]) -> Iterator[None]:
     """Stand-ins for all of a model's layers; for its last ones, where they are fewer."""
     stack = locate.find(model)
-    before, n_layers = remap.now(stack), len(stack.layers)
+    before, n_layers = remap.read_state(stack), len(stack.layers)
     places = list(range(n_layers - len(calls), n_layers))
     stand_ins = nn.ModuleList(_StandIn(stack.layers[i], call) for i, call in zip(places, calls, strict=True))
     try:
-        remap.put(stack, remap.followed(stack, before, stand_ins, places))
+        remap.write_state(stack, remap.remap_state(stack, before, stand_ins, places))
         yield
     finally:
-        remap.put(stack, before)
+        remap.write_state(stack, before)

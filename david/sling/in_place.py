@@ -93,11 +93,11 @@ def _uncollected() -> Iterator[None]:
 
 @_uncollected()
 def _slung(model: Model, stack: Stack, base: _Base, wanted: Recipe) -> Model:
-    remap.check(stack, base.values, wanted)
+    remap.check_map(stack, base.values, wanted)
     visits = _visits(base, wanted)
     before = _now(stack)
     try:
-        _put(model, stack, remap.followed(stack, base.values, visits, wanted.repeat_map), base)
+        _put(model, stack, remap.remap_state(stack, base.values, visits, wanted.repeat_map), base)
     except BaseException:
         _put(model, stack, *before)
         raise
@@ -151,7 +151,7 @@ def slung(
 
 
 @contextmanager
-def as_base(model: nn.Module) -> Iterator[None]:
+def running_base(model: nn.Module) -> Iterator[None]:
     """A model as its base for the length of a `with`, slung or not; afterwards it is what it was on entry."""
     stack = locate.find(model)
     before = _now(stack)
@@ -167,7 +167,7 @@ def check_recipe(model: nn.Module, recipe: Recipe) -> None:
     stack = locate.find(model)
     base = _base(stack)
     recipe.check(len(base.home))
-    remap.check(stack, base.values, recipe)
+    remap.check_map(stack, base.values, recipe)
 
 
 def can_run(model: nn.Module, recipe: Recipe) -> bool:
@@ -239,17 +239,17 @@ class David:
 
     @staticmethod
     def check(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> "Certificate":
-        """The proof that a model slings exactly: see `david.sling.verify.check`."""
-        from david.sling.verify import check  # above this module, and of no use to it: only its name is here
+        """The proof that a model slings exactly: see `david.sling.verify.check_model`."""
+        from david.sling.verify import check_model  # above this module, and of no use to it: only its name is here
 
-        return check(model, recipe=recipe)
+        return check_model(model, recipe=recipe)
 
 
 def _base(stack: Stack) -> _Base:
     """What is kept of the base, with those adapters active that were switched on while its layers were out."""
     kept: _Base | None = stack.owner.__dict__.get(locate.KEPT)
     if kept is None:
-        return _Base(stack.name, stack.layers, remap.now(stack))
+        return _Base(stack.name, stack.layers, remap.read_state(stack))
     adapters.carry_adapters(stack.layers, kept.home)
     return kept
 
@@ -270,20 +270,22 @@ def _tell_of_adapters(stack: Stack, base: _Base) -> None:
 
 def _visits(base: _Base, recipe: Recipe) -> nn.ModuleList:
     home = base.home
-    visits = nn.ModuleList(remap.visited(home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe))
+    visits = nn.ModuleList(
+        remap.visit_view(home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe)
+    )
     visits.training = home.training
     return visits
 
 
 def _now(stack: Stack) -> tuple[Values, _Base | None]:
-    return remap.now(stack), stack.owner.__dict__.get(locate.KEPT)
+    return remap.read_state(stack), stack.owner.__dict__.get(locate.KEPT)
 
 
 def _put(model: nn.Module, stack: Stack, values: Values, base: _Base | None) -> None:
     """Set the layers and what goes with them, and the memory of the base (None where these are the base's own)."""
     for name in _TO_ALL:  # a list that is out of use keeps nothing alive
         stack.layers.__dict__.pop(name, None)
-    remap.put(stack, values)
+    remap.write_state(stack, values)
     _captured(stack)
     stack.owner.__dict__.pop(locate.KEPT, None)
     beside = (module for _, module in model.named_modules({stack.layers}))  # a layer is nothing that one saves

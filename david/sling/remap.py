@@ -35,21 +35,21 @@ from david.sling.views import damp, module_view, parts
 Values = list[dict[str, Any]]  # of a stack's owner, then of each of its configurations: attribute → value
 
 
-def now(stack: Stack) -> Values:
+def read_state(stack: Stack) -> Values:
     """What follows a map, as it is now: the owner's layers and what goes with them, a configuration's lists."""
     owner = {stack.name: stack.layers} | {name: child for name in PACKED if (child := stack.owner._modules.get(name))}
     owner |= {name: value for name, value in vars(stack.owner).items() if name in (*LAYER_NUMBER_LISTS, SHARED_END)}
     return [owner, *(per_layer(config, len(stack.layers)) for config in stack.configs)]
 
 
-def put(stack: Stack, values: Values) -> None:
-    """Set what `now` gave, or what `followed` made of it."""
+def write_state(stack: Stack, values: Values) -> None:
+    """Set what `read_state` gave, or what `remap_state` made of it."""
     for holder, its_values in zip((stack.owner, *stack.configs), values, strict=True):
         for name, value in its_values.items():
             setattr(holder, name, value)
 
 
-def followed(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: Sequence[int]) -> Values:
+def remap_state(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: Sequence[int]) -> Values:
     """The base's values as they read for a map: `visits` for its layers, and all that goes with them in their order."""
     home = base[0][stack.name]
     owner: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def _numbers(old: Any, repeat_map: Sequence[int]) -> Any:
     return old and type(old)(visit for visit, layer in enumerate(repeat_map) if layer in old)
 
 
-def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
+def visit_view(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
     """Base layer `index` as visit `slot`: a view of it, with its own place in the cache, damped to its scale."""
     view = module_view(layer, {})
     for module in parts(view):
@@ -167,7 +167,7 @@ def visited(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
     return view
 
 
-def check(stack: Stack, base: Values, recipe: Recipe) -> None:
+def check_map(stack: Stack, base: Values, recipe: Recipe) -> None:
     """`SlingError` where a model cannot run a recipe, with the layers named: before anything is touched."""
     kind = stack.configs[0].model_type
     if kind in UNSCALED and any(scale != 1 for scale in recipe.scales):

@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `check` found, ready to be pasted: `str()` of it is a page of text, `to_dict()` its JSON."""
+    """What `check_model` found, ready to be pasted: `str()` of it is a page of text, `to_dict()` its JSON."""
 
     architecture: str
     model_type: str
@@ -78,7 +78,7 @@ class Certificate:
         return "\n".join(lines)
 
 
-def check(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> Certificate:
+def check_model(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> Certificate:
     """Prove on the model in hand that it slings exactly, on a few maps that stress it; it is the base afterwards.
 
     The identity is bit-equal to the base; a cache changes nothing; a sling is what the really stacked layers are (or,
@@ -120,10 +120,10 @@ def check(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> Certifi
 
 
 def prove(model: PreTrainedModel) -> None:
-    """`check` a model of a type that no proof was made for yet; `SlingError` where it fails."""
+    """`check_model` a model of a type that no proof was made for yet; `SlingError` where it fails."""
     if locate.is_proved(model):
         return
-    certificate = check(model)
+    certificate = check_model(model)
     if not certificate.passed:
         wrong = next(finding for finding in certificate.findings if finding.passed is False)
         raise SlingError(

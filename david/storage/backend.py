@@ -33,7 +33,7 @@ from david.support import signals
 from david.support.console import say
 from david.support.text import one_line
 
-PATIENCE = 300.0  # seconds for which a storage may be gone before a search ends
+RETRY_SECONDS = 300.0  # seconds for which a storage may be gone before a search ends
 _LAST_PATIENCE = 10.0  # … where it has been asked to end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries
 _MAKING = 20  # tries to make the tables of a new database, which several workers may do at once
@@ -64,7 +64,7 @@ def open_storage(url: str | None) -> BaseStorage:
     """The storage of a URL: a database's (`sqlite:///…`, `postgresql://…`), or `grpc://host:port` of Optuna's proxy.
 
     None keeps a study in memory. Raises `StorageError` where there is none that answers. Later, its calls are tried
-    again where it does not answer, for `PATIENCE` seconds.
+    again where it does not answer, for `RETRY_SECONDS` seconds.
     """
     if url is None:
         return InMemoryStorage()
@@ -72,23 +72,25 @@ def open_storage(url: str | None) -> BaseStorage:
         parsed = sqlalchemy.make_url(url)
         if parsed.drivername == "grpc":
             proxy = _proxy(parsed)
-            return _Patient(proxy, proxy.close)  # type: ignore[abstract]
+            return RetryingStorage(proxy, proxy.close)  # type: ignore[abstract]
         database = _database(parsed)
-        return _Patient(get_storage(database), database.engine.dispose)  # type: ignore[abstract]
+        return RetryingStorage(get_storage(database), database.engine.dispose)  # type: ignore[abstract]
     except ImportError as error:
-        raise StorageError(f"the storage {shown(url)} needs another package: {_package(url)} ({error})") from error
+        raise StorageError(
+            f"the storage {without_password(url)} needs another package: {_package(url)} ({error})"
+        ) from error
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
-        raise StorageError(f"the storage {shown(url)} cannot be used: {_said(error)}") from error
+        raise StorageError(f"the storage {without_password(url)} cannot be used: {_said(error)}") from error
 
 
-def one_look(study: Study) -> AbstractContextManager[None]:
+def cached_reads(study: Study) -> AbstractContextManager[None]:
     """Within this, the study is read once, as long as nothing is written: each read asks the database."""
     storage = study._storage
-    return storage._one_look() if isinstance(storage, _Patient) else nullcontext()
+    return storage._one_look() if isinstance(storage, RetryingStorage) else nullcontext()
 
 
 @contextmanager
-def unsaid() -> Iterator[None]:
+def without_creation_log() -> Iterator[None]:
     """Without Optuna's word of each study that is made: in a notebook a red one, which looks like an error."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
@@ -98,7 +100,7 @@ def unsaid() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """A URL as it may be shown: without its password, also where that is an option, or the URL cannot be read."""
     return _SECRET.sub("***", url)
 
@@ -143,7 +145,7 @@ def _package(url: str) -> str:
     return "pip install 'david[grpc]'" if url.startswith("grpc") else "install the driver that the URL names"
 
 
-class _Patient(BaseStorage):
+class RetryingStorage(BaseStorage):
     """A storage whose calls are tried again while it does not answer."""
 
     def __init__(self, inner: BaseStorage, close: Callable[[], None]) -> None:
@@ -200,12 +202,12 @@ class _Patient(BaseStorage):
                     raise
                 reason = _said(error)
                 waits = _is_away(error) and not any(part in reason.lower() for part in _FOR_GOOD)
-                patience = min(PATIENCE, _LAST_PATIENCE) if signals.is_asked() else PATIENCE
+                patience = min(RETRY_SECONDS, _LAST_PATIENCE) if signals.is_asked() else RETRY_SECONDS
                 if self._gave_up or not waits or time.monotonic() - start >= patience:
                     self._gave_up |= waits
                     raise StorageError(f"the storage cannot be used any longer: {reason}") from error
                 if self._away is None:
-                    say(f"the storage does not answer, trying again for {PATIENCE / 60:.0f} minutes: {reason}")
+                    say(f"the storage does not answer, trying again for {RETRY_SECONDS / 60:.0f} minutes: {reason}")
                     self._away = name
             else:
                 if self._away is not None and (_reads(self._away) or not _reads(name)):  # a full disk can be read
@@ -213,7 +215,9 @@ class _Patient(BaseStorage):
                     self._away, self._gave_up = None, False
                 return found
             try:
-                signals.pause(pause * random.uniform(0.5, 1))  # so that workers do not come back all at once
+                signals.interruptible_sleep(
+                    pause * random.uniform(0.5, 1)
+                )  # so that workers do not come back all at once
             except KeyboardInterrupt:
                 self._gave_up = True  # what is still to be told waits no more
                 raise
@@ -225,7 +229,7 @@ def _reads(name: str) -> bool:
 
 
 def _patiently(name: str) -> Callable[..., Any]:
-    def method(self: _Patient, *args: Any, **kwargs: Any) -> Any:
+    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         return self._call(name, *args, **kwargs)
 
     return method
@@ -233,8 +237,8 @@ def _patiently(name: str) -> Callable[..., Any]:
 
 for _name, _method in vars(BaseStorage).items():
     if callable(_method) and not _name.startswith("_"):
-        setattr(_Patient, _name, _patiently(_name))
-abc.update_abstractmethods(_Patient)  # type: ignore[type-abstract]
+        setattr(RetryingStorage, _name, _patiently(_name))
+abc.update_abstractmethods(RetryingStorage)  # type: ignore[type-abstract]
 
 
 def _is_of_storage(error: BaseException) -> bool:

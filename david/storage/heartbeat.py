@@ -52,7 +52,7 @@ def _runs(pid: int) -> bool:
         return True
 
 
-class Heart:
+class WorkerHeartbeat:
     """One worker's signs of life, kept in the study, and those of others as it hears them.
 
     A worker of the same machine is dead when its process is. Of any other one, time is told by one's own beats: clocks
@@ -91,9 +91,9 @@ class Heart:
     def workers(self) -> int:
         """How many live, this one among them."""
         others = [name for name, (beat, _) in list(self._heard.items()) if beat is not None and name != self.name]
-        return 1 + sum(self.lives(name) for name in others)
+        return 1 + sum(self.is_alive(name) for name in others)
 
-    def lives(self, worker: str) -> bool:
+    def is_alive(self, worker: str) -> bool:
         """Whether a worker is alive, as far as one can know."""
         if worker in _HERE:
             return True
@@ -107,7 +107,7 @@ class Heart:
     def is_left(self, trial: FrozenTrial) -> bool:
         """Whether a running trial has nobody any more who would finish it."""
         if (owner := trial.user_attrs.get(OWNER)) is not None:
-            return not self.lives(owner)
+            return not self.is_alive(owner)
         first = self._unsigned.setdefault(trial.number, time.monotonic())
         return time.monotonic() - first > UNSIGNED_SECONDS
 
@@ -124,5 +124,5 @@ class Heart:
                 worker = name.removeprefix(BEAT)
                 if self._heard.get(worker, (None, 0))[0] != beat or beat is None:
                     self._heard[worker] = beat, self._beats
-                elif not self.lives(worker):
+                elif not self.is_alive(worker):
                     self._study.set_user_attr(name, None)  # nobody waits for it again; were it only slow, it comes back

@@ -10,7 +10,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from david.storage import results, trial_attributes
-from david.storage.heartbeat import OWNER, Heart
+from david.storage.heartbeat import OWNER, WorkerHeartbeat
 from david.support.console import say
 
 WANTED = "wanted"  # of a trial: a recipe that its space cannot say
@@ -22,7 +22,7 @@ _LOST_FOR_GOOD = 3  # … and so often it may be lost at all, since it may be wh
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueuedTrial:
     """What a trial is queued for: parameters; or none, and a recipe that its space cannot say."""
 
     params: dict[str, Any]
@@ -31,12 +31,12 @@ class Asked:
     lost: int = field(default=0, compare=False)
 
     @property
-    def comes_alone(self) -> bool:
+    def runs_isolated(self) -> bool:
         """Whether it may have killed the workers that had it in hand, and others with it."""
         return self.lost >= _LOST_TOGETHER
 
 
-def enqueue(study: Study, wanted: Sequence[Asked]) -> None:
+def enqueue(study: Study, wanted: Sequence[QueuedTrial]) -> None:
     """Queue what is not waiting or running already; what failed may come again."""
     unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
     queued = [_asked(trial) for trial in unfinished]
@@ -45,17 +45,17 @@ def enqueue(study: Study, wanted: Sequence[Asked]) -> None:
             _queue(study, asked)
 
 
-def queued(study: Study) -> list[Asked]:
+def queued(study: Study) -> list[QueuedTrial]:
     """What waits, in its order."""
     return [_asked(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
 
 
-def first_queued(study: Study) -> Asked | None:
+def first_queued(study: Study) -> QueuedTrial | None:
     """What is asked for next; None where nothing waits."""
     return next(iter(queued(study)), None)
 
 
-def comes_alone(trial: Trial) -> bool:
+def runs_isolated(trial: Trial) -> bool:
     """Whether what a trial was asked for may have killed the workers that had it in hand, and others with it."""
     return bool(trial.user_attrs.get(_LOST, 0) >= _LOST_TOGETHER)
 
@@ -65,7 +65,7 @@ def was_queued(study: Study, trial: Trial) -> bool:
     return "fixed_params" in study._storage.get_trial_system_attrs(trial._trial_id)
 
 
-def reclaim(study: Study, heart: Heart, *, unsigned: bool) -> None:
+def reclaim(study: Study, heart: WorkerHeartbeat, *, unsigned: bool) -> None:
     """Give up the trials whose worker has died, and queue again what they were asked for.
 
     With `unsigned`, also those that nobody signed in time; a study that others ask too may have such trials alive.
@@ -85,17 +85,17 @@ def give_back(study: Study, trial: FrozenTrial, *, was_lost: bool) -> None:
             why = f"{lost} workers ended while they scored it"
             study._storage.set_trial_user_attr(trial._trial_id, trial_attributes.ERROR, why)
             say(f"trial {trial.number} failed: {why}")
-        elif asked != Asked({}):  # first, so that a kill between the two loses nothing
+        elif asked != QueuedTrial({}):  # first, so that a kill between the two loses nothing
             _queue(study, replace(asked, lost=lost))
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def _queue(study: Study, asked: Asked) -> None:
+def _queue(study: Study, asked: QueuedTrial) -> None:
     told = {WANTED: asked.recipe, STRATEGY: asked.strategy, _LOST: asked.lost or None}
     study.enqueue_trial(asked.params, user_attrs={name: value for name, value in told.items() if value is not None})
 
 
-def _asked(trial: FrozenTrial) -> Asked:
+def _asked(trial: FrozenTrial) -> QueuedTrial:
     told = trial.user_attrs
     params = trial.system_attrs.get("fixed_params") or trial.params
-    return Asked(params, told.get(WANTED), told.get(STRATEGY), told.get(_LOST, 0))
+    return QueuedTrial(params, told.get(WANTED), told.get(STRATEGY), told.get(_LOST, 0))

@@ -132,14 +132,14 @@ def keep_held_out(study: Study, trial: FrozenTrial, score: HeldOut) -> None:
     study.set_user_attr(f"held_out:{trial.number}", {name: list(values) for name, values in vars(score).items()})
 
 
-def look(study: Study, picked: Sequence[FrozenTrial]) -> None:
+def log_evaluation(study: Study, picked: Sequence[FrozenTrial]) -> None:
     """Remember that held-out windows are looked at once more, for these; the same again is a broken look going on."""
     before, now = study.user_attrs.get(_LOOKS, []), [trial.number for trial in picked]
     if before[-1:] != [now]:
         study.set_user_attr(_LOOKS, [*before, now])
 
 
-def looks(study: Study) -> int:
+def evaluations(study: Study) -> int:
     """How often a study's held-out windows have been looked at: the more often, the less they are held out."""
     return len(study.user_attrs.get(_LOOKS, []))
 

@@ -11,7 +11,7 @@ from optuna import Study
 from optuna.exceptions import StorageInternalError
 
 from david.errors import SearchError
-from david.storage.backend import open_storage, shown
+from david.storage.backend import open_storage, without_password
 from david.storage.lock import LOCKED
 from david.support.text import one_line
 
@@ -25,7 +25,7 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
         if not os.path.isfile(Path(folder) / "study.db"):
             raise SearchError(f"{os.fspath(folder)} holds no run: expected a study.db in it")
     assert storage is not None
-    where = folder or shown(storage)
+    where = folder or without_password(storage)
     try:
         url = sqlalchemy.make_url(storage)  # a ValueError of its own where the port is no number
         if url.get_backend_name() == "sqlite" and url.database:

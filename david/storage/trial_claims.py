@@ -13,14 +13,14 @@ from optuna import Study
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from david.storage.heartbeat import OWNER, Heart
+from david.storage.heartbeat import OWNER, WorkerHeartbeat
 from david.support import signals
 
 TICKET = "ticket"  # of a trial: its turn among those of the same recipe
 _WAIT = 0.05  # seconds between two looks
 
 
-def claim(study: Study, heart: Heart, wanted: Mapping[str, Trial]) -> dict[str, int]:
+def claim(study: Study, heart: WorkerHeartbeat, wanted: Mapping[str, Trial]) -> dict[str, int]:
     """Of the recipes that these trials are to score, those that another worker runs, and as which trial.
 
     The others are this worker's until their trials are told.
@@ -42,11 +42,11 @@ def claim(study: Study, heart: Heart, wanted: Mapping[str, Trial]) -> dict[str, 
         undecided = [its for recipe, others in rivals.items() if recipe not in taken for its in others]
         if all(TICKET in its.user_attrs for its in undecided):
             return taken
-        signals.check()
-        signals.pause(_WAIT)
+        signals.raise_if_asked()
+        signals.interruptible_sleep(_WAIT)
 
 
-def held(study: Study, heart: Heart, trials: Sequence[Trial]) -> list[Trial]:
+def held(study: Study, heart: WorkerHeartbeat, trials: Sequence[Trial]) -> list[Trial]:
     """Those of these trials that are this worker's: where Optuna gave one to two, the last that signed it has it."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     mine = {trial.number for trial in running if trial.user_attrs.get(OWNER) == heart.name}
@@ -58,13 +58,13 @@ def _write(trial: Trial, name: str, value: object) -> None:
         trial.set_user_attr(name, value)
 
 
-def _rivals(study: Study, heart: Heart, wanted: Mapping[str, Trial]) -> dict[str, Sequence[FrozenTrial]]:
+def _rivals(study: Study, heart: WorkerHeartbeat, wanted: Mapping[str, Trial]) -> dict[str, Sequence[FrozenTrial]]:
     """Running trials of these recipes that other workers have in hand, by the recipe."""
     found: dict[str, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         recipe, owner = str(trial.user_attrs.get("recipe")), trial.user_attrs.get(OWNER)
         if recipe not in wanted or owner in (None, heart.name) or "duplicate_of" in trial.user_attrs:
             continue
-        if heart.lives(owner):
+        if heart.is_alive(owner):
             found.setdefault(recipe, []).append(trial)
     return {recipe: tuple(trials) for recipe, trials in found.items()}

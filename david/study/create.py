@@ -17,7 +17,7 @@ from david.candidates.pruner import RacingPruner
 from david.errors import SearchError
 from david.report import tables
 from david.storage import results, studies
-from david.storage.backend import open_storage, unsaid
+from david.storage.backend import open_storage, without_creation_log
 from david.support import files
 from david.support.text import brief, plain
 
@@ -60,7 +60,7 @@ def open_study(
         raise SearchError(f"a study's name must be one line of whole characters; got {brief(name)}")
     opened = open_storage(storage)
     with studies.readable(f"the study {name!r}"):
-        with unsaid():
+        with without_creation_log():
             study = optuna.create_study(
                 storage=opened, study_name=name, directions=["minimize"] * values, load_if_exists=True
             )
@@ -84,7 +84,7 @@ def open_for(
         files.check_folder(out)
     if storage is None and out is not None:
         check_sampler(sampler, values)
-        files.ready_folder(out)
+        files.make_folder(out)
         storage = studies.storage_in(out)
     return open_study(storage, name, sampler=sampler, seed=seed, values=values)
 

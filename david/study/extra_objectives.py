@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from david.engine.engine import Engine, Outcome, raised
+from david.engine.engine import Engine, Outcome, error_as_outcome
 from david.errors import DavidError, ScoreError, SearchError
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
@@ -15,11 +15,11 @@ from david.scoring.objectives import Objective, perplexity
 from david.sling.forward import input_device
 from david.support import memory
 
-Also = Corpus | tuple[Objective, Corpus] | Callable[[Recipe], float]
-Measure = Callable[[Sequence[Recipe]], list[float | DavidError]]
+ExtraObjective = Corpus | tuple[Objective, Corpus] | Callable[[Recipe], float]
+ExtraMeasure = Callable[[Sequence[Recipe]], list[float | DavidError]]
 
 
-def check_also(also: Mapping[str, Also], held_out: Corpus | None) -> None:
+def check_extra_objectives(also: Mapping[str, ExtraObjective], held_out: Corpus | None) -> None:
     """`SearchError` for a name that cannot stand for a column and a file, or windows that are to be held out."""
     if any(re.fullmatch(r"\w[\w -]{0,39}", name) is None for name in also):
         raise SearchError(f"names in also must be up to 40 letters, digits, _, - or spaces; got {', '.join(also)}")
@@ -33,13 +33,13 @@ def check_also(also: Mapping[str, Also], held_out: Corpus | None) -> None:
             raise SearchError(f"also[{name!r}] and the held-out windows overlap in {both} tokens")
 
 
-def corpora_of(also: Mapping[str, Also]) -> dict[str, Corpus]:
+def corpora_of(also: Mapping[str, ExtraObjective]) -> dict[str, Corpus]:
     """The corpora that something is scored on, by their names."""
     found = {name: what[1] if isinstance(what, tuple) else what for name, what in also.items()}
     return {name: what for name, what in found.items() if isinstance(what, Corpus)}
 
 
-def share_of(model: nn.Module, also: Mapping[str, Also], memory_budget: int | None) -> int | None:
+def memory_share(model: nn.Module, also: Mapping[str, ExtraObjective], memory_budget: int | None) -> int | None:
     """What each engine may hold, where there is one for each corpus and the search's own."""
     engines = 1 + len(corpora_of(also))
     if engines == 1:
@@ -47,7 +47,9 @@ def share_of(model: nn.Module, also: Mapping[str, Also], memory_budget: int | No
     return (memory_budget or memory.free(input_device(model)) // 4) // engines
 
 
-def measures_of(model: nn.Module, also: Mapping[str, Also], memory_budget: int | None) -> dict[str, Measure]:
+def measures_of(
+    model: nn.Module, also: Mapping[str, ExtraObjective], memory_budget: int | None
+) -> dict[str, ExtraMeasure]:
     """How each of these is measured, by its name.
 
     A corpus is scored by the mean NLL of its tokens, or by the objective that comes with it; a function is called with
@@ -56,7 +58,7 @@ def measures_of(model: nn.Module, also: Mapping[str, Also], memory_budget: int |
     return {name: _measure(model, name, what, memory_budget) for name, what in also.items()}
 
 
-def values_of(measures: Mapping[str, Measure], recipes: Sequence[Recipe]) -> list[list[float] | DavidError]:
+def extra_values(measures: Mapping[str, ExtraMeasure], recipes: Sequence[Recipe]) -> list[list[float] | DavidError]:
     """What each recipe has by these measures, in their order; or why it has not."""
     found: list[list[float] | DavidError] = [[] for _ in recipes]
     for measure in measures.values():
@@ -66,7 +68,7 @@ def values_of(measures: Mapping[str, Measure], recipes: Sequence[Recipe]) -> lis
     return found
 
 
-def _measure(model: nn.Module, name: str, what: Also, memory_budget: int | None) -> Measure:
+def _measure(model: nn.Module, name: str, what: ExtraObjective, memory_budget: int | None) -> ExtraMeasure:
     if isinstance(what, Corpus):
         what = perplexity, what
     if isinstance(what, tuple):
@@ -93,7 +95,7 @@ def _told(name: str, cost: Callable[[Recipe], float], recipes: Sequence[Recipe])
         except DavidError as error:
             return error
         except Exception as error:  # any kind: the caller's own code
-            return raised(f"also[{name!r}]", error)
+            return error_as_outcome(f"also[{name!r}]", error)
         return ScoreError(f"also[{name!r}] is not a number") if math.isnan(found) else found
 
     return [value(recipe) for recipe in recipes]

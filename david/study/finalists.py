@@ -14,15 +14,15 @@ from david.recipe.blocks import scattered
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.storage import results, trial_attributes
-from david.storage.lock import alone
+from david.storage.lock import exclusive_lock
 from david.study.run import Run
 from david.support import signals
 from david.support.console import say
 
 
-def judge(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, progress: bool) -> None:
+def judge_finalists(study: Study, run: Run, held_out: Corpus, *, top: int, baseline: int, progress: bool) -> None:
     """Score the base, the `top` best and a random baseline on held-out windows, and keep that; each once."""
-    with alone(study, run.heart, "judging"):
+    with exclusive_lock(study, run.heart, "judging"):
         _judge(study, run, held_out, top, baseline, progress)
 
 
@@ -34,13 +34,13 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, pr
         return
     if said := changed(run.model):
         say(f"the model's files are not what they were when it was loaded ({said}): the study goes by what was loaded")
-    run.engine.let_go()
+    run.engine.clear_cache()
     engine = run.engine_on(held_out)
     if wanted:
-        results.look(study, picked)
+        results.log_evaluation(study, picked)
     with tqdm(total=len(wanted), desc="held-out", unit="recipe", disable=not progress) as bar:
         for trial in wanted:
-            signals.check()
+            signals.raise_if_asked()
             [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
             its = None if base is None else results.held_out(study, base)
             if not isinstance(score, DavidError):

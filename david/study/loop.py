@@ -13,15 +13,15 @@ from david.errors import DavidError, SearchError
 from david.metrics import units
 from david.recipe.recipe import Recipe
 from david.storage import results, trial_attributes
-from david.storage.backend import one_look
-from david.storage.queue import Asked, enqueue, first_queued, reclaim
+from david.storage.backend import cached_reads
+from david.storage.queue import QueuedTrial, enqueue, first_queued, reclaim
 from david.study import create, signature
-from david.study.extra_objectives import values_of
-from david.study.rounds import play
+from david.study.extra_objectives import extra_values
+from david.study.rounds import run_step
 from david.study.run import Run, in_hand
-from david.study.tell import kept
+from david.study.tell import score_attributes
 from david.support import signals
-from david.support.console import end_at, say
+from david.support.console import say, set_bar_total
 
 _REPEATS_BEFORE_RANDOM = 5  # proposals in a row with nothing new, before one is drawn at random, not by the sampler
 _REPEATS_BEFORE_END = 200  # … and before the space counts as used up
@@ -30,12 +30,13 @@ _WAIT = 0.5  # seconds between two looks at what other workers do
 
 
 def run_loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
+    """Ask, score and tell until `n_trials` distinct recipes are scored."""
     stale = failures = here = 0
     scored = len(results.complete(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while True:
-            signals.check()
-            with one_look(study):
+            signals.raise_if_asked()
+            with cached_reads(study):
                 reclaim(study, run.heart, unsigned=not run.by_hand)
                 if (scored := len(results.complete(study))) >= n_trials:
                     break
@@ -52,7 +53,7 @@ def run_loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 bar.set_description_str(f"search {scored}/{n_trials} recipes", refresh=False)
                 bar.set_postfix_str(_standing(study))
             if not has_next:  # what others have in hand may fail, or they may die; or what comes next hangs on it
-                signals.pause(_WAIT)
+                signals.interruptible_sleep(_WAIT)
                 continue
             each = bar.n / here if here else run.engine.work([Recipe.identity(run.n_layers)])
             own = study.sampler
@@ -60,7 +61,7 @@ def run_loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 study.sampler = create.sampler_named("random", run.seed, len(study.get_trials(deepcopy=False)))
             try:
                 later = each * (n_trials - scored - n)
-                outcomes = play(study, run, n, until=n_trials, expect=partial(_expect, bar, later), done=bar.update)
+                outcomes = run_step(study, run, n, until=n_trials, expect=partial(_expect, bar, later), done=bar.update)
             finally:
                 study.sampler = own
             stale = stale + len(outcomes) if set(outcomes) == {"duplicate"} else 0
@@ -71,7 +72,7 @@ def run_loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
                 here += outcome == "scored"
             if failures >= _FAILURES_BEFORE_END:
                 raise SearchError(f"{failures} recipes in a row failed; the last one's reason stands above")
-        end_at(bar, bar.n)
+        set_bar_total(bar, bar.n)
         bar.set_description_str(f"search {scored}/{n_trials} recipes")
 
 
@@ -87,23 +88,23 @@ def await_others(study: Study, run: Run) -> None:
     """Wait until the others have finished what they have in hand: one of it may be the best."""
     told = False
     while running := len(in_hand(study, run)):
-        signals.check()
+        signals.raise_if_asked()
         if not told:
             say(f"waiting for {running} recipes that other workers have in hand")
             told = True
-        signals.pause(_WAIT)
+        signals.interruptible_sleep(_WAIT)
         reclaim(study, run.heart, unsigned=not run.by_hand)
 
 
 def _expect(bar: Any, later: float, work: float) -> None:
     """Let a bar end where this much work, and what comes later, is done."""
-    end_at(bar, bar.n + work + later)
+    set_bar_total(bar, bar.n + work + later)
 
 
-def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> Asked:
+def _asked(run: Run, recipe: Recipe, strategy: str | None = None) -> QueuedTrial:
     """How a recipe is queued: by its parameters where the space can say it, else as it is."""
     params = params_of(run.space, recipe, run.n_layers)
-    return Asked({}, str(recipe), strategy) if params is None else Asked(params, None, strategy)
+    return QueuedTrial({}, str(recipe), strategy) if params is None else QueuedTrial(params, None, strategy)
 
 
 def begin_study(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
@@ -130,8 +131,8 @@ def _score_base(study: Study, run: Run, base: Recipe) -> None:
     if isinstance(score, DavidError):
         raise score
     means = {i: nll / score.window_tokens[i] for i, nll in enumerate(score.window_nll)}
-    about = {"recipe": str(base), **kept(score)}
-    [values] = values_of(run.also, [base])
+    about = {"recipe": str(base), **score_attributes(score)}
+    [values] = extra_values(run.also, [base])
     if isinstance(values, DavidError):
         raise values
     values = [score.nll, *values]
@@ -148,6 +149,7 @@ def _enqueue(
 
 
 def scored_text(study: Study) -> str:
+    """Say how many recipes are scored."""
     try:
         return f"{len(results.complete(study))} recipes are scored"
     except DavidError as error:  # the storage is gone

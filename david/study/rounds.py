@@ -9,18 +9,18 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from david.engine.engine import Outcome, raised
+from david.engine.engine import Outcome, error_as_outcome
 from david.errors import DavidError, ModelError, StorageError
 from david.metrics.score import Score
 from david.models import file_stamps
 from david.recipe.recipe import Recipe
 from david.sling import locate
 from david.storage import results, trial_attributes
-from david.storage.backend import one_look
+from david.storage.backend import cached_reads
 from david.storage.heartbeat import OWNER
-from david.storage.queue import WANTED, comes_alone, give_back, was_queued
+from david.storage.queue import WANTED, give_back, runs_isolated, was_queued
 from david.storage.trial_claims import claim, held
-from david.study.extra_objectives import values_of
+from david.study.extra_objectives import extra_values
 from david.study.race import Race
 from david.study.run import Run, Tell, in_hand
 from david.study.tell import DUPLICATE, tell_duplicate, tell_failed, tell_once, tell_score
@@ -29,7 +29,7 @@ from david.support import signals
 _Fresh = dict[str, tuple[Trial, Recipe]]
 
 
-def play(study: Study, run: Run, n: int, *, until: float = math.inf, expect: Tell, done: Tell) -> list[str]:
+def run_step(study: Study, run: Run, n: int, *, until: float = math.inf, expect: Tell, done: Tell) -> list[str]:
     """Ask, run and tell so many trials; of each, whether it was scored, a duplicate, refused by the model, or failed.
 
     They are fewer where the queue is at its end, or `until` so many recipes are scored or in hand. `expect` is told how
@@ -43,7 +43,7 @@ def play(study: Study, run: Run, n: int, *, until: float = math.inf, expect: Tel
         expect(run.engine.work(recipes) if race is None else race.to_come(0, recipes))
         scores = _scores(run, recipes, race, done)
         values = _values(run, recipes, scores)
-        with one_look(study):
+        with cached_reads(study):
             known = _known(study)
         for i, ((notation, (trial, _)), score) in enumerate(zip(fresh.items(), scores, strict=True)):
             other, its = known.get(notation), values[i]
@@ -57,7 +57,7 @@ def play(study: Study, run: Run, n: int, *, until: float = math.inf, expect: Tel
                 outcomes.append(tell_once(tell_failed, study, trial, its))
             else:
                 outcomes.append(tell_once(tell_score, study, trial, score, its))
-        with one_look(study):
+        with cached_reads(study):
             known = _known(study) if again else {}
         return outcomes + [tell_once(tell_duplicate, study, trial, notation, known) for trial, notation in again]
     except BaseException as error:
@@ -75,14 +75,14 @@ def _ask(
     again: list[tuple[Trial, str]] = []
     outcomes: list[str] = []
     for i in range(n):
-        with one_look(study):
+        with cached_reads(study):
             if i and len(results.complete(study)) + len(in_hand(study, run)) >= until:
                 break  # others have asked meanwhile
         trials.append(trial := study.ask())
         if (run.strategy is not None or (i and run.batch is None)) and not was_queued(study, trial):
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)  # others took what was left of the queue
             break
-        if i and comes_alone(trial):
+        if i and runs_isolated(trial):
             _let_go(study, [trial], was_lost=False)
             break
         recipe = _proposal(study, run, trial)
@@ -92,10 +92,10 @@ def _ask(
             again.append((trial, str(recipe)))
         else:
             fresh[str(recipe)] = trial, recipe
-        if comes_alone(trial):
+        if runs_isolated(trial):
             break
     theirs = claim(study, run.heart, {notation: trial for notation, (trial, _) in fresh.items()})
-    with one_look(study):
+    with cached_reads(study):
         known = _known(study)  # after the claim: what is not in hand any longer is told
         trials[:] = held(study, run.heart, trials)
     fresh = {notation: its for notation, its in fresh.items() if its[0] in trials}
@@ -130,7 +130,7 @@ def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
     except UpdateFinishedTrialError:
         return DUPLICATE
     except Exception as error:  # any kind: the space may be the caller's own, and the sampler another's
-        return tell_once(tell_failed, study, trial, raised("asking for a recipe", error))
+        return tell_once(tell_failed, study, trial, error_as_outcome("asking for a recipe", error))
 
 
 def _left_to(study: Study, trial: Trial, notation: str, number: int) -> str:
@@ -148,7 +148,7 @@ def _scores(run: Run, recipes: Sequence[Recipe], race: "Race | None", done: Tell
         _check_weights(run.model)
         dropped = [] if race is None else race(windows, nll)
         if windows.stop < len(run.engine.corpus):
-            signals.check()
+            signals.raise_if_asked()
         return dropped
 
     outcomes = run.engine.outcomes(recipes, drop=drop, done=done)
@@ -168,7 +168,7 @@ def _check_weights(model: nn.Module) -> None:
 def _values(run: Run, recipes: Sequence[Recipe], scores: Sequence[Outcome]) -> list[list[float] | DavidError]:
     """What a study minimises of each recipe, its NLL first; or why it has none."""
     scored = [i for i, score in enumerate(scores) if isinstance(score, Score)]
-    further = dict(zip(scored, values_of(run.also, [recipes[i] for i in scored]), strict=True))
+    further = dict(zip(scored, extra_values(run.also, [recipes[i] for i in scored]), strict=True))
     found: list[list[float] | DavidError] = []
     for i, score in enumerate(scores):
         its = score if isinstance(score, DavidError) else further[i]

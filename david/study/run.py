@@ -13,9 +13,9 @@ from david.candidates.strategies import Strategy
 from david.engine.engine import Engine
 from david.scoring.corpus import Corpus
 from david.storage import results
-from david.storage.heartbeat import OWNER, Heart
+from david.storage.heartbeat import OWNER, WorkerHeartbeat
 from david.storage.queue import queued
-from david.study.extra_objectives import Measure
+from david.study.extra_objectives import ExtraMeasure
 
 Tell = Callable[[float], Any]
 _QUEUED_AT_ONCE = 32  # recipes of a queue that are scored together
@@ -34,8 +34,8 @@ class Run:
     batch: int | None
     racing: bool
     by_hand: bool  # the study is the caller's, who may ask it for trials too
-    heart: Heart
-    also: Mapping[str, Measure] = field(default_factory=dict)  # what is minimised beside the objective
+    heart: WorkerHeartbeat
+    also: Mapping[str, ExtraMeasure] = field(default_factory=dict)  # what is minimised beside the objective
 
     @property
     def n_layers(self) -> int:
@@ -45,7 +45,7 @@ class Run:
     def recipes_at_once(self, study: Study) -> int:
         """How many to ask for: the base comes alone, so that the others find its states."""
         waiting = queued(study)
-        together = next((i for i, asked in enumerate(waiting) if asked.comes_alone), None)
+        together = next((i for i, asked in enumerate(waiting) if asked.runs_isolated), None)
         if results.base_trial(study) is None or together == 0:
             return 1
         n = self._recipes_at_once(len(waiting))

@@ -12,10 +12,10 @@ from optuna.samplers import BaseSampler
 from torch import nn
 
 from david.candidates.encoding import Space
-from david.candidates.spaces import named, params_of
+from david.candidates.spaces import params_of, space_named
 from david.candidates.strategies import Refine, Strategy
-from david.candidates.strategies import named as strategy_named
-from david.engine.engine import Engine, counts_tokens
+from david.candidates.strategies import strategy_named as strategy_named
+from david.engine.engine import Engine, is_token_objective
 from david.errors import DavidError, SearchError
 from david.recipe.recipe import Recipe
 from david.recipe.schema import ranges_of
@@ -23,11 +23,11 @@ from david.report import page
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, check_fits, perplexity
 from david.sling.in_place import base_depth, check_recipe
-from david.storage.heartbeat import Heart
-from david.storage.lock import alone
+from david.storage.heartbeat import WorkerHeartbeat
+from david.storage.lock import exclusive_lock
 from david.study import create, signature
-from david.study.extra_objectives import Also, check_also, measures_of, share_of
-from david.study.finalists import judge
+from david.study.extra_objectives import ExtraObjective, check_extra_objectives, measures_of, memory_share
+from david.study.finalists import judge_finalists
 from david.study.loop import await_others, begin_study, run_loop, scored_text
 from david.study.run import Run
 from david.study.signature import library_versions, study_signature
@@ -44,7 +44,7 @@ def search(
     space: Space | str = "blocks",
     held_out: Corpus | None,
     objective: Objective = perplexity,
-    also: Mapping[str, Also] | None = None,
+    also: Mapping[str, ExtraObjective] | None = None,
     study: Study | None = None,
     n_trials: int,
     out: str | os.PathLike[str] | None = None,
@@ -109,10 +109,10 @@ def search(
     _check_counts(n_trials=n_trials, batch=batch)
     if baseline < 0:
         raise SearchError(f"baseline must be 0 or more; got {baseline}")
-    space = named(space) if isinstance(space, str) else space
+    space = space_named(space) if isinstance(space, str) else space
     strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
     also = dict(also or {})
-    check_also(also, held_out)
+    check_extra_objectives(also, held_out)
     _check_data(model, corpus, held_out)
     n_layers = base_depth(model)
     start = [strategy.start] if isinstance(strategy, Refine) and strategy.start is not None else []
@@ -120,7 +120,7 @@ def search(
         check_recipe(model, recipe)
         params_of(space, recipe, n_layers)  # raises for a space that does not fit the model
     racing = _racing(pruner, objective, 1 + top, also)
-    share = share_of(model, also, memory_budget)
+    share = memory_share(model, also, memory_budget)
     scorer = partial(Engine, model, objective=objective, memory_budget=share, keeps=True)
     engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
     measures, by_hand = measures_of(model, also, share), study is not None
@@ -130,14 +130,14 @@ def search(
     _check_directions(study, list(also))
     signature.check_signed(study, about)
     if out is not None:
-        files.ready_folder(out)
+        files.make_folder(out)
     if racing is not None:
         study.pruner = racing
     own_seed = None if by_hand or isinstance(sampler, BaseSampler) else seed
     once = {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": library_versions()}
     once["pruner"] = None if racing is None else type(racing).__name__
     _tell_seen(corpus, held_out, start)
-    with signals.gently(), Heart(study) as heart:
+    with signals.deferred_signals(), WorkerHeartbeat(study) as heart:
         run = Run(
             model,
             scorer,
@@ -154,13 +154,13 @@ def search(
         try:
             if own_seed is not None and heart.workers() > 1:
                 study.sampler.reseed_rng()  # or two that start at once would draw the same
-            with alone(study, heart, "beginning"):
+            with exclusive_lock(study, heart, "beginning"):
                 signature.sign(study, about, once)
                 begin_study(study, run, queue)
             run_loop(study, run, n_trials, progress)
             await_others(study, run)
             if held_out is not None:
-                judge(study, run, held_out, top=top, baseline=baseline, progress=progress)
+                judge_finalists(study, run, held_out, top=top, baseline=baseline, progress=progress)
         except KeyboardInterrupt:
             say(f"interrupted: {scored_text(study)}; the same call goes on from here")
             with suppress(DavidError, OSError):  # the storage may be gone, or the study not begun
@@ -180,11 +180,11 @@ def _write(study: Study, out: str | os.PathLike[str] | None, top: int) -> None:
 
 
 def _racing(
-    pruner: str | BasePruner | None, objective: Objective, finalists: int, also: Mapping[str, Also]
+    pruner: str | BasePruner | None, objective: Objective, finalists: int, also: Mapping[str, ExtraObjective]
 ) -> BasePruner | None:
     if pruner is None:
         return None
-    if not counts_tokens(objective):
+    if not is_token_objective(objective):
         raise SearchError("only recipes scored by perplexity can race: leave the pruner out, or the objective")
     if also:
         raise SearchError(f"recipes race by their NLL alone: leave the pruner out, or {', '.join(also)}")

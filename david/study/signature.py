@@ -13,12 +13,12 @@ from david._version import __version__
 from david.candidates.encoding import Space
 from david.candidates.spaces import is_built_in
 from david.errors import SearchError
-from david.models.describe import describe
+from david.models.describe import describe_base
 from david.recipe.schema import Data
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity
 from david.study import signature
-from david.study.extra_objectives import Also
+from david.study.extra_objectives import ExtraObjective
 from david.support.console import say
 
 
@@ -102,11 +102,11 @@ def study_signature(
     corpus: Corpus,
     held_out: Corpus | None,
     objective: Objective,
-    also: Mapping[str, Also],
+    also: Mapping[str, ExtraObjective],
 ) -> dict[str, Any]:
     """What a study is made on: what every worker that joins it must have too."""
     return {
-        "base": describe(model).model_dump(),
+        "base": describe_base(model).model_dump(),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "space": signature.name_of(space),
         "space_name": type(space).__name__.lower() if is_built_in(space) else signature.name_of(space),
@@ -121,10 +121,11 @@ def study_signature(
 
 
 def library_versions() -> dict[str, str]:
+    """Return the versions of David, torch and transformers."""
     return {"david": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _told(what: Also) -> Any:
+def _told(what: ExtraObjective) -> Any:
     """What a study remembers of what it minimises beside the NLL."""
     if isinstance(what, Corpus):
         what = perplexity, what

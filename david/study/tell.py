@@ -37,15 +37,17 @@ def tell_once(tell: Callable[..., str], *args: Any, **kwargs: Any) -> str:
 
 
 def tell_score(study: Study, trial: Trial, score: Score, values: Sequence[float], *, is_partial: bool = False) -> str:
+    """Tell a trial its score."""
     if is_partial:
         trial.set_user_attr(trial_attributes.PARTIAL, len(score.window_nll))
-    for name, its in kept(score).items():
+    for name, its in score_attributes(score).items():
         trial.set_user_attr(name, its)
     study.tell(trial, [float(value) for value in values], skip_if_finished=True)
     return "scored"
 
 
 def tell_failed(study: Study, trial: Trial, error: DavidError) -> str:
+    """Mark a trial as failed, with the reason."""
     trial.set_user_attr(trial_attributes.ERROR, str(error))
     if error.__cause__ is not None and lacks_memory(error.__cause__):
         trial.set_user_attr(trial_attributes.NO_MEMORY, True)
@@ -67,7 +69,7 @@ def tell_duplicate(study: Study, trial: Trial, notation: str, known: Mapping[str
     return DUPLICATE
 
 
-def kept(score: Score) -> dict[str, Any]:
+def score_attributes(score: Score) -> dict[str, Any]:
     """What a trial keeps of its score."""
     return {
         trial_attributes.WINDOW_TOKENS: list(score.window_tokens),

@@ -14,7 +14,7 @@ def say(line: str) -> None:
     tqdm.write(plain(line), file=sys.stderr)
 
 
-def end_at(bar: Any, total: float) -> None:
+def set_bar_total(bar: Any, total: float) -> None:
     """Let a bar end there. In a notebook it is drawn by a widget, which has its own end and must be told."""
     bar.total = total
     if (drawn := getattr(bar, "container", None)) is not None:
@@ -22,7 +22,7 @@ def end_at(bar: Any, total: float) -> None:
         widget.max, widget.bar_style, widget.layout.width = total, "", None
 
 
-class Unfailing:
+class UnfailingStream:
     """A stream on which nothing fails: a log on a full disk loses lines, and ends no search."""
 
     def __init__(self, stream: Any) -> None:

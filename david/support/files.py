@@ -10,7 +10,7 @@ from david.errors import RecipeError, SearchError
 from david.support.text import one_line
 
 
-def expanded(path: str | os.PathLike[str]) -> str:
+def expand_home(path: str | os.PathLike[str]) -> str:
     """A path with one's home for its `~`; as it is where that is no name of a user."""
     try:
         return os.path.expanduser(os.fspath(path))
@@ -23,7 +23,7 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
 
 
-def put(path: Path, make: Callable[[Path], object]) -> Path:
+def write_atomically(path: Path, make: Callable[[Path], object]) -> Path:
     """Have a file made beside its place, then rename it into it; `SearchError` where that fails."""
     beside = path.with_name(f".{secrets.token_hex(4)}.{path.name}")  # containers that share a folder have one pid
     try:
@@ -47,7 +47,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         raise SearchError(f"the output folder {wanted} cannot be written: {reason(error)}") from None
 
 
-def ready_folder(folder: str | os.PathLike[str]) -> None:
+def make_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder where there is none, and make sure that files can be written there; `SearchError` if not."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,25 @@
 """Memory: how much is free, sizes as text, and whether an error says that none is left."""
 
 import re
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from david.errors import DavidError
 from david.support.text import brief
+
+if TYPE_CHECKING:
+    import torch
 
 _NONE_LEFT = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
-def free(device: torch.device) -> int:
+def free(device: "torch.device") -> int:
     """Bytes of memory that are free on a device."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 

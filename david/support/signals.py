@@ -19,8 +19,8 @@ _listeners: list[Callable[[int], None]] = []
 
 
 @contextmanager
-def gently() -> Iterator[None]:
-    """Within this, the first signal to end is kept for `check`, and the second is a KeyboardInterrupt at once.
+def deferred_signals() -> Iterator[None]:
+    """Within this, the first signal to end is kept for `raise_if_asked`, and the second is a KeyboardInterrupt at once.
 
     A signal that the process was started to ignore stays ignored. In another thread than the main one, to which Python
     brings its signals, nothing changes, and nothing there ends by them.
@@ -41,8 +41,8 @@ def gently() -> Iterator[None]:
 
 
 @contextmanager
-def passed_on(to: Callable[[int], None]) -> Iterator[None]:
-    """Within this, whatever signal comes while `gently` listens is told to another too."""
+def forwarded_to(to: Callable[[int], None]) -> Iterator[None]:
+    """Within this, whatever signal comes while `deferred_signals` listens is told to another too."""
     _listeners.append(to)
     try:
         yield
@@ -55,14 +55,14 @@ def is_asked() -> bool:
     return _listening and _asked is not None and _in_main_thread()
 
 
-def check() -> None:
+def raise_if_asked() -> None:
     """`KeyboardInterrupt` where a signal has asked to end."""
     if is_asked():
         raise KeyboardInterrupt
 
 
-def pause(seconds: float) -> None:
-    """Sleep, though not on when a signal comes; one that came before is for `check`."""
+def interruptible_sleep(seconds: float) -> None:
+    """Sleep, though not on when a signal comes; one that came before is for `raise_if_asked`."""
     global _pausing
     if not _in_main_thread():
         time.sleep(seconds)

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from david import Corpus, Recipe, load_model, perplexity
 from david.engine.engine import Engine
 from david.engine.prefix_tree import Plan
-from david.models.offload import held
+from david.models.offload import loaded_weights
 from david.recipe.blocks import all_blocks
 from david.sling.in_place import base_depth, base_layers, slung
 
@@ -48,7 +48,7 @@ def loading(modules: Iterable[nn.Module]) -> float:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        with held(modules := list(modules)):
+        with loaded_weights(modules := list(modules)):
             times.append(time.perf_counter() - start)
     return median(times)
 

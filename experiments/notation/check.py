@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from david import David, Recipe, load_model
 from david.errors import RecipeError
-from david.models.describe import describe
+from david.models.describe import describe_base
 from david.notation import formats
 from david.recipe.base_model import Base
 
@@ -91,7 +91,7 @@ def merges(python: Path, work: Path, kinds: Sequence[str] = MERGED) -> list[Row]
     for kind, model in models.items():
         model.save_pretrained(work / kind)
         for name, text in RECIPES.items():
-            recipe = replace(Recipe.parse(text), base=describe(model))
+            recipe = replace(Recipe.parse(text), base=describe_base(model))
             try:
                 written = formats.write(recipe, "mergekit", model=str(work / kind))
             except RecipeError:
@@ -125,7 +125,7 @@ def merges(python: Path, work: Path, kinds: Sequence[str] = MERGED) -> list[Row]
 
 def merged(model: Any, kind: str, what: str, recipe: Recipe, out: Path, error: str | None) -> Row:
     """A merge as mergekit left it, and with its configuration made to follow the map."""
-    wanted = slung_logits(model, replace(recipe, base=describe(model)))
+    wanted = slung_logits(model, replace(recipe, base=describe_base(model)))
     found: float | str
     if error is not None:
         found = error
@@ -148,7 +148,7 @@ def adapters(kinds: Sequence[str] = ADAPTED) -> list[Row]:
     for kind in kinds:
         for name in PLAIN:
             model = tiny_model(kind)
-            recipe = replace(Recipe.parse(RECIPES[name]), base=describe(model))
+            recipe = replace(Recipe.parse(RECIPES[name]), base=describe_base(model))
             wanted = slung_logits(model, recipe)
             written = json.loads(formats.write(recipe, "peft"))
             config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **written)

@@ -403,7 +403,7 @@ FAULTS = (
 
 def impatient() -> None:
     """A storage that is gone is given up soon."""
-    backend.PATIENCE = PATIENCE
+    backend.RETRY_SECONDS = PATIENCE
 
 
 def mount(case: Case, size: str) -> None:
