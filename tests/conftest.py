@@ -27,7 +27,7 @@ def demo() -> tuple[Any, Any]:
 @pytest.fixture
 def tiny() -> Any:
     """A random Llama of 6 layers and 32 dimensions whose layers matter, in eval mode."""
-    from tiny_models import tiny_model
+    from tests.tiny_models import tiny_model
 
     return tiny_model("llama")
 
@@ -35,7 +35,7 @@ def tiny() -> Any:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model and data, where the command is run."""
-    from tests.command import furnish
+    from tests.helpers.command import furnish
 
     return furnish(tmp_path_factory.mktemp("place"))
 
@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
     """The command, run in `place`; it quietens others' loggers, which are as before afterwards."""
-    from tests.command import runner, same_levels
+    from tests.helpers.command import runner, same_levels
 
     with same_levels():
         yield runner(place, monkeypatch, capsys)

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_models import NOT_BUILT, TYPES, VARIANTS, VOCABULARY, tiny_named, tiny_options
 from torch import Tensor
 
 from david import David, Recipe
@@ -28,6 +27,9 @@ from david.errors import SlingError
 from david.sling import architectures, locate
 from david.sling.stacked_copy import stacked
 from david.sling.verify import layer_by_layer, stepped, whole
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
+from tests.tiny_models import NOT_BUILT, TYPES, VARIANTS, VOCABULARY, tiny_named, tiny_options
 
 PREFIX = 9  # tokens read at once before the steps of a cached run: one more than a tiny model's window
 TEXT = torch.arange(16)[None] * 5 % (VOCABULARY - 6) + 3  # [1, T], none of them special

@@ -19,9 +19,9 @@ from david.scoring.objectives import perplexity
 from david.sling.in_place import base_depth, check_recipe, slung
 from david.support.text import one_line
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
 
-from tiny_models import TYPES, VARIANTS, VOCABULARY, tiny_named
+from tests.tiny_models import TYPES, VARIANTS, VOCABULARY, tiny_named
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.image import imread
 
-sys.path += [str(Path(__file__).parents[1] / "architectures"), str(Path(__file__).parents[2])]
+sys.path.append(str(Path(__file__).parents[2]))  # the root of the repository
 
 from david.recipe.recipe import Recipe
 from david.report.page import page
 from david.storage.studies import open_existing
-from tests.stand_in import furnish_cache
+from tests.helpers.demo_stand_in import furnish_cache
 
 SEARCH = "search demo --scales 0.1:1.5 --trials 60 --windows 6 --held-out 12 --also visits --out search"
 SCAN = "scan demo --max-length {longest} --windows 2 --out scan"

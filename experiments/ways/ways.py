@@ -25,14 +25,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
-from tiny_models import tiny_named
-
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
 from david import David, Recipe, export, load_model
 from david.errors import DavidError
 from david.sling.in_place import base_depth
 from david.sling.locate import unwrapped
 from david.sling.stacked_copy import stacked
+from tests.tiny_models import tiny_named
 
 MODELS = {  # what each stands for
     "demo": "SmolLM2-135M, a real model",

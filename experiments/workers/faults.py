@@ -35,12 +35,11 @@ from david.metrics.score import Score
 from david.storage import backend
 
 sys.path.insert(0, str(Path(__file__).parents[2].resolve()))
-sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from printed import write
-from tiny_models import VOCABULARY, tiny_model
 
-from tests.postgres import Postgres, why_not
+from tests.helpers.postgres import Postgres, why_not
+from tests.tiny_models import VOCABULARY, tiny_model
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["__main__", "david.study", "david.page", "david.inputs", "david.models", "datasets"])

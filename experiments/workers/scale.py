@@ -29,12 +29,11 @@ from david.metrics.score import Score
 from david.storage.backend import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[2].resolve()))
-sys.path.insert(0, str(Path(__file__).parents[1] / "architectures"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from printed import table, write
-from tiny_models import VOCABULARY, tiny_model
 
-from tests.postgres import Postgres, free_port, why_not
+from tests.helpers.postgres import Postgres, free_port, why_not
+from tests.tiny_models import VOCABULARY, tiny_model
 
 MEMORY, SQLITE, POSTGRES, PROXY = "in memory", "SQLite", "PostgreSQL", "PostgreSQL, proxy"
 WORKERS = {SQLITE: (1, 2, 4), POSTGRES: (1, 2, 4, 8), PROXY: (1, 2, 4, 8)}
@@ -42,7 +41,9 @@ COSTS = (0.0, 0.05, 0.5)  # seconds that a score takes
 LIMITS = (0.05, 0.5, 5, 60)  # … for which it is worked out when the storage is the limit
 SPACE = Blocks(scales=(0.1, 0.95))  # more recipes of six layers than are drawn here
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["david.study", "tests.postgres", "tiny_models"])  # so that workers start at once
+PROCESSES.set_forkserver_preload(
+    ["david.study.search", "tests.helpers.postgres", "tests.tiny_models"]
+)  # for a quick start
 _UNCOUNTED = 2  # calls of a worker's objective before the clock starts
 _SETTLE = 0.5  # seconds after that which do not count either
 _PATIENCE = 120  # seconds

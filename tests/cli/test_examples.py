@@ -1,0 +1,125 @@
+"""The commands of every `--help` and of the README do what they say: pasted as they stand, one after the other.
+
+By default a tiny model stands in for the demo model; the slow test pastes them into a shell, on the real one.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from david.cli.app import app
+from tests.helpers.command import same_levels
+from tests.helpers.demo_stand_in import furnish_cache
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+TYPED = "What is the capital of France?\n/quit\n"
+NEEDS = re.compile(r"postgresql://|grpc://")  # a server that others have
+
+
+def of_help() -> list[str]:
+    """The examples of the commands' help texts, in the order in which these are listed."""
+    texts = [command.help or "" for command in COMMANDS.values()]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    return [line.removeprefix("Example: ") for line in lines if line.startswith("Example: ")]
+
+
+def of_readme() -> list[str]:
+    """The README's commands that begin with `david`: lines of its blocks, what follows `&&` there, and in its text."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split(" && ")]
+    inline = re.findall(r"`(david [^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE))
+    meant = [line for line in inline if len(line.split()) > 2]  # others name a command
+    found = [line for line in [*lines, *meant] if line.startswith("david ")]
+    return [line for line in dict.fromkeys(found) if not NEEDS.search(line)]
+
+
+def in_order(commands: list[str]) -> list[str]:
+    """What makes a file first, for those that read it."""
+    makers = ("david search demo", "david scan", "david export", "david convert")
+    return sorted(dict.fromkeys(commands), key=lambda line: not line.startswith(makers))
+
+
+def furnish(folder: Path) -> None:
+    """The files that examples take from their reader: a recipe that someone has made on the demo model."""
+    from david.checkpoint.model_card import told
+    from david.models.load import load_model
+    from david.recipe.recipe import Recipe
+
+    model, _ = load_model("demo", device="cpu")
+    told(model, Recipe.from_blocks(30, [(8, 12, 2, 0.3)])).save(folder / "recipe.json")
+
+
+def here(line: str) -> tuple[int, str]:
+    """Run a command in this process; its exit code, and what it said and printed."""
+    from david.cli import app
+
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        patch.setattr(sys, "argv", shlex.split(line))
+        patch.setattr(sys, "stdin", io.StringIO(TYPED))
+        code: Any = 0
+        try:
+            app.main()
+        except SystemExit as end:
+            code = end.code or 0
+    return code, said.getvalue()
+
+
+def pasted(line: str) -> tuple[int, str]:
+    """Run a command in a shell, which stays: a fuzzer in its place would count this process's memory as its own."""
+    path = f"PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH"
+    shell = ["bash", "-c", f"{path} {line}\nexit $?"]
+    done = subprocess.run(shell, input=TYPED, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def failures(commands: list[str], run: Callable[[str], tuple[int, str]]) -> list[str]:
+    """What went wrong with those that did not end well, or said nothing."""
+    found = [(line, *run(line)) for line in in_order(commands)]
+    return [f"{line}\n→ {code}: {said[-400:]}" for line, code, said in found if code != 0 or not said.strip()]
+
+
+def test_every_command_has_an_example_and_only_commands_that_exist_are_written_of() -> None:
+    assert {line.split()[1] for line in of_help()} == set(COMMANDS)
+    assert {line.split()[1] for line in of_readme()} >= set(COMMANDS)
+    assert {line.split()[1] for line in of_readme()} <= {*COMMANDS, "--help"}
+
+
+def test_the_examples_run_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAVID_CACHE", str(furnish_cache(tmp_path / "cache")))
+    (place := tmp_path / "place").mkdir()
+    furnish(place)
+    monkeypatch.chdir(place)
+    with same_levels():
+        assert failures([*of_help(), *of_readme()], here) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["help", "readme"])
+def test_the_examples_run_as_pasted_on_the_demo_model(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, said = pasted("david search demo --trials 3 --windows 2 --held-out 2 --window 32 --out run")
+    assert code == 0, said
+    lines = of_help() if place == "help" else [line for line in of_readme() if line not in of_help()]
+    long = ("david search", "david scan demo --max-length")  # minutes each: above, they run on the tiny model
+    assert failures([line for line in lines if not line.startswith(long)], pasted) == []
+
+
+@pytest.mark.slow
+def test_the_readmes_own_modules_run_as_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert failures(re.findall(r"`(python -m [^`]+)`", README), pasted) == []
