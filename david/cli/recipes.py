@@ -11,7 +11,9 @@ from david.cli.inputs import load, load_base_of, load_with_recipe, named_base, o
 from david.cli.options import Device, Dtype, Json, Model, Ratios
 from david.cli.output import print_found
 from david.errors import RecipeError
+from david.notation.formats import FORMATS, WRITABLE, format_named, read, write
 from david.support.console import say
+from david.support.text import join_or
 
 if TYPE_CHECKING:
     from david.recipe.base_model import Base
@@ -51,10 +53,10 @@ def convert(
     ],
     to: Annotated[
         str,
-        typer.Option(help="david, notation, mergekit, rys, rys_relayer, exllamav3, exllamav2, peft or drllm."),
+        typer.Option(help=f"{join_or(WRITABLE)}."),
     ] = "david",
     source_format: Annotated[
-        str | None, typer.Option("--from", help="What RECIPE is written in, layer-scan too; left out, its looks tell.")
+        str | None, typer.Option("--from", help=f"RECIPE's format: {join_or(FORMATS)}; left out, it is recognised.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The base, for its name, depth and architecture; no weights are loaded.")
@@ -69,27 +71,28 @@ def convert(
 
     Example: david convert "0:12, 8:30" --to mergekit --model demo
     """
-    from david.notation import formats, rescale
+    from david.notation import rescale
 
     if out is not None and not out.name:
         raise RecipeError(f"--out must be the name of a file; got {str(out)!r}")
+    target = format_named(to, WRITABLE)
     base = place = None
     lists: tuple[str, ...] = ()
     if model is not None:
         from david.models.load import place_of, read_base
 
         base, lists = read_base(model)
-        place = place_of(model) if to in ("mergekit", "rys_relayer") else None
+        place = place_of(model) if target.names_base else None
     n_layers, architecture = (base.num_layers, base.architecture) if base else (None, None)
-    found = formats.read(recipe, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
+    found = read(recipe, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
     if base is not None:
         found = _of(found, base)
-    if to_layers is not None and to in ("mergekit", "rys_relayer"):
+    if to_layers is not None and target.names_base:
         raise RecipeError(f"{to} names the base, here a sibling: write david first, then convert that with --model")
     if to_layers is not None:
         found, place = rescale.moved(found, to_layers), None
-    text = formats.write(found, to, model=place).rstrip("\n") + "\n"
-    if lists and to_layers is None and to in ("mergekit", "peft"):
+    text = write(found, to, model=place).rstrip("\n") + "\n"
+    if lists and to_layers is None and target.keeps_layer_settings:
         typer.echo(
             f"note: {to} leaves {', '.join(lists)} as the base has it, which does not follow the recipe: its "
             "model fails or is another one; david export writes one that is right",

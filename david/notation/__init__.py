@@ -1,4 +1,7 @@
-"""Recipe languages of other tools, read and written: with exactly their meaning, or refused with the reason."""
+"""Recipe languages of other tools (mergekit, RYS, exllama, PEFT, …): read them, write them, move a recipe's depth.
+
+`read` and `write` translate a recipe, `moved` makes one for a sibling model of another depth.
+"""
 
 from typing import TYPE_CHECKING
 

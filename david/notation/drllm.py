@@ -1,20 +1,28 @@
-"""Vectors of Dr.LLM, read and written."""
+"""Vectors of Dr.LLM: how often each layer runs, 0, 1 or 2 times in a row.
+
+parameterlab/dr-llm (14e8837): `layer_decisions` in train.py, and `for _ in range(decision)` in its models.
+"""
 
 import json
 from collections import Counter
 from itertools import pairwise
 
 from david.errors import RecipeError
-from david.notation.parsing import BaseHints, ParsedRecipe, as_json, base_needed, bounded_list, plain_only
+from david.notation.parsing import (
+    BaseHints,
+    Format,
+    ParsedRecipe,
+    as_json,
+    bounded_list,
+    refuse_scales,
+    require_depth,
+)
 from david.recipe.recipe import Recipe
 from david.support.text import brief
 
 
-def read_drllm(text: str, _known: BaseHints) -> ParsedRecipe:
-    """A vector of Dr.LLM: how often each layer runs, one time behind the other, 0, 1 or 2.
-
-    parameterlab/dr-llm (14e8837): `layer_decisions` in train.py, and `for _ in range(decision)` in its models.
-    """
+def read_drllm(text: str, _hints: BaseHints) -> ParsedRecipe:
+    """Read a vector of counts, with or without brackets."""
     counts = as_json(text if text.startswith("[") else f"[{text}]", "a vector of Dr.LLM")
     for layer, count in enumerate(bounded_list(counts)):
         if isinstance(count, bool) or count not in (0, 1, 2):
@@ -24,9 +32,9 @@ def read_drllm(text: str, _known: BaseHints) -> ParsedRecipe:
 
 
 def write_drllm(recipe: Recipe, _model: str | None) -> str:
-    """A vector of Dr.LLM, which knows of a layer only how often it runs, one time behind the other."""
-    plain_only(recipe, "Dr.LLM")
-    depth = base_needed(recipe, "a vector of Dr.LLM")
+    """Write a vector of counts; refuse a recipe that goes back, or visits a layer three times."""
+    refuse_scales(recipe, "Dr.LLM")
+    depth = require_depth(recipe, "a vector of Dr.LLM")
     for visit, (before, layer) in enumerate(pairwise(recipe.repeat_map), start=1):
         if layer < before:
             raise RecipeError(f"Dr.LLM never goes back: visit {visit} goes from layer {before} to layer {layer}")
@@ -37,3 +45,12 @@ def write_drllm(recipe: Recipe, _model: str | None) -> str:
                 f"Dr.LLM runs a layer at most twice: visit {visit + 2} would run layer {layer} a third time"
             )
     return json.dumps([counts[layer] for layer in range(depth)])
+
+
+DRLLM = Format(
+    name="drllm",
+    describes="0 skip, 1 execute, 2 repeat for each layer, Dr.LLM",
+    read=read_drllm,
+    write=write_drllm,
+    limits="strengths, going back, three times",
+)

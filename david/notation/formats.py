@@ -1,77 +1,42 @@
-"""The recipe languages of other tools, in and out: with exactly their meaning, or refused with the reason.
+"""Read and write recipes in the languages of other tools: with exactly their meaning, or refused with the reason.
 
-| format | what it is | a range's end | what it cannot say |
-|---|---|---|---|
-| `david` | a `david.recipe` JSON | | |
-| `notation` | David's own: `0:12, 8:30` | not in it | |
-| `mergekit` | passthrough YAML, mergekit 0.1.5 | not in it | most strengths, see below |
-| `rys` | `blocks:8,12;20,24` or `layers:0,1,1,2`, dnhkng/RYS | not in it | strengths |
-| `rys_relayer` | what RYS's export leaves in a `config.json` | | strengths |
-| `exllamav3` | its `layer_map`: `0..11,8..29` | in it, also downwards | strengths |
-| `exllamav2` | `--repeats` of its pull request 275: `[(0, 12), (8, 30)]` | not in it | strengths |
-| `peft` | `layer_replication` of a LoRA configuration | not in it | strengths |
-| `layer-scan` | a results file, layer-scan 0.2.2 | not in it | is read alone: it states scores |
-| `drllm` | 0 skip, 1 execute, 2 repeat for each layer, Dr.LLM | | strengths, going back, three times |
-
-mergekit multiplies weights. `o_proj` and `down_proj` times s is a visit of strength s, h + s·(layer(h) − h), only where
-attention and MLP read the same hidden state (Cohere). Elsewhere the MLP would read attention's output already damped;
-there 0 alone is the same. mergekit and PEFT leave the base's per-layer settings (`layer_types`) as they were, whatever
-the map: what they make of a model that has some fails, or is another model (experiments/notation measures it).
+`read` and `write` take the name of a format, one of `FORMATS`; without one, `read` recognises it. A format is a
+`Format` in the file of its tool and a line in `FORMAT_TABLE`. mergekit and PEFT leave the base's per-layer settings
+(`layer_types`) as they were, whatever the map: of a base that has some, their model fails or is another model
+(experiments/notation measures it).
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Collection
 
 from david.errors import RecipeError
-from david.notation.drllm import read_drllm, write_drllm
-from david.notation.exllama import read_exllamav2, read_exllamav3, write_exllamav2, write_exllamav3
-from david.notation.layer_scan import read_layer_scan
-from david.notation.mergekit import read_mergekit, write_mergekit
-from david.notation.parsing import BaseHints, ParsedRecipe, as_json
-from david.notation.peft import read_peft, write_peft
-from david.notation.rys import read_relayer, read_rys, write_relayer, write_rys
+from david.notation.drllm import DRLLM
+from david.notation.exllama import EXLLAMAV2, EXLLAMAV3
+from david.notation.layer_scan import LAYER_SCAN
+from david.notation.mergekit import MERGEKIT
+from david.notation.own import DAVID, NOTATION
+from david.notation.parsing import BaseHints, Format, ParsedRecipe, as_json
+from david.notation.peft import PEFT
+from david.notation.rys import RYS, RYS_RELAYER
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
 from david.support.files import expand_home, reason
 from david.support.text import brief
 
-READERS: Mapping[str, Callable[[str, BaseHints], ParsedRecipe]] = {
-    "mergekit": read_mergekit,
-    "rys": read_rys,
-    "rys_relayer": read_relayer,
-    "exllamav3": read_exllamav3,
-    "exllamav2": read_exllamav2,
-    "peft": read_peft,
-    "layer-scan": read_layer_scan,
-    "drllm": read_drllm,
-}
-
-
-WRITERS: Mapping[str, Callable[[Recipe, str | None], str]] = {
-    "mergekit": write_mergekit,
-    "rys": write_rys,
-    "rys_relayer": write_relayer,
-    "exllamav3": write_exllamav3,
-    "exllamav2": write_exllamav2,
-    "peft": write_peft,
-    "drllm": write_drllm,
-}
-
-OWN = ("david", "notation")
-FORMATS = (*OWN, *READERS)
+FORMAT_TABLE = (DAVID, NOTATION, MERGEKIT, RYS, RYS_RELAYER, EXLLAMAV3, EXLLAMAV2, PEFT, LAYER_SCAN, DRLLM)
+FORMATS = tuple(entry.name for entry in FORMAT_TABLE)  # all of them can be read
+WRITABLE = tuple(entry.name for entry in FORMAT_TABLE if entry.write is not None)
 _MAX_BYTES = 1_000_000
-_KEYS = {  # of a JSON object, by which its language is known
-    "format": "david",
-    "rys_relayer": "rys_relayer",
-    "layer_replication": "peft",
-    "top_configs": "layer-scan",
-    "merge_method": "mergekit",
-    "layers": "rys",
-    "layer_indices": "rys",
-    "blocks": "rys",
-}
+
+
+def _markdown_table() -> str:
+    rows = [("format", "what it is", "a range's end", "what it cannot express"), ("---",) * 4]
+    rows += [(f"`{entry.name}`", entry.describes, entry.range_end, entry.limits) for entry in FORMAT_TABLE]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+__doc__ = f"{__doc__}\n{_markdown_table()}\n"
 
 
 def read(
@@ -82,13 +47,22 @@ def read(
     architecture: str | None = None,
     rank: int = 1,
 ) -> Recipe:
-    """A recipe from a file or a text in any of the languages above; where none is given, its looks tell which.
+    """Read a recipe in any format, from a file or a text.
 
-    `n_layers` and `architecture` (`"LlamaForCausalLM"`) are the base's, for a text that does not tell them and whose
-    meaning hangs on them. Of a `layer-scan` file, `rank` says which of its best. A bare list of numbers is taken for
-    layers: a vector of Dr.LLM is one only when `format` says so.
+    Args:
+        source: The text, or the path of a file of at most a megabyte.
+        format: One of `FORMATS`; left out, the text is recognised. A bare list of numbers is read as layers: it is a
+            vector of Dr.LLM only if `format` is `"drllm"`.
+        n_layers: Layers of the base, for a text that does not state them and whose meaning depends on them.
+        architecture: Class name of the base, such as `"LlamaForCausalLM"`, for the same reason.
+        rank: Which of the best recipes of a layer-scan file to read, from 1.
 
-    Raises `RecipeError` for what is not of the language, and for what a recipe cannot say.
+    Returns:
+        The recipe, with its base if the depth is known.
+
+    Raises:
+        RecipeError: The source cannot be read, is not in the format, means something that a recipe cannot express, or
+            contradicts `n_layers`.
 
     Example:
         >>> str(read("0..11,8..29"))
@@ -99,37 +73,32 @@ def read(
         '0:3, 2, 4'
     """
     text = _text_of(source)
-    name = _looks_like(text) if format is None else format
-    if name not in FORMATS:
-        raise RecipeError(f"there is no format {brief(name)}: expected one of {', '.join(FORMATS)}")
-    if rank != 1 and name != "layer-scan":
-        raise RecipeError(f"a rank is of layer-scan's files, which hold several; this is {name}, and holds one")
-    if name == "david":
-        recipe = Recipe.from_json(text)
+    entry = _recognised(text) if format is None else format_named(format)
+    if rank != 1 and not entry.has_ranks:
+        ranked = ", ".join(other.name for other in FORMAT_TABLE if other.has_ranks)
+        raise RecipeError(f"rank requires a format whose files hold several recipes ({ranked}); this is {entry.name}")
+    parsed = entry.read(text, BaseHints(n_layers, architecture, rank))
+    if isinstance(parsed, Recipe):
         if n_layers is not None:
-            recipe.check(n_layers)
-        return recipe
-    if name == "notation":
-        return _based(Recipe.parse(text), n_layers, None, architecture)
-    said = READERS[name](text, BaseHints(n_layers, architecture, rank))
-    if said.n_layers is not None and n_layers not in (None, said.n_layers):
-        raise RecipeError(f"this is of a base of {said.n_layers} layers; the base given has {n_layers}")
-    scales = None if said.scales is None else tuple(said.scales)
-    recipe = Recipe(tuple(said.visits), scales)  # type: ignore[arg-type]
-    model, _, revision = (said.model or "").partition("@" if name == "mergekit" else "\n")
-    found = _based(recipe, said.n_layers or n_layers, model or None, architecture)
-    if revision and found.base is not None:
-        found = replace(found, base=found.base.model_copy(update={"revision": revision}))
-    return found
+            parsed.check(n_layers)
+        return parsed
+    return _with_base(parsed, n_layers, architecture)
 
 
 def write(recipe: Recipe, format: str, *, model: str | None = None) -> str:  # noqa: A002
-    """A recipe in one of the languages above, from which `read` makes the same recipe again.
+    """Write a recipe in a format, such that `read` returns an equal recipe.
 
-    `model` is the name by which the tool finds the base (a folder or a Hub id); left out, the one the recipe states.
-    What else of the base a language wants to know (its depth, its architecture) is taken from `recipe.base`.
+    Args:
+        recipe: The recipe. Its `base` gives the depth and architecture that some formats need.
+        format: One of `FORMATS` but `"layer-scan"`.
+        model: The name by which the tool finds the base, a folder or a Hub id; left out, the one in the recipe.
 
-    Raises `RecipeError`, naming the visit, where the language has no words for it.
+    Returns:
+        The text.
+
+    Raises:
+        RecipeError: The format cannot express the recipe, in which case the message names the visit; or it needs to
+            know something of the base that the recipe does not state.
 
     Example:
         >>> recipe = Recipe.from_blocks(30, [(8, 12, 2)])
@@ -145,19 +114,34 @@ def write(recipe: Recipe, format: str, *, model: str | None = None) -> str:  # n
           - model: owner/name
             layer_range: [8, 30]
     """
-    if format == "david":
-        return recipe.to_json()
-    if format == "notation":
-        return str(recipe)
-    if format == "layer-scan":
-        raise RecipeError("layer-scan's files state scores that it measured: David reads them, and writes none")
-    if format not in WRITERS:
-        raise RecipeError(f"there is no format {brief(format)}: expected one of {', '.join((*OWN, *WRITERS))}")
-    return WRITERS[format](recipe, model)
+    entry = format_named(format, WRITABLE)
+    if entry.write is None:
+        raise RecipeError(f"David cannot write {entry.name}: {entry.limits}")
+    return entry.write(recipe, model)
+
+
+def format_named(name: str, expected: Collection[str] = FORMATS) -> Format:
+    """Return the format of a name.
+
+    Args:
+        name: The name.
+        expected: The names to list in the error.
+
+    Raises:
+        RecipeError: There is no format of this name.
+
+    Example:
+        >>> format_named("exllamav3").range_end
+        'included, also downwards'
+    """
+    entry = next((entry for entry in FORMAT_TABLE if entry.name == name), None)
+    if entry is None:
+        raise RecipeError(f"unknown format {brief(name)}: expected one of {', '.join(expected)}")
+    return entry
 
 
 def _text_of(source: str | os.PathLike[str]) -> str:
-    """The text itself, or that of a file, of a megabyte at most."""
+    """Return the text itself, or the content of the file that it names."""
     if isinstance(source, str) and not os.path.exists(expand_home(source)):
         if re.fullmatch(r"\S+\.(json|ya?ml)", source):
             raise RecipeError(f"cannot read {brief(source)}: there is no such file")
@@ -169,32 +153,30 @@ def _text_of(source: str | os.PathLike[str]) -> str:
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read {brief(os.fspath(source))}: {reason(error)}") from None
     if len(text) > _MAX_BYTES:
-        raise RecipeError(f"over {_MAX_BYTES} characters: not a recipe in any language")
+        raise RecipeError(f"a recipe in any format has at most {_MAX_BYTES} characters; this text has more")
     return text.strip()
 
 
-def _looks_like(text: str) -> str:
+def _recognised(text: str) -> Format:
     if text.startswith("{"):
-        found = as_json(text, "a JSON object")
-        name = next((name for key, name in _KEYS.items() if key in found), None)
-        if name is None:
-            raise RecipeError(f"cannot tell what this JSON is, with the keys {brief(list(found))}: say so (--from)")
-        return name
-    if re.match(r"\(?\s*+\d++\s*+,\s*+\d++\s*+\)?\s*+;|(layers|blocks)\s*+:\s*+[\d(]", text, re.IGNORECASE | re.ASCII):
-        return "rys"
-    if re.search(r"^[ \t]*+(merge_method|slices)[ \t]*+:", text, re.MULTILINE):
-        return "mergekit"
-    if re.match(r"[\[(]\s*\(", text):
-        return "exllamav2"
-    if re.match(r"\[\s*\[", text):
-        return "peft"
-    return "exllamav3" if ".." in text else "notation"
+        keys = as_json(text, "a JSON object")
+        candidates = [entry for entry in FORMAT_TABLE if not keys.keys().isdisjoint(entry.json_keys)]
+        if not candidates:
+            raise RecipeError(f"no format has this JSON's keys {brief(list(keys))}: name its format (--from)")
+        return max(candidates, key=lambda entry: entry.json_priority)
+    candidates = [entry for entry in FORMAT_TABLE if entry.looks_like is not None and entry.looks_like(text)]
+    return max(candidates, key=lambda entry: entry.text_priority)
 
 
-def _based(recipe: Recipe, n_layers: int | None, model: str | None, architecture: str | None) -> Recipe:
-    """The recipe with what is known of its base."""
-    if n_layers is None:
+def _with_base(parsed: ParsedRecipe, n_layers: int | None, architecture: str | None) -> Recipe:
+    """Make a recipe, with what the text and the caller know of its base."""
+    if parsed.n_layers is not None and n_layers not in (None, parsed.n_layers):
+        raise RecipeError(f"this recipe is for a base of {parsed.n_layers} layers; the base given has {n_layers}")
+    scales = None if parsed.scales is None else tuple(parsed.scales)
+    recipe = Recipe(tuple(parsed.visits), scales)  # type: ignore[arg-type]
+    depth = parsed.n_layers or n_layers
+    if depth is None:
         return recipe
-    recipe.check(n_layers)
-    base = Base(num_layers=n_layers, model=model, architecture=architecture)
+    recipe.check(depth)
+    base = Base(num_layers=depth, model=parsed.model, architecture=architecture, revision=parsed.revision)
     return Recipe(recipe.repeat_map, recipe.scales, base=base)

@@ -1,8 +1,13 @@
-"""What the parsers of the recipe languages share: checked numbers, ranges and lists."""
+"""What the files of the formats share: the `Format` that each defines, and the checks that their readers use.
+
+A reader takes a text and the `BaseHints` of its caller and returns a `ParsedRecipe`. Every check raises `RecipeError`
+with the value it refuses.
+"""
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from david.errors import RecipeError
@@ -13,7 +18,13 @@ from david.support.text import brief
 
 
 class BaseHints(NamedTuple):
-    """What is known beside a text: the base's depth and architecture, and which of several results is meant."""
+    """What the caller knows of the base and the text does not state.
+
+    Attributes:
+        n_layers: Layers of the base.
+        architecture: Class name of the base, such as `"LlamaForCausalLM"`.
+        rank: Which of several recipes in one file to read; 1 is the best.
+    """
 
     n_layers: int | None = None
     architecture: str | None = None
@@ -21,16 +32,61 @@ class BaseHints(NamedTuple):
 
 
 class ParsedRecipe(NamedTuple):
-    """What a text says: the visits, and where it tells them too, their strengths, the base's depth and its name."""
+    """What a text states: the visits and, if it has them, their strengths and the base's depth, name and revision."""
 
     visits: Sequence[int]
     scales: Sequence[float] | None = None
     n_layers: int | None = None
     model: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A recipe language: how to read, write and recognise it.
+
+    Attributes:
+        name: The name by which `read`, `write` and the command know it.
+        describes: What a text in it is, with the version of the tool.
+        read: Parse a text. A reader that returns a `Recipe` states all of it; of any other the base is filled in.
+        write: Write a recipe, given the base's name for the tool (None for the one that the recipe states); None for a
+            language that David only reads.
+        range_end: Whether a range's end belongs to it, in words; empty for a language without ranges.
+        limits: What it cannot express, in words.
+        json_keys: Keys by which a JSON object is recognised.
+        json_priority: The format with the highest one is taken if the keys of several are there.
+        looks_like: Recognise a text that is no JSON object.
+        text_priority: The format with the highest one is taken if several recognise a text.
+        has_ranks: Whether a file holds several recipes, which `rank` selects from.
+        names_base: Whether a text names the base in a way that the tool follows.
+        keeps_layer_settings: Whether the tool leaves per-layer settings of the base (`layer_types`) unchanged.
+    """
+
+    name: str
+    describes: str
+    read: Callable[[str, BaseHints], ParsedRecipe | Recipe]
+    write: Callable[[Recipe, str | None], str] | None
+    range_end: str = ""
+    limits: str = ""
+    json_keys: tuple[str, ...] = ()
+    json_priority: int = 0
+    looks_like: Callable[[str], bool] | None = None
+    text_priority: int = 0
+    has_ranks: bool = False
+    names_base: bool = False
+    keeps_layer_settings: bool = False
 
 
 def as_json(text: str, what: str) -> Any:
-    """What a JSON text holds; `RecipeError` where it is none."""
+    """Parse a JSON text.
+
+    Args:
+        text: The text.
+        what: What it should be, for the error.
+
+    Raises:
+        RecipeError: It is not valid JSON, or nested too deeply.
+    """
     try:
         return json.loads(text)
     except RecursionError:
@@ -40,29 +96,15 @@ def as_json(text: str, what: str) -> Any:
         raise RecipeError(f"cannot read {what}: it is not valid JSON{place}") from None
 
 
-def repeated(blocks: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
-    """The base with blocks inserted one after the other, each behind the last visit of its last layer, as RYS does."""
-    visits = list(range(n_layers))
-    for start, stop in blocks:
-        if (start, stop) == (0, 0):  # RYS writes the base so
-            continue
-        if not start < stop <= n_layers:
-            raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ start < end ≤ {n_layers}, the base's layers")
-        check_layers(len(visits) + stop - start)
-        behind = len(visits) - visits[::-1].index(stop - 1)
-        visits[behind:behind] = range(start, stop)
-    return visits
-
-
-def json_field(found: Any, key: str, what: str) -> Any:
-    """Return the value of a key of a JSON object."""
-    if not isinstance(found, Mapping) or key not in found:
-        raise RecipeError(f"{what} must have {key!r}; got {brief(found)}")
-    return found[key]
+def json_field(value: Any, key: str, what: str) -> Any:
+    """Return the value of a key of a JSON object, which must have it."""
+    if not isinstance(value, Mapping) or key not in value:
+        raise RecipeError(f"{what} must have {key!r}; got {brief(value)}")
+    return value[key]
 
 
 def text_or_none(value: Any) -> str | None:
-    """Return a value if it is printable text."""
+    """Return a value if it is printable text, else None."""
     return value if isinstance(value, str) and value and value.isprintable() else None
 
 
@@ -80,79 +122,108 @@ def layer_from_text(text: str) -> int:
     return as_layer(int(text))
 
 
-def depth_from_text(value: Any) -> int:
-    """Check that a value is the depth of a base."""
+def as_depth(value: Any) -> int:
+    """Check that a value is the number of layers of a base."""
     if as_layer(value) == 0:
-        raise RecipeError("a base has at least one layer; got 0")
+        raise RecipeError("a base must have at least one layer; got 0")
     return int(value)
 
 
 def half_open_ranges(value: Any, what: str) -> list[range]:
-    """Ranges `[start, end)` with start < end, of pairs of whole numbers."""
+    """Read a list of pairs `[start, end]` with start < end as ranges without their ends.
+
+    Raises:
+        RecipeError: The value is no such list, or a range is empty or goes downwards.
+    """
     ranges = []
     for pair in bounded_list(value):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise RecipeError(f"{what} must be [start, end], the end not in it; got {brief(pair)}")
+            raise RecipeError(f"{what} must be [start, end], end excluded; got {brief(pair)}")
         start, stop = map(as_layer, pair)
         if start >= stop:
-            raise RecipeError(f"{what} [{start}, {stop}] holds no layer: it must go upwards, and its end is not in it")
+            raise RecipeError(f"{what} [{start}, {stop}] has no layer: expected start < end, end excluded")
         ranges.append(range(start, stop))
     return ranges
 
 
 def bounded_list(values: Any) -> list[Any]:
-    """A list with something in it, and not more than a recipe can have visits."""
+    """Check that a value is a list of at least one entry, and of at most as many as a recipe can have visits."""
     if not isinstance(values, list) or not values:
-        raise RecipeError(f"expected a list with something in it; got {brief(values)}")
-    check_layers(len(values))
+        raise RecipeError(f"expected a list with at least one entry; got {brief(values)}")
+    check_visit_count(len(values))
     return values
 
 
 def extend_map(visits: list[int], layers: range) -> None:
-    """Append layers to a map, up to the most visits that a recipe may have."""
-    check_layers(len(visits) + len(layers))
+    """Append layers to a repeat map in place, up to the most visits that a recipe can have."""
+    check_visit_count(len(visits) + len(layers))
     visits += layers
 
 
-def check_layers(visits: int) -> None:
-    """Refuse more visits than a recipe may have."""
+def check_visit_count(visits: int) -> None:
+    """Refuse more visits than a recipe can have."""
     if visits > LONGEST:
         raise RecipeError(f"a recipe has at most {LONGEST} visits; this one has more")
 
 
-def known_base_name(name: str, tool: str) -> str:
-    """Return a base name that the other tool can find."""
-    if name == DEMO:
-        raise RecipeError(
-            f"{tool} does not know David's demo model: give its folder (on the command line --model demo)"
-        )
-    return name
+def insert_blocks(blocks: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
+    """Insert blocks into the base as RYS does: in order, each after the last visit of the block's last layer.
+
+    Args:
+        blocks: Pairs (start, end), end excluded; (0, 0) is how RYS writes the base.
+        n_layers: Layers of the base.
+
+    Returns:
+        The layers in the order of their visits.
+
+    Raises:
+        RecipeError: A block is not in the base, or there would be too many visits.
+    """
+    visits = list(range(n_layers))
+    for start, stop in blocks:
+        if (start, stop) == (0, 0):
+            continue
+        if not start < stop <= n_layers:
+            raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ start < end ≤ {n_layers}, the base's layers")
+        check_visit_count(len(visits) + stop - start)
+        end = len(visits) - visits[::-1].index(stop - 1)
+        visits[end:end] = range(start, stop)
+    return visits
 
 
 def split_stretches(repeat_map: tuple[int, ...]) -> list[range]:
-    """The map as the longest ranges upwards or downwards, from the left."""
-    found: list[range] = []
+    """Split a repeat map into the longest ranges upwards or downwards, from the left."""
+    stretches: list[range] = []
     for layer in repeat_map:
-        last = found[-1] if found else range(0)
+        last = stretches[-1] if stretches else range(0)
         if len(last) == 1 and abs(layer - last.start) == 1:
             step = layer - last.start
-            found[-1] = range(last.start, layer + step, step)
+            stretches[-1] = range(last.start, layer + step, step)
         elif len(last) > 1 and layer == last.stop:
-            found[-1] = range(last.start, layer + last.step, last.step)
+            stretches[-1] = range(last.start, layer + last.step, last.step)
         else:
-            found.append(range(layer, layer + 1))
-    return found
+            stretches.append(range(layer, layer + 1))
+    return stretches
 
 
-def plain_only(recipe: Recipe, name: str) -> None:
-    """`RecipeError`, naming the first visit that is not plain, for a language without strengths."""
+def refuse_scales(recipe: Recipe, name: str) -> None:
+    """Refuse a recipe with a strength other than 1, for a language without strengths; the error names the visit."""
     for visit, (layer, scale) in enumerate(recipe):
         if scale != 1:
             raise RecipeError(f"{name} has no strengths: visit {visit}, of layer {layer}, has the scale {scale:g}")
 
 
-def base_needed(recipe: Recipe, what: str) -> int:
-    """Return the depth of the recipe's base."""
+def require_depth(recipe: Recipe, what: str) -> int:
+    """Return the number of layers of the recipe's base, which the recipe must state."""
     if recipe.base is None:
-        raise RecipeError(f"{what} tells the base's depth, and the recipe does not: say which base it is of (--model)")
+        raise RecipeError(f"{what} states the base's depth and the recipe does not: name the base (--model)")
     return recipe.n_layers
+
+
+def require_tool_name(name: str, tool: str) -> str:
+    """Return a base's name unless it is David's demo model, which no other tool finds by that name."""
+    if name == DEMO:
+        raise RecipeError(
+            f"{tool} does not know David's demo model: give its folder (on the command line --model demo)"
+        )
+    return name

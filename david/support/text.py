@@ -1,6 +1,7 @@
 """Text that is safe to show: on one line, of bounded length, with unseen characters escaped."""
 
 import re
+from collections.abc import Iterable
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
@@ -32,3 +33,14 @@ def brief(value: object) -> str:
     except Exception:  # a number of thousands of digits, or an object's own
         return f"{type(value).__name__} that cannot be shown"
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def join_or(names: Iterable[str]) -> str:
+    """Join names for a sentence.
+
+    Example:
+        >>> join_or(["scan", "beam", "refine"])
+        'scan, beam or refine'
+    """
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
