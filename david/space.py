@@ -1,7 +1,8 @@
-"""Search spaces: an Optuna trial → a Recipe. Defined in `david.candidates.spaces`."""
+"""Search spaces: functions from an Optuna trial to a recipe. Defined in `david.candidates.spaces`."""
 
 from david.candidates.encoding import Params, Space
 from david.candidates.spaces import (
+    SPACES,
     Block,
     Blocks,
     InvertibleSpace,
@@ -16,6 +17,7 @@ from david.candidates.spaces import (
 from david.recipe.blocks import all_blocks, blocks_of, longest_block
 
 __all__ = [
+    "SPACES",
     "Block",
     "Blocks",
     "InvertibleSpace",

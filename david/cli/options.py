@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from david.candidates.spaces import SPACES
+from david.support.text import join_or
+
 
 class Convention(StrEnum):
     """How a text is cut and which tokens are scored: see `Corpus.load` and `score.perplexity`."""
@@ -86,7 +89,7 @@ Start = Annotated[
     str | None, typer.Option(help="Where refine starts: a recipe JSON, or its notation; left out, the base.")
 ]
 WarmStart = Annotated[bool, typer.Option("--warm-start", help="Begin with each layer repeated, and each left out.")]
-Space = Annotated[str, typer.Option(help="block, blocks, windows, ratios, visits or removal.")]
+Space = Annotated[str, typer.Option(help=f"{join_or(SPACES)}.")]
 Scales = Annotated[
     str | None,
     typer.Option(

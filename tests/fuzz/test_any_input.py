@@ -235,7 +235,7 @@ def test_long_texts_and_wide_numbers_are_refused_at_once(read: Callable[[], Any]
 
 @some(max_examples=100)
 @given(
-    st.sampled_from([*spaces._NAMED, "nothing"]) | ANY_TEXT,
+    st.sampled_from([*spaces.SPACES, "nothing"]) | ANY_TEXT,
     st.none() | st.tuples(st.floats(), st.floats()) | st.sampled_from([(0.1, 1.0), (-0.5, 1.5)]),
     st.none() | WHOLE,
     st.none() | WHOLE,

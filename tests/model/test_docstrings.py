@@ -43,6 +43,8 @@ FOR_USERS = [
     "report.plots",
     "analysis.profile",
     "candidates.spaces",
+    "candidates.block_spaces",
+    "candidates.depth_spaces",
     "report.tables",
     "scoring.tasks",
     "chat.widgets",
