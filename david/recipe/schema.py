@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 _MOST_WINDOWS = 1_000_000
 
 LONGEST = 10_000  # visits of a recipe, and layers of a base: a hundred times those of the deepest models
+MAX_FILE_BYTES = 1_000_000
 
 
 class Part(BaseModel):
