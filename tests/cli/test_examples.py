@@ -21,7 +21,9 @@ from david.cli.app import app
 from tests.helpers.command import same_levels
 from tests.helpers.demo_stand_in import furnish_cache
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+GUIDES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("david/*/README.md"))]
+README = "\n".join(path.read_text(encoding="utf-8") for path in GUIDES)  # and the guides beside the rooms
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 TYPED = "What is the capital of France?\n/quit\n"
 NEEDS = re.compile(r"postgresql://|grpc://")  # a server that others have

@@ -517,7 +517,7 @@ def test_whatever_a_module_reads_comes_with_the_package() -> None:
     project = tomllib.loads((house.parent / "pyproject.toml").read_text(encoding="utf-8"))
     rooms: dict[str, list[str]] = {}
     for path in house.rglob("*"):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md"):
             room = ".".join(path.parent.relative_to(house.parent).parts)
             rooms.setdefault(room, []).append(path.name)
     shipped = project["tool"]["setuptools"]["package-data"]
