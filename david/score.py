@@ -1,8 +1,8 @@
 """Objectives: what a model makes of a corpus. Defined in `david.scoring.objectives`."""
 
 from david.metrics.score import Score
+from david.scoring.conventions import ConventionName
 from david.scoring.objectives import (
-    ConventionName,
     Objective,
     by_question,
     check_fits,

@@ -1,13 +1,13 @@
-"""A slice of a dataset as windows of tokens."""
+"""Corpora: slices of a dataset as windows of tokens, which models are scored on.
+
+`Corpus.load` reads and cuts the data; `take`, `split` and `hold_out` pick windows of it.
+"""
 
 import hashlib
 import itertools
-import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +15,41 @@ import torch
 from torch import Tensor
 
 from david.errors import CorpusError
-from david.scoring import windows
-from david.scoring.sources import BUILT_IN, Question, documents_of, is_file, is_text, questions_of
-from david.scoring.windows import Tokenizer, TokenWindows
-
-_SHARES = [Fraction(n, 12) for n in (6, 4, 8, 3, 9, 2, 10, 1, 11)]  # of documents, to search on; the first that does
-TASKS = "lm-eval"  # the convention of a corpus that holds the documents of tasks
-_UNIT = 4  # windows at least that begin in documents which come to the same side
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An answer to a multiple-choice question: whether it is the right one, and its characters."""
-
-    right: bool
-    length: int
+from david.scoring import tokens
+from david.scoring.completions import Choice, cut_completions, cut_questions
+from david.scoring.conventions import CONSECUTIVE, DEFAULT, TASKS, Convention, ConventionName, convention_of_cut
+from david.scoring.hold_out import draw_sides
+from david.scoring.sources import BUILT_IN, is_file, is_text, read_rows
+from david.scoring.tokens import Tokenizer
+from david.scoring.windows import CUTTERS, CutOptions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
-    """Windows of tokens that are scored one by one.
+    """Windows of tokens that are scored one by one: W windows of T tokens.
 
-    `windows` is `[W, T]` (int64), `documents` the number of the document each window begins in, `last_documents` of
-    that it ends in. `sha256` is of the text's UTF-8 bytes, `numbers` those of the windows in that text: together with
-    `source`, `slice`, the window's length, `convention` and `bos` they say which tokens these are. Left out, the
-    windows are the text's first, and each lies in one document.
+    `source`, `slice`, `sha256`, `numbers`, the window's length, `convention` and `bos` together say which tokens these
+    are. `numbers`, `last_documents` and `starts` are filled in if they are left out: the windows are the text's first
+    ones, and each lies in one document.
 
-    `convention` is how the text was cut: `window`, or else `scored` `[W, T]` (bool) says which tokens count (of
-    completions, strided and rolling windows); what lies behind these only fills the window. `starts` is the place of
-    each window's first token in the text, `window_bytes` how many UTF-8 bytes its scored tokens stand for, where that
-    is known. Of multiple-choice questions, `choices` tells of each window's answer; `documents` are the questions. Of
-    lm-eval's tasks (`tasks.load`) a window is a document, its prompt and answers.
+    Attributes:
+        windows: Token ids `[W, T]` (int64).
+        documents: The number of the document that each window begins in. Answers to a multiple-choice question have
+            the question's number.
+        source: The data's name: a file's name, a Hub dataset, `python-topics`, or the names of lm-eval's tasks.
+        slice: The rows of the source, as `Corpus.load` takes them; None for all.
+        sha256: The SHA-256 of the text's UTF-8 bytes.
+        bos: Whether each window (or document, of rolling windows) begins with the BOS token.
+        numbers: The number of each window in the text.
+        last_documents: The number of the document that each window ends in.
+        convention: How the text was cut: `window` for consecutive windows, which leave open what is scored; else a name
+            such as `strided 256`, `rolling`, `completion`, `multiple choice`, or `lm-eval` for the documents of tasks
+            (see `tasks.load`), where a window is a prompt with its answers.
+        scored: Which tokens are scored `[W, T]` (bool), where the cut decides that; what lies behind them only fills
+            the window. None if the convention of the score decides.
+        starts: The position of each window's first token in the text.
+        window_bytes: How many UTF-8 bytes the scored tokens of each window stand for; empty if unknown.
+        choices: The answer to a multiple-choice question that each window ends with; empty for other data.
     """
 
     windows: Tensor
@@ -56,7 +60,7 @@ class Corpus:
     bos: bool
     numbers: tuple[int, ...] = ()
     last_documents: tuple[int, ...] = ()
-    convention: str = "window"
+    convention: str = DEFAULT
     scored: Tensor | None = None
     starts: tuple[int, ...] = ()
     window_bytes: tuple[int, ...] = ()
@@ -78,64 +82,76 @@ class Corpus:
         column: str = "text",
         prompt: str | None = None,
         gold: str | None = None,
+        convention: ConventionName | None = None,
         stride: int | None = None,
         rolling: bool = False,
         bos: bool | None = None,
     ) -> "Corpus":
-        """Read a text and cut it into windows that follow one another; what does not fill a last one is left out.
+        """Read data and cut it into windows of tokens.
 
-        `source` is a local file (text as one document; JSON lines, parquet or CSV as a document a row), a Hub dataset
-        (`owner/name`, or `owner/name:configuration`), or the built-in default: the help topics that come with every
-        Python. `slice` picks rows: `test[:200]`, `train[10%:20%]`, or `[:200]` for a file. With `bos`, the first
-        token of each window (which is never scored) is the tokenizer's BOS; left out, the tokenizer's own
-        habit decides.
+        A text is cut into consecutive windows, and a rest that fills no window is left out, unless `convention`,
+        `stride` or `rolling` names another cut. Rows with a `prompt` are a window each, or with `gold` beside it a
+        multiple-choice question each (see `score.multiple_choice`).
 
-        With a `stride`, windows begin so many tokens apart, and each scores what none before it has: a sliding window,
-        as in the transformers perplexity guide. `rolling` is lm-eval's: each document by itself behind a BOS (or else
-        EOS), every token scored once; a window of T, at most the model's positions, is its max_length of T − 1.
+        Args:
+            source: A local file (a text is one document, JSON lines, parquet and CSV have a document a row), a Hub
+                dataset (`owner/name` or `owner/name:configuration`), or the built-in default, the help topics that
+                come with every Python.
+            tokenizer: The tokenizer of the model; required.
+            slice: Which rows to read: `test[:200]`, `train[10%:20%]`, or `[:200]` for a file. Default: all.
+            window: Tokens in a window, at most the positions of the model.
+            column: The column that holds the texts, with `prompt` the completions, with `gold` the lists of answers.
+            prompt: The column of prompts. Each row is a window: its prompt, a space where the two would touch, and its
+                completion, which alone is scored. If a row is longer than `window`, its beginning is cut off.
+            gold: The column of right answers. Each answer of a row is a window behind the row's prompt; the right one
+                is given by its number from 0 on, or by its label.
+            convention: A name from `david.scoring.conventions` that says how to cut the text. `window` and `llamacpp`
+                take consecutive windows; give `llamacpp` to `perplexity` too.
+            stride: Convention `strided`, as in the transformers perplexity guide: windows begin so many tokens apart,
+                and each scores the tokens that no window before it has. If only the convention is given, half a window.
+            rolling: Convention `rolling`, as in lm-eval: each document by itself behind BOS (or else EOS), each token
+                scored once. A window of T tokens is lm-eval's `max_length` of T − 1.
+            bos: Whether the BOS token takes the place of each window's first token, which is never scored. Default: as
+                the tokenizer itself begins a text.
 
-        With `prompt`, another column, each row is a window of its own: its prompt, a space where the two would touch,
-        and the completion, which `column` holds and which alone is scored. Of a row longer than `window` the end is
-        kept. With `gold` beside it, each row is a multiple-choice question: `column` holds its answers, a list, each of
-        which is a window, and `gold` which one is right: its number from 0 on, or its label (see
-        `score.multiple_choice`).
+        Returns:
+            The corpus.
 
-        Raises `CorpusError` when the data cannot be read, a slice reaches beyond it, or it cannot fill a window.
+        Raises:
+            CorpusError: The data cannot be read, the slice reaches beyond it, it cannot fill a window, or the options
+                contradict one another.
 
         Example:
             >>> Corpus.load(tokenizer=tokenizer, window=128).take(8)  # the help topics of this Python
             Corpus(python-topics: windows 0:8 of 128 tokens)
         """
         source = os.fspath(source)
-        tokenizer = _checked(tokenizer, source, window, prompt, gold, stride, rolling, bos)
-        lead = None if rolling else _bos(tokenizer, bos)
-        choices: tuple[Choice, ...] = ()
-        if prompt is None:
-            texts, where = documents_of(source, slice, column), source if slice is None else f"{source} {slice}"
-            if rolling:
-                cut, convention = windows.rolling(tokenizer, texts, window, where), "rolling"
-            elif stride is not None:
-                cut, convention = windows.strided(tokenizer, texts, window, stride, lead, where), f"strided {stride}"
-            else:
-                cut, convention = windows.plain(tokenizer, texts, window, lead, where), "window"
-        elif gold is None:
-            asked = zip(documents_of(source, slice, prompt), documents_of(source, slice, column), strict=True)
-            rows = [windows.joined(*row) for row in asked]
-            cut = windows.pairs(tokenizer, [(i, *row) for i, row in enumerate(rows)], window, lead, source)
-            texts, convention = ["".join(row) for row in rows], "completion"
+        cut_by = convention_of_cut(convention, stride=stride, rolling=rolling)
+        tokenizer = _check_options(tokenizer, source, window, prompt, gold, cut_by, bos)
+        if cut_by.starts_documents:
+            lead: int | None = tokens.document_lead(tokenizer, cut_by.name)
         else:
-            questions = questions_of(source, slice, prompt, column, gold)
-            cut, choices = _of_questions(tokenizer, questions, window, lead, source)
-            texts, convention = ["\n".join((q.prompt, *q.answers)) for q in questions], "multiple choice"
+            lead = tokens.window_lead(tokenizer, bos)
+        choices: tuple[Choice, ...] = ()
+        rows = read_rows(source, slice, [name for name in (prompt, column, gold) if name is not None])
+        options = CutOptions(window, lead, source, stride)
+        if prompt is None:
+            texts = rows.texts(column)
+            options = replace(options, source=source if slice is None else f"{source} {slice}")
+            cut = CUTTERS[cut_by.cut](tokenizer, texts, options)
+        elif gold is None:
+            cut, texts = cut_completions(tokenizer, rows, prompt, column, options)
+        else:
+            cut, texts, choices = cut_questions(tokenizer, rows, prompt, column, gold, options)
         return cls(
             windows=torch.from_numpy(cut.windows),
             documents=cut.documents,
             last_documents=cut.last_documents,
             source=Path(source).name if is_file(source) else source,
             slice=slice,
-            sha256=hashlib.sha256(windows.BETWEEN.join(texts).encode()).hexdigest(),
-            bos=rolling or lead is not None,
-            convention=convention,
+            sha256=hashlib.sha256(tokens.BETWEEN.join(texts).encode()).hexdigest(),
+            bos=lead is not None,
+            convention=cut.label,
             scored=None if cut.scored is None else torch.from_numpy(cut.scored),
             starts=cut.starts,
             window_bytes=cut.window_bytes,
@@ -144,12 +160,12 @@ class Corpus:
 
     @property
     def window(self) -> int:
-        """Tokens in a window."""
+        """Tokens in a window, T."""
         return self.windows.shape[1]
 
     @property
     def places(self) -> str:
-        """Which windows of the text these are, in their order: `"0:12"` (half-open), `"7, 3, 20:22"`."""
+        """The numbers of the windows in the text, in their order, as half-open ranges: `"0:12"`, `"7, 3, 20:22"`."""
         runs: list[list[int]] = []
         for number in self.numbers:
             if runs and runs[-1][1] == number:
@@ -160,12 +176,12 @@ class Corpus:
 
     @property
     def tokens_sha256(self) -> str:
-        """Of the windows' tokens, as little-endian int64."""
+        """The SHA-256 of the windows' tokens, as little-endian int64."""
         return hashlib.sha256(self.windows.numpy().astype("<i8").tobytes()).hexdigest()
 
     @property
     def scored_sha256(self) -> str | None:
-        """Of which tokens are scored, and of which answers are right; None of plain windows."""
+        """The SHA-256 of which tokens are scored and which answers are right; None for consecutive windows."""
         if self.scored is None:
             return None
         answers = "".join(f"{choice.right:d}{choice.length};" for choice in self.choices)
@@ -185,36 +201,56 @@ class Corpus:
         return iter(self.windows)
 
     def take(self, n: int) -> "Corpus":
-        """The first n windows (of multiple choice: questions); `CorpusError` when there are fewer."""
+        """Return the first n windows, or the first n multiple-choice questions.
+
+        Raises:
+            CorpusError: There are fewer.
+        """
         items = self.items()
         if not 0 < n <= len(items):
             raise CorpusError(f"take({n}) of a corpus of {self._count(len(items))}: ask for 1 … {len(items)}")
         return self.part(0, items[n - 1].stop)
 
     def split(self, *sizes: int) -> tuple["Corpus", ...]:
-        """Consecutive disjoint parts of so many windows (questions) each, such as `corpus.split(16, 32)`.
+        """Return consecutive disjoint parts of the corpus, such as `corpus.split(16, 32)`.
 
-        Raises `CorpusError` when there are fewer than asked for.
+        Args:
+            *sizes: The windows (or multiple-choice questions) of each part.
+
+        Returns:
+            A corpus for each size.
+
+        Raises:
+            CorpusError: The corpus has fewer windows than all parts together.
         """
         items = self.items()
         if min(sizes, default=0) < 1 or sum(sizes) > len(items):
-            wanted = " + ".join(map(str, sizes))
+            parts = " + ".join(map(str, sizes))
             raise CorpusError(
-                f"cannot split {self._count(len(items))} of {self.window} tokens into {wanted}: "
+                f"cannot split {self._count(len(items))} of {self.window} tokens into {parts}: "
                 "take a longer text, fewer windows or shorter ones"
             )
         bounds = np.cumsum([0, *sizes]).tolist()
         return tuple(self.part(items[a].start, items[b - 1].stop) for a, b in itertools.pairwise(bounds))
 
     def hold_out(self, search: int, held_out: int, *, seed: int = 0) -> tuple["Corpus", "Corpus"]:
-        """Two parts of so many windows (questions), to search on and to judge by: no document is in both.
+        """Return two parts that share no document: one to search on, one to judge the winners by.
 
-        Which documents are on which side is drawn by the seed, half of them each (other shares where that does not do),
-        short ones together with their neighbours. So more or fewer windows of the same text with the same seed are
-        more or fewer of the same sides. Of each document one window comes before a second of any. Where no share does,
-        as in a text of one document, the parts follow one another as `split` has them.
+        The seed draws the documents of each side: half of them each, or other shares where half is too few. Short
+        documents come together with their neighbours. Each document gives one window before any gives a second. If no
+        share does, as in a text of one document, the parts follow one another as those of `split` do.
 
-        Raises `CorpusError` when there are fewer windows than asked for, or for a negative seed.
+        Args:
+            search: The windows (or multiple-choice questions) to search on.
+            held_out: The windows (or questions) to judge by.
+            seed: The seed of the draw, 0 or more. For the same text and seed, more or fewer windows are more or fewer
+                of the same sides.
+
+        Returns:
+            The part to search on, and the part to judge by.
+
+        Raises:
+            CorpusError: The corpus has fewer windows than both parts together, or the seed is negative.
 
         Example:
             >>> windows, others = corpus.hold_out(12, 24)
@@ -223,30 +259,41 @@ class Corpus:
         """
         if seed < 0:
             raise CorpusError(f"the seed must be 0 or more; got {seed}")
-        consecutive, items = self.split(search, held_out), self.items()
-        firsts = self._at([item.start for item in items])
-        for share in _SHARES:
-            sides = _sides(firsts, share, np.random.default_rng(seed))
-            if len(sides[0]) >= search and len(sides[1]) >= held_out:
-                picked = sides[0][:search], sides[1][:held_out]
-                first, second = ([place for item in side for place in items[item]] for side in picked)
-                return self._at(first), self._at(second)
-        return consecutive[0], consecutive[1]
+        first, second = self.split(search, held_out)
+        items = self.items()
+        documents = [self.documents[item.start] for item in items]
+        last_documents = [self.last_documents[item.start] for item in items]
+        sides = draw_sides(documents, last_documents, search, held_out, seed)
+        if sides is None:
+            return first, second
+        searched, judged = ([place for item in side for place in items[item]] for side in sides)
+        return self._at(searched), self._at(judged)
 
     def shared_documents(self, other: "Corpus") -> int:
-        """How many documents of the same text both have a part of."""
-        return len(_spanned(self) & _spanned(other)) if self.sha256 == other.sha256 else 0
+        """Return how many documents of the same text both corpora have a part of; 0 for different texts."""
+        return len(_spanned_documents(self) & _spanned_documents(other)) if self.sha256 == other.sha256 else 0
 
     def shared_tokens(self, other: "Corpus") -> int:
-        """How many tokens of the same text both have; of texts that differ, such as two slices, in windows alike."""
+        """Return how many tokens both corpora have.
+
+        In the same text these are tokens at the same position, where the cut marks the scored tokens only those. In
+        different texts, such as two slices, they are the tokens of windows that are equal.
+        """
         if self.sha256 != other.sha256:
-            mine, its = ({tuple(window.tolist()) for window in corpus.windows} for corpus in (self, other))
-            return self.window * len(mine & its)
-        return int(np.intersect1d(_places(self), _places(other)).size)
+            own, others = ({tuple(window.tolist()) for window in corpus.windows} for corpus in (self, other))
+            return self.window * len(own & others)
+        return int(np.intersect1d(_positions(self), _positions(other)).size)
 
     def part(self, start: int, stop: int) -> "Corpus":
-        """Its windows start … stop − 1."""
+        """Return the windows start … stop − 1 of this corpus."""
         return self._at(range(start, stop))
+
+    def items(self) -> list[range]:
+        """Return the places of the windows that belong together: one window each, or all answers to a question."""
+        if not self.choices:
+            return [range(place, place + 1) for place in range(len(self))]
+        sizes = [len(list(answers)) for _, answers in itertools.groupby(self.documents)]
+        return [range(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
     def _at(self, places: Sequence[int]) -> "Corpus":
         return replace(
@@ -261,107 +308,44 @@ class Corpus:
             choices=tuple(self.choices[place] for place in places if self.choices),
         )
 
-    def items(self) -> list[range]:
-        """The places of the windows that are taken as one: each by itself, or all answers to a question."""
-        if not self.choices:
-            return [range(place, place + 1) for place in range(len(self))]
-        sizes = [len(list(same)) for _, same in itertools.groupby(self.documents)]
-        return [range(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
-
     def _count(self, items: int) -> str:
         return f"{items} {'questions' if self.choices else 'documents' if self.convention == TASKS else 'windows'}"
 
 
-def _checked(
+def _check_options(
     tokenizer: Tokenizer | None,
     source: str,
     window: int,
     prompt: str | None,
     gold: str | None,
-    stride: int | None,
-    rolling: bool,
+    convention: Convention,
     bos: bool | None,
 ) -> Tokenizer:
-    """The tokenizer; `CorpusError` where it is missing, or options do not go together."""
+    """Return the tokenizer; `CorpusError` if it is missing, or options contradict one another."""
     if tokenizer is None:
         raise CorpusError("a corpus needs the tokenizer of its model: Corpus.load(source, tokenizer)")
     if window < 2:
         raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
-    if (prompt is not None) + (stride is not None) + rolling > 1:
-        raise CorpusError("give one of prompt, stride and rolling: each says how to cut the data into windows")
+    if prompt is not None and convention.cut != CONSECUTIVE:
+        raise CorpusError(
+            f"rows with a prompt are a window each, convention {convention.name} cuts a text: leave one of them out"
+        )
     if gold is not None and prompt is None:
         raise CorpusError("gold says which answer to a prompt is right: name the column of prompts too")
     if prompt is not None and is_text(source):
         raise CorpusError(f"{source} is text: prompts need a table (JSON lines, parquet, CSV or a Hub dataset)")
-    if rolling and bos is False:
-        raise CorpusError("rolling windows begin each document with a BOS or EOS: leave bos out")
+    if convention.starts_documents and bos is False:
+        raise CorpusError(f"{convention.name} windows begin each document with a BOS or EOS: leave bos out")
     return tokenizer
 
 
-def _of_questions(
-    tokenizer: Tokenizer, questions: Sequence[Question], window: int, lead: int | None, source: str
-) -> tuple[TokenWindows, tuple[Choice, ...]]:
-    """A window for each answer to each question."""
-    rows, choices = [], []
-    for number, question in enumerate(questions):
-        for place, answer in enumerate(question.answers):
-            rows.append((number, *windows.joined(question.prompt, answer)))
-            choices.append(Choice(place == question.right, len(answer)))
-    return windows.pairs(tokenizer, rows, window, lead, source), tuple(choices)
+def _positions(corpus: Corpus) -> np.ndarray:
+    """Return the positions in the text of a corpus's tokens; where the cut marks the scored ones, of those."""
+    positions = np.add.outer(corpus.starts, np.arange(corpus.window))
+    return positions if corpus.scored is None else positions[corpus.scored.numpy()]
 
 
-def _places(corpus: Corpus) -> np.ndarray:
-    """The places in the text of a corpus's tokens; where some alone are scored, of these."""
-    places = np.add.outer(corpus.starts, np.arange(corpus.window))
-    return places if corpus.scored is None else places[corpus.scored.numpy()]
-
-
-def _spanned(corpus: Corpus) -> set[int]:
-    """The documents that windows lie in, wholly or in part."""
+def _spanned_documents(corpus: Corpus) -> set[int]:
+    """Return the documents that windows lie in, wholly or in part."""
     ends = zip(corpus.documents, corpus.last_documents, strict=True)
     return {document for first, last in ends for document in range(first, last + 1)}
-
-
-def _sides(corpus: Corpus, share: Fraction, draw: np.random.Generator) -> tuple[list[int], list[int]]:
-    """The places of all windows that lie wholly in documents to search on, and in those to judge by.
-
-    `share` is of the documents, those to search on.
-    """
-    units = _units(corpus)
-    order = draw.permutation(max(units.values()) + 1).tolist()
-    rank = {unit: i for i, unit in enumerate(order)}
-    begun: dict[int, list[int]] = {}
-    for place in draw.permutation(len(corpus)).tolist():
-        begun.setdefault(corpus.documents[place], []).append(place)
-    documents = sorted(begun, key=lambda document: rank[units[document]])
-    turns = sorted((turn, i, place) for i, d in enumerate(documents) for turn, place in enumerate(begun[d]))
-    sides: tuple[list[int], list[int]] = [], []
-    for _, _, place in turns:
-        spanned = range(corpus.documents[place], corpus.last_documents[place] + 1)
-        ranks = {rank[units[document]] for document in spanned}
-        owners = {math.floor((i + 1) * share) > math.floor(i * share) for i in ranks}
-        if len(owners) == 1:
-            sides[0 if owners.pop() else 1].append(place)
-    return sides
-
-
-def _units(corpus: Corpus) -> dict[int, int]:
-    """Of each document the number of its unit: neighbours until a few windows begin in them."""
-    begun = Counter(corpus.documents)
-    units, unit, windows = {}, 0, 0
-    for document in range(min(corpus.documents), max(corpus.last_documents) + 1):
-        if windows >= _UNIT:
-            unit, windows = unit + 1, 0
-        units[document] = unit
-        windows += begun[document]
-    return units
-
-
-def _bos(tokenizer: Tokenizer, wanted: bool | None) -> int | None:
-    """The token that begins each window; None for none. Left open, what the tokenizer itself does."""
-    if wanted is None:
-        ids = tokenizer("a")["input_ids"]
-        return ids[0] if len(ids) > 0 and ids[0] == tokenizer.bos_token_id else None
-    if wanted and tokenizer.bos_token_id is None:
-        raise CorpusError("bos=True needs a tokenizer with a BOS token; this one has none")
-    return tokenizer.bos_token_id if wanted else None

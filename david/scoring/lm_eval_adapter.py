@@ -20,7 +20,7 @@ from torch import nn
 from david.errors import CorpusError, ScoreError
 from david.metrics import units
 from david.scoring.sources import quiet_datasets
-from david.scoring.windows import Tokenizer
+from david.scoring.tokens import Tokenizer
 from david.sling.forward import input_device, text_config
 from david.support.console import say
 from david.support.text import brief, one_line

@@ -1,8 +1,11 @@
-"""What a model makes of a corpus: the negative log-likelihood of each window."""
+"""Objectives: functions `(model, corpus) → Score` of the likelihoods that a model gives to a corpus.
+
+`perplexity` scores texts and completions, `multiple_choice` scores questions. The functions below them are their parts,
+which the engine shares.
+"""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import nn
@@ -10,25 +13,35 @@ from torch import nn
 from david.errors import ScoreError
 from david.metrics import units
 from david.metrics.score import Score
-from david.scoring.corpus import TASKS, Corpus
+from david.scoring.conventions import DEFAULT, TASKS, ConventionName, first_scored_position
+from david.scoring.corpus import Corpus
 from david.scoring.likelihood import token_nll, window_sums
 from david.sling.forward import context_of, input_device
 
-ConventionName = Literal["window", "llamacpp"]
 Objective = Callable[[nn.Module, Corpus], "Score"]
 
 
-def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName = "window", batch: int = 1) -> Score:
-    """Score a model on a corpus, as it stands: the base, slung, or a view. The cache is never used.
+def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName = DEFAULT, batch: int = 1) -> Score:
+    """Score a model on a corpus by the perplexity of its tokens.
 
-    Conventions: `window` scores every token of a window but its first; `llamacpp` scores the second half of each
-    window, as llama.cpp's perplexity tool does (positions T/2 + 1 … T − 1, after a context of at least T/2). Where a
-    corpus says itself which tokens count (completions, strided or rolling windows, see `Corpus.load`), these are
-    scored, and the score says so. `batch` windows go through the model at once. Log-probabilities are computed in
-    float32 from the logits on.
+    The model is scored as it stands: the base, slung, or a view. The cache is never used. Log-probabilities are
+    computed in float32 from the logits on.
 
-    Raises `ScoreError` when the windows do not fit the model, or when a window's NLL is not a number (an infinite
-    one is a score).
+    Args:
+        model: A causal language model in evaluation mode.
+        corpus: The windows to score.
+        convention: Which tokens of consecutive windows are scored (see `david.scoring.conventions`): `window` scores
+            all but the first of each window, `llamacpp` the second half of each, as llama.cpp's perplexity tool does
+            (positions T/2 + 1 … T − 1, after a context of at least T/2). A corpus of completions, strided or rolling
+            windows marks its scored tokens itself (see `Corpus.load`), and the score takes the corpus's convention.
+        batch: How many windows go through the model at once.
+
+    Returns:
+        The score, with the NLL of each window in nats.
+
+    Raises:
+        ScoreError: The windows do not fit the model, the convention does not fit the corpus, or the NLL of a window is
+            not a number (an infinite one is a score).
 
     Example:
         >>> score = perplexity(model, corpus)
@@ -44,12 +57,21 @@ def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName =
 def multiple_choice(model: nn.Module, corpus: Corpus, *, batch: int = 1) -> Score:
     """Score a model on multiple-choice questions (`Corpus.load` with `gold`).
 
-    The likelihood of each answer behind its prompt is the mean log-probability over its characters, as in lm-eval's
-    `acc_norm`; the model answers what is likeliest (the first of equals), and `Score.accuracy` is its share of right
-    answers. A search needs something that is less coarse: the NLL of a question is minus the log of the right answer's
-    share, a softmax over these likelihoods, which falls as the right answer leads further.
+    The likelihood of an answer behind its prompt is its mean log-probability per character, as in lm-eval's `acc_norm`.
+    The model answers what is likeliest (the first of equals), and `Score.accuracy` is its share of right answers. A
+    search needs something less coarse: the NLL of a question is minus the log of the right answer's share in a softmax
+    over these likelihoods, which falls as the right answer leads further.
 
-    Raises `ScoreError` as `perplexity` does, and for a corpus without questions.
+    Args:
+        model: A causal language model in evaluation mode.
+        corpus: The questions, a window for each answer.
+        batch: How many windows go through the model at once.
+
+    Returns:
+        The score, with the NLL of each question in nats; a question counts as one token.
+
+    Raises:
+        ScoreError: As `perplexity` does, and if the corpus has no questions.
 
     Example:
         >>> questions = Corpus.load("questions.jsonl", tokenizer, prompt="question", column="answers", gold="right")
@@ -57,11 +79,16 @@ def multiple_choice(model: nn.Module, corpus: Corpus, *, batch: int = 1) -> Scor
         True
     """
     check_kind(corpus, questions=True)
-    return by_question(windows_score(model, corpus, "window", batch), corpus)
+    return by_question(windows_score(model, corpus, DEFAULT, batch), corpus)
 
 
 def by_question(score: Score, corpus: Corpus) -> Score:
-    """The score of questions, of that of each answer."""
+    """Return the score of multiple-choice questions (see `multiple_choice`).
+
+    Args:
+        score: The score of the windows, one for each answer.
+        corpus: The questions.
+    """
     nll, right = [], []
     for item in corpus.items():
         choices = corpus.choices[item.start : item.stop]
@@ -70,25 +97,25 @@ def by_question(score: Score, corpus: Corpus) -> Score:
             dtype=torch.float64,
         )
         gold = [choice.right for choice in choices].index(True)
-        lost = float(torch.logsumexp(likelihoods, 0) - likelihoods[gold])
-        nll.append(math.inf if math.isnan(lost) else max(0.0, lost))  # where every answer is impossible
+        loss = float(torch.logsumexp(likelihoods, 0) - likelihoods[gold])
+        nll.append(math.inf if math.isnan(loss) else max(0.0, loss))  # not a number where every answer is impossible
         right.append(int(likelihoods.argmax()) == gold)
     questions = tuple(corpus.documents[item.start] for item in corpus.items())
     return Score(tuple(nll), (1,) * len(nll), questions, corpus.convention, right=tuple(right), unit=units.QUESTION)
 
 
-def check_kind(corpus: Corpus, *, questions: bool) -> None:
-    """`ScoreError` unless a corpus holds multiple-choice questions, or none, as an objective wants it."""
-    if corpus.convention == TASKS:
-        raise ScoreError("the corpus holds the documents of tasks: score it by what tasks.load gave")
-    if corpus.choices and not questions:
-        raise ScoreError("the corpus holds multiple-choice questions: score it by multiple_choice")
-    if questions and not corpus.choices:
-        raise ScoreError("the corpus has no questions: load it with gold, the column of right answers")
+def windows_score(model: nn.Module, corpus: Corpus, convention: ConventionName = DEFAULT, batch: int = 1) -> Score:
+    """Score each window by itself, as `perplexity` does, also if it is an answer to a multiple-choice question.
 
+    Args:
+        model: A causal language model in evaluation mode.
+        corpus: The windows to score.
+        convention: Which tokens of consecutive windows are scored.
+        batch: How many windows go through the model at once.
 
-def windows_score(model: nn.Module, corpus: Corpus, convention: ConventionName = "window", batch: int = 1) -> Score:
-    """What `perplexity` tells, also of the answers to multiple-choice questions, each by itself."""
+    Raises:
+        ScoreError: As `perplexity` does.
+    """
     if batch < 1:
         raise ScoreError(f"batch must be at least 1; got {batch}")
     first = first_scored(corpus, convention)
@@ -96,7 +123,7 @@ def windows_score(model: nn.Module, corpus: Corpus, convention: ConventionName =
     sums: list[float] = []
     with torch.inference_mode():
         for windows in torch.split(corpus.windows, batch):
-            nll = token_nll(model, windows.to(input_device(model)), first)  # [B, scored]
+            nll = token_nll(model, windows.to(input_device(model)), first)  # [B, T − first]
             sums += window_sums(nll, corpus.part(len(sums), len(sums) + len(windows)), first)
     wrong = next((i for i, value in enumerate(sums) if math.isnan(value)), None)
     if wrong is not None:
@@ -105,48 +132,77 @@ def windows_score(model: nn.Module, corpus: Corpus, convention: ConventionName =
 
 
 def score_of(sums: Sequence[float], corpus: Corpus, convention: ConventionName) -> Score:
-    """The score that the NLL of a corpus's first windows make, or of all."""
-    seen, first = len(sums), first_scored(corpus, convention)
+    """Return the score of a corpus's first windows, or of all.
+
+    Args:
+        sums: The NLL of each of these windows in nats.
+        corpus: The corpus that begins with them.
+        convention: Which tokens of consecutive windows were scored.
+    """
+    n, first = len(sums), first_scored(corpus, convention)
     return Score(
         window_nll=tuple(sums),
-        window_tokens=scored_tokens(corpus, first)[:seen],
-        documents=corpus.documents[:seen],
+        window_tokens=scored_tokens(corpus, first)[:n],
+        documents=corpus.documents[:n],
         convention=convention if corpus.scored is None else corpus.convention,
-        window_bytes=corpus.window_bytes[:seen] if convention == "window" else (),
+        window_bytes=corpus.window_bytes[:n] if convention == DEFAULT else (),  # a corpus counts those of its own cut
     )
 
 
 def scored_tokens(corpus: Corpus, first: int) -> tuple[int, ...]:
-    """How many tokens of each window are scored, from position `first` on."""
+    """Return how many tokens of each window are scored, from position `first` on."""
     if corpus.scored is None:
         return (corpus.window - first,) * len(corpus)
     return tuple(corpus.scored[:, first:].sum(dim=1).tolist())
 
 
-def first_scored(corpus: Corpus, convention: str) -> int:
-    """The first position of a window whose token is scored."""
-    if corpus.scored is not None:
-        if convention != "window":
-            raise ScoreError(
-                f"the corpus was cut for its own convention, {corpus.convention}; got {convention!r} for it"
-            )
-        return int(corpus.scored.any(dim=0).nonzero()[0])
-    if convention not in ("window", "llamacpp"):
-        raise ScoreError(f"unknown convention {convention!r}: expected 'window' or 'llamacpp'")
-    first = 1 if convention == "window" else corpus.window // 2 + 1
-    if first >= corpus.window:
-        raise ScoreError(f"convention {convention!r} needs windows of at least 3 tokens; got {corpus.window}")
-    return first
+def first_scored(corpus: Corpus, convention: ConventionName) -> int:
+    """Return the first position of a window whose token is scored; if the corpus marks them, in any of its windows.
+
+    Raises:
+        ScoreError: The convention does not fit the corpus.
+    """
+    if corpus.scored is None:
+        return first_scored_position(convention, corpus.window)
+    if convention != DEFAULT:
+        raise ScoreError(
+            f"the corpus has a convention of its own, {corpus.convention}; got {convention!r}: leave convention out"
+        )
+    return int(corpus.scored.any(dim=0).nonzero()[0])
+
+
+def check_kind(corpus: Corpus, *, questions: bool) -> None:
+    """Raise `ScoreError` unless a corpus is of the kind that an objective takes.
+
+    Args:
+        corpus: The corpus.
+        questions: Whether the objective takes multiple-choice questions, or else texts and completions.
+    """
+    if corpus.convention == TASKS:
+        raise ScoreError("the corpus holds the documents of tasks: score it by what tasks.load returned")
+    if corpus.choices and not questions:
+        raise ScoreError("the corpus holds multiple-choice questions: score it by multiple_choice")
+    if questions and not corpus.choices:
+        raise ScoreError("the corpus has no questions: load it with gold, the column of right answers")
 
 
 def check_fits(model: nn.Module, corpus: Corpus) -> None:
-    """`ScoreError` unless a corpus can be scored by a model: its length, its vocabulary, and no training mode."""
+    """Raise `ScoreError` unless a model can score a corpus.
+
+    The model must be in evaluation mode, take windows as long as these, and have all their tokens in its vocabulary.
+    """
     if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
     longest = context_of(model)
     if longest is not None and longest < corpus.window:
-        raise ScoreError(f"windows of {corpus.window} tokens are longer than the model takes ({longest} positions)")
+        raise ScoreError(
+            f"windows of {corpus.window} tokens are longer than the model takes ({longest} positions): "
+            "take shorter windows"
+        )
     weight = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     top = int(corpus.windows.max())
-    if weight is not None and top >= (rows := weight.shape[0]):  # MusicGen has a list of embeddings
-        raise ScoreError(f"token {top} is not in the model's vocabulary of {rows}: the corpus has another tokenizer")
+    if weight is not None and top >= (rows := weight.shape[0]):  # MusicGen has a list of embeddings instead
+        raise ScoreError(
+            f"token {top} is not in the model's vocabulary of {rows}, the corpus has another tokenizer: "
+            "load the corpus with the model's own"
+        )

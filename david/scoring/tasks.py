@@ -24,7 +24,7 @@ from david.metrics.score import Score
 from david.scoring.corpus import TASKS, Corpus
 from david.scoring.lm_eval_adapter import Task, around, bound, quiet, read, ready, seeded, without_cache
 from david.scoring.objectives import check_fits
-from david.scoring.windows import Tokenizer
+from david.scoring.tokens import Tokenizer
 from david.sling.forward import context_of, input_device
 from david.sling.in_place import running_base
 from david.support.console import say
