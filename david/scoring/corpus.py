@@ -134,7 +134,7 @@ class Corpus:
             lead = tokens.window_lead(tokenizer, bos)
         choices: tuple[Choice, ...] = ()
         rows = read_rows(source, slice, [name for name in (prompt, column, gold) if name is not None])
-        options = CutOptions(window, lead, source, stride)
+        options = CutOptions(window, lead, source, cut_by.name, stride)
         if prompt is None:
             texts = rows.texts(column)
             options = replace(options, source=source if slice is None else f"{source} {slice}")

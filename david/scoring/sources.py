@@ -68,7 +68,7 @@ def read_rows(source: str, rows: str | None, columns: Sequence[str]) -> Rows:
     if rows is not None and _parse_slice(rows)[0] not in (None, "train") and (source == BUILT_IN or is_file(source)):
         raise CorpusError(f"{source} has no split {_parse_slice(rows)[0]!r}: slice it as [:200]")
     if source == BUILT_IN:
-        values = dict.fromkeys(columns, list(_python_topics().values()))
+        values = _text_columns(list(_python_topics().values()), columns)
     elif is_file(source):
         values = _read_file(source, path, columns)
     else:
@@ -119,7 +119,11 @@ def _read_file(source: str, path: Path, columns: Sequence[str]) -> dict[str, lis
         raise CorpusError(
             f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'no ending'}"
         )
-    return dict.fromkeys(columns, _read_text(path)) if reader == "text" else _read_table(path, reader, columns)
+    return _text_columns(_read_text(path), columns) if reader == "text" else _read_table(path, reader, columns)
+
+
+def _text_columns(texts: list[str], columns: Sequence[str]) -> dict[str, list[Any]]:
+    return {name: texts for name in columns}  # noqa: C420  # a text has one column, under any name
 
 
 def _read_text(path: Path) -> list[str]:

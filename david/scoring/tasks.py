@@ -21,7 +21,8 @@ from torch import nn
 from david.errors import CorpusError, ScoreError
 from david.metrics import units
 from david.metrics.score import Score
-from david.scoring.corpus import TASKS, Corpus
+from david.scoring.conventions import TASKS
+from david.scoring.corpus import Corpus
 from david.scoring.lm_eval_adapter import Task, around, bound, quiet, read, ready, seeded, without_cache
 from david.scoring.objectives import check_fits
 from david.scoring.tokens import Tokenizer

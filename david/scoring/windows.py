@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from david.errors import CorpusError
+from david.scoring.conventions import CONSECUTIVE, DEFAULT
 from david.scoring.tokens import Tokenizer, Tokens, encode
 
 Span = tuple[int, int, int]  # where a window begins and ends in the tokens, and how many at its end are scored
@@ -26,12 +27,14 @@ class CutOptions:
         lead: The leading token: it replaces the first token of a window, or stands before each document if the
             convention says so. None to have no leading token.
         source: The name of the data in error messages.
+        convention: The name of the convention, which scores and studies keep.
         stride: Tokens from the start of a window to the start of the next, for a sliding window; None: half a window.
     """
 
     window: int
     lead: int | None
     source: str
+    convention: str = DEFAULT
     stride: int | None = None
 
 
@@ -55,7 +58,7 @@ class TokenWindows:
     documents: tuple[int, ...]
     last_documents: tuple[int, ...]
     window_bytes: tuple[int, ...] = ()
-    label: str = "window"
+    label: str = DEFAULT
 
 
 Cutter = Callable[[Tokenizer, Sequence[str], CutOptions], TokenWindows]
@@ -75,7 +78,7 @@ def cut_consecutive(tokenizer: Tokenizer, documents: Sequence[str], options: Cut
             "take more of it or a shorter window"
         )
     spans = [(i * window, (i + 1) * window, window - 1) for i in range(n)]
-    return _windows_of_spans(tokens, spans, options.lead, "window", masked=False)
+    return _windows_of_spans(tokens, spans, options.lead, DEFAULT, masked=False)
 
 
 def cut_strided(tokenizer: Tokenizer, documents: Sequence[str], options: CutOptions) -> TokenWindows:
@@ -102,7 +105,7 @@ def cut_strided(tokenizer: Tokenizer, documents: Sequence[str], options: CutOpti
         covered = end
         if end == len(tokens):
             break
-    return _windows_of_spans(tokens, spans, options.lead, f"strided {stride}")
+    return _windows_of_spans(tokens, spans, options.lead, f"{options.convention} {stride}")
 
 
 def cut_rolling(tokenizer: Tokenizer, documents: Sequence[str], options: CutOptions) -> TokenWindows:
@@ -125,7 +128,7 @@ def cut_rolling(tokenizer: Tokenizer, documents: Sequence[str], options: CutOpti
             spans.append((max(0, end - window), end, end - covered))
             covered = end
         if spans:
-            cuts.append((number, before, _windows_of_spans(tokens, spans, None, "rolling")))
+            cuts.append((number, before, _windows_of_spans(tokens, spans, None, options.convention)))
         before += len(tokens)
     if not cuts:
         raise CorpusError(f"{options.source} has no tokens: take other rows")
@@ -138,11 +141,11 @@ def cut_rolling(tokenizer: Tokenizer, documents: Sequence[str], options: CutOpti
         documents=numbers,
         last_documents=numbers,
         window_bytes=tuple(size for _, _, cut in cuts for size in cut.window_bytes) if has_bytes else (),
-        label="rolling",
+        label=options.convention,
     )
 
 
-CUTTERS: dict[str, Cutter] = {"consecutive": cut_consecutive, "strided": cut_strided, "rolling": cut_rolling}
+CUTTERS: dict[str, Cutter] = {CONSECUTIVE: cut_consecutive, "strided": cut_strided, "rolling": cut_rolling}
 
 
 def _windows_of_spans(

@@ -43,7 +43,7 @@ WRONG = {
         [],
         "leave --convention llamacpp out",
     ),
-    "strided questions": (f"score model {CHOICES} --convention strided", [], "give one of prompt, stride and rolling"),
+    "strided questions": (f"score model {CHOICES} --convention strided", [], "convention strided cuts a text"),
     "too few questions": (f"score model {CHOICES} --windows 99", [], "take(99) of a corpus of 12 questions"),
     "also and a race": (f"{SEARCH} --also visits --pruner race --out new", [], "recipes race by their NLL alone"),
     "rolling windows without a BOS": (f"{SCORE} --convention rolling", [], "error: rolling windows need a tokenizer"),

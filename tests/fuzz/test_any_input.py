@@ -46,7 +46,8 @@ from david.recipe.blocks import again, blocks_of, slices_of, upward_runs
 from david.recipe.explain import Costs, explain
 from david.recipe.schema import LONGEST
 from david.scoring import sources
-from david.scoring.sources import questions_of
+from david.scoring.completions import questions_of
+from david.scoring.sources import Rows
 from david.study.create import sampler_named
 from david.support.memory import as_bytes
 from tests.fuzz.targets import TARGETS, ours, used
@@ -215,9 +216,9 @@ def test_any_option_that_is_read_from_a_text(text: str, rows: int) -> None:
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: sources._slice_parts("a" + " " * 200_000 + "!"),
-        lambda: sources._slice_parts("[:" + "9" * 5000 + "]"),
-        lambda: sources._slice_parts("a" * 200_000),
+        lambda: sources._parse_slice("a" + " " * 200_000 + "!"),
+        lambda: sources._parse_slice("[:" + "9" * 5000 + "]"),
+        lambda: sources._parse_slice("a" * 200_000),
         lambda: as_bytes("1" + " " * 200_000 + "!", "a size"),
         lambda: as_bytes("9" * 400, "a size"),
         lambda: as_bytes(10**5000, "a size"),
@@ -271,17 +272,15 @@ def test_any_neighbours(recipe: Recipe, n_layers: int, steps: list[str], most: A
 @given(st.lists(st.tuples(ANY_TEXT, ANY, ANY | st.just("A") | WHOLE.filter(lambda n: abs(n) < 10**40)), max_size=3))
 def test_any_question(rows: list[tuple[str, Any, Any]]) -> None:
     columns = {name: [row[place] for row in rows] for place, name in enumerate(("asked", "answers", "gold"))}
-    with pytest.MonkeyPatch.context() as patch, ours():
-        patch.setattr(sources, "_values", lambda _source, _rows, column: (columns[column], 0))
-        for question in questions_of("data", None, "asked", "answers", "gold"):
+    with ours():
+        for question in questions_of(Rows("data", 0, columns), "asked", "answers", "gold"):
             assert 0 <= question.right < len(question.answers)
 
 
-def test_a_right_answer_of_thousands_of_digits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = {"asked": ["?"], "answers": [["a", "b"]], "gold": ["9" * 5000]}
-    monkeypatch.setattr(sources, "_values", lambda _source, _rows, column: (columns[column], 0))
+def test_a_right_answer_of_thousands_of_digits_is_refused() -> None:
+    columns: dict[str, list[Any]] = {"asked": ["?"], "answers": [["a", "b"]], "gold": ["9" * 5000]}
     with pytest.raises(CorpusError, match="gold must be 0 … 1"):
-        questions_of("data", None, "asked", "answers", "gold")
+        questions_of(Rows("data", 0, columns), "asked", "answers", "gold")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-has-this-name/data.txt", "a\0b.txt", "\ud800.csv", "x/" * 3000])

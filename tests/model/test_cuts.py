@@ -2,15 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
 from david.errors import CorpusError
+from david.scoring.conventions import CONSECUTIVE, CONVENTIONS, Convention
 from david.scoring.corpus import Corpus
+from david.scoring.objectives import perplexity
+from david.scoring.windows import CUTTERS
 from tests.model.test_corpus import BOS, SlowTokenizer, byte_tokenizer, pairs, write, write_rows
+from tests.tiny_models import tiny_model
 
 TEXT = "abcdefghijklmnopqrstuvwxyz"
 
@@ -148,7 +154,9 @@ def test_a_tokenizer_without_offsets_tells_no_bytes(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a stride of a window": ({"stride": 8}, "a stride must be 1 … 7, less than the window; got 8"),
     "no stride": ({"stride": 0}, "a stride must be 1 … 7"),
-    "two ways to cut": ({"stride": 2, "rolling": True}, "give one of prompt, stride and rolling"),
+    "two ways to cut": ({"stride": 2, "rolling": True}, "convention rolling has no stride: leave stride out"),
+    "two conventions": ({"convention": "strided", "rolling": True}, "got convention strided too: leave one out"),
+    "an unknown convention": ({"convention": "best"}, "unknown convention 'best': expected window, llamacpp, strided"),
     "a gold column alone": ({"gold": "right"}, "name the column of prompts too"),
     "rolling without a BOS": ({"rolling": True, "bos": False}, "leave bos out"),
 }
@@ -172,6 +180,83 @@ def test_parts_of_a_strided_text_score_different_tokens(tmp_path: Path, tokenize
     assert first.shared_tokens(second) == 0
     assert first.shared_tokens(corpus) == 7 + 3
     assert corpus.take(3).shared_tokens(corpus.part(2, 4)) == 3
+
+
+# ---- the table of conventions
+
+
+@pytest.mark.parametrize("entry", CONVENTIONS.values(), ids=CONVENTIONS)
+def test_an_entry_of_the_table_is_complete(entry: Convention) -> None:
+    assert CONVENTIONS[entry.name] is entry
+    assert entry.help
+    assert entry.source
+    assert entry.cut in CUTTERS
+    assert (entry.first_scored is None) == (entry.cut != CONSECUTIVE)  # such a cut marks the scored tokens itself
+    if entry.first_scored is not None:
+        shortest = entry.shortest_window
+        assert all(1 <= entry.first_scored(window) < window for window in range(shortest, 99))
+        assert entry.first_scored(shortest - 1) >= shortest - 1
+
+
+@pytest.mark.parametrize(
+    ("convention", "options"),
+    [("strided", {"stride": 4}), ("rolling", {"rolling": True}), ("window", {}), ("llamacpp", {})],
+)
+def test_a_convention_is_cut_by_its_name(
+    convention: str, options: dict[str, Any], tmp_path: Path, tokenizer: Any
+) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [TEXT, TEXT[:5]])
+    named, expected = (Corpus.load(file, tokenizer, window=8, **each) for each in ({"convention": convention}, options))
+    assert torch.equal(named.windows, expected.windows)
+    assert (named.convention, named.scored_sha256) == (expected.convention, expected.scored_sha256)
+
+
+def test_a_new_convention_is_one_entry(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = Convention("last", "the last token of each window", "this test", first_scored=lambda window: window - 1)
+    monkeypatch.setitem(CONVENTIONS, "last", last)
+    monkeypatch.setitem(CONVENTIONS, "sliding", replace(CONVENTIONS["strided"], name="sliding"))
+    model = tiny_model("llama", vocab_size=300)
+    file = write(tmp_path / "a.txt", TEXT)
+    corpus = Corpus.load(file, tokenizer, window=8, convention="last")
+    score = perplexity(model, corpus, convention="last")
+    assert (score.window_tokens, score.convention) == ((1, 1, 1), "last")
+    with torch.no_grad():
+        logits = model(corpus.windows, use_cache=False).logits[:, -2]
+    nll = torch.nn.functional.cross_entropy(logits, corpus.windows[:, -1], reduction="none")
+    assert score.window_nll == pytest.approx(nll.tolist(), rel=1e-5)
+    sliding = Corpus.load(file, tokenizer, window=8, convention="sliding")
+    assert torch.equal(sliding.windows, Corpus.load(file, tokenizer, window=8, stride=4).windows)
+    assert perplexity(model, sliding).convention == "sliding 4"
+
+
+# ---- one read of a source
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("gold", [None, "right"])
+def test_a_table_is_read_once(
+    suffix: str, gold: str | None, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = datasets.Dataset.from_list([{**row, "one": row["a"][0]} for row in QUESTIONS])
+    file = tmp_path / f"table{suffix}"
+    table.to_json(file) if suffix == ".jsonl" else table.to_parquet(file)
+    reads = []
+    read = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: reads.append(args) or read(*args, **options))
+    corpus = Corpus.load(file, tokenizer, window=32, prompt="q", column="a" if gold else "one", gold=gold)
+    assert len(corpus) == (9 if gold else 3)
+    assert len(reads) == 1
+
+
+def test_a_hub_dataset_is_read_once(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reads = []
+    table = datasets.Dataset.from_list(QUESTIONS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **_options: reads.append(args) or table)
+    assert len(Corpus.load("owner/name", tokenizer, window=32, prompt="q", column="a", gold="right")) == 9
+    assert reads == [("owner/name", None)]
+    assert capsys.readouterr().err.count("asking the Hub") == 1
 
 
 # ---- multiple choice

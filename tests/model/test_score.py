@@ -299,7 +299,8 @@ def test_a_token_of_another_vocabulary_is_refused(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"convention": "strided"}, "unknown convention 'strided': expected 'window' or 'llamacpp'"),
+        ({"convention": "best"}, "unknown convention 'best': expected window, llamacpp, strided, rolling"),
+        ({"convention": "strided"}, "convention strided cuts a text in its own way, but the corpus has consecutive"),
         ({"batch": 0}, "batch must be at least 1; got 0"),
         ({"batch": -2}, "batch must be at least 1; got -2"),
     ],
@@ -414,7 +415,7 @@ def test_what_fills_a_window_does_not_count(tiny: Any) -> None:
 
 
 def test_completions_are_scored_whole(tiny: Any) -> None:
-    with pytest.raises(ScoreError, match="cut for its own convention, completion; got 'llamacpp' for it"):
+    with pytest.raises(ScoreError, match="convention of its own, completion; got 'llamacpp': leave convention out"):
         perplexity(tiny, of_completions(), convention="llamacpp")
 
 
