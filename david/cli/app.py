@@ -1,6 +1,6 @@
-"""The command `david`: every command in its place, and errors as lines.
+"""The command `david`: `main` runs it, and prints David's errors as one line.
 
-Heavy modules are imported in the commands that need them, so that help and results open in a blink.
+Heavy modules are imported within the commands that need them, so that `--help` and `report` start fast.
 """
 
 import sys
@@ -9,6 +9,7 @@ from typing import TextIO, cast
 
 import typer
 
+from david.cli.option_groups import expand_groups
 from david.cli.recipes import check, convert, explain, export
 from david.cli.scores import compare, score
 from david.cli.studies import profile, report, scan, search
@@ -38,11 +39,11 @@ for _command in (
     generate,
     chat,
 ):
-    app.command()(_command)
+    app.command()(expand_groups(_command))
 
 
 def main() -> None:
-    """Run the command; what David raises on purpose is one line and exit code 1."""
+    """Run the command; a `DavidError` becomes one line on stderr and exit code 1."""
     with redirect_stderr(cast(TextIO, UnfailingStream(sys.stderr))):
         try:
             app()

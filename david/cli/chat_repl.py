@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from david.cli.inputs import recipe_of
+from david.cli.inputs import parse_recipe
 from david.errors import DavidError
 from david.support.files import expand_home, reason
 from david.support.text import plain, printable
@@ -24,7 +24,7 @@ class Session:
 
     talk: "Chat"
     loaded: Any
-    seen: bool
+    interactive: bool
 
     def take(self, line: str) -> bool:
         """Do what a line says; whether to go on."""
@@ -41,7 +41,7 @@ class Session:
 
     def answer(self, text: str) -> None:
         """Show the answer of the recipe in use."""
-        labelled = self.seen and len(self.talk.voices) > 1
+        labelled = self.interactive and len(self.talk.voices) > 1
         self.show(self.talk.stream(text), _label(self.talk.in_use) if labelled else "")
 
     def show(self, pieces: Iterator[str], label: str) -> bool:
@@ -49,7 +49,7 @@ class Session:
         try:
             show_pieces(pieces, label)
         except KeyboardInterrupt:
-            if not self.seen:
+            if not self.interactive:
                 raise
             put("\n(stopped)\n")
             return False
@@ -57,7 +57,7 @@ class Session:
 
     def recipe(self, text: str) -> "Recipe":
         """What a recipe's text stands for, with a note where it was made on other weights."""
-        return recipe_of(text, None, self.talk.voices[0].recipe.n_layers, self.loaded)
+        return parse_recipe(text, None, self.talk.voices[0].recipe.n_layers, self.loaded)
 
 
 def _use(session: Session, which: str) -> None:

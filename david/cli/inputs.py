@@ -1,69 +1,81 @@
-"""What the options of a command stand for: a model, a corpus, a recipe. Heavy modules load where they are needed."""
+"""From the texts of options to a model, a recipe, a range or a size. Heavy modules are imported where they are needed.
+
+`load_base_model` and `load_with_recipe` read MODEL; `parse_recipe` reads `--recipe` and `--ratios`.
+"""
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from david.cli.options import Convention
-from david.errors import CorpusError, ModelError, RecipeError, ScoreError
-from david.recipe import base_model
+from david.errors import ModelError, RecipeError
 from david.support.console import say
 from david.support.text import brief
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from david.candidates.strategies import Strategy
     from david.recipe.recipe import Recipe
-    from david.scoring.corpus import Corpus
 
 
-def load(model: str, dtype: str | None, device: str | None, *, proved: bool = True) -> tuple[Any, Any]:
-    """A model as its base, and its tokenizer; a type that no proof was made for is proved first.
+def load_base_model(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
+    """Return a base model and its tokenizer, for the commands that take no recipe from MODEL.
 
-    Of a MODEL that is a recipe this is the base alone, which is said: for the commands that look at a base.
+    If MODEL is a recipe, only its base model is loaded, and a note is printed. A model of a type that no proof was made
+    for is proved first.
     """
-    loaded, tokenizer, recipe = load_with_recipe(model, dtype, device, proved=proved)
+    loaded, tokenizer, recipe = load_with_recipe(model, dtype, device)
     if recipe is not None:
-        say(f"note: {model} is a recipe: it is its base that this looks at")
+        say(f"note: {model} is a recipe: only its base model is loaded")
     return loaded, tokenizer
 
 
 def load_with_recipe(
-    model: str, dtype: str | None, device: str | None, *, proved: bool = True
+    model: str, dtype: str | None, device: str | None, *, prove_new: bool = True
 ) -> tuple[Any, Any, "Recipe | None"]:
-    """A model as its base, its tokenizer, and the recipe that MODEL is, where it is one.
+    """Return a base model, its tokenizer, and the recipe if MODEL is one.
 
-    A command that takes one recipe puts `--recipe` in its place; one that takes several begins with it.
+    A command that takes one recipe prefers `--recipe` to it; a command that takes several puts it first.
+
+    Args:
+        model: A Hub id, a folder, a `.gguf` file, `demo`, or a recipe.
+        dtype: The data type of the weights; None for the stored one.
+        device: The device of the weights; None for the accelerator, if there is one.
+        prove_new: Whether a model of a type that no proof was made for is proved first.
     """
     from david.models.load import load_weights, recipe_at
 
-    _settle(device)
+    _prepare_libraries(device)
     recipe = recipe_at(model)
     if recipe is None:
-        loaded, tokenizer = _proved(load_weights(model, dtype=dtype, device=device), proved)
+        loaded, tokenizer = load_weights(model, dtype=dtype, device=device)
+        if prove_new:
+            _prove_new_type(loaded)
     else:
         instead = "MODEL, and the recipe beside it where the command takes one"
-        loaded, tokenizer = load_base_of(recipe, dtype, device, instead, proved=proved)
+        loaded, tokenizer = load_recipe_base(recipe, dtype, device, instead, prove_new=prove_new)
     return loaded, tokenizer, recipe
 
 
-def load_base_of(
-    recipe: "Recipe", dtype: str | None, device: str | None, instead: str = "--model", *, proved: bool = True
+def load_recipe_base(
+    recipe: "Recipe", dtype: str | None, device: str | None, instead: str = "--model", *, prove_new: bool = True
 ) -> tuple[Any, Any]:
-    """The model that a recipe names as its base, in the revision that it names, and its tokenizer.
+    """Return the model that a recipe names as its base, in the revision that it names, and its tokenizer.
 
-    `instead` is the way to name another that an error tells.
+    Args:
+        recipe: The recipe.
+        dtype: The data type of the weights; None for the stored one.
+        device: The device of the weights; None for the accelerator, if there is one.
+        instead: How to name another base, for an error.
+        prove_new: Whether a model of a type that no proof was made for is proved first.
     """
     from david.models.load import load_base
 
-    _settle(device)
-    return _proved(load_base(recipe, dtype=dtype, device=device, instead=instead), proved)
+    _prepare_libraries(device)
+    loaded, tokenizer = load_base(recipe, dtype=dtype, device=device, instead=instead)
+    if prove_new:
+        _prove_new_type(loaded)
+    return loaded, tokenizer
 
 
-def _settle(device: str | None) -> None:
-    """Have the libraries say only what is for a person at a command; `ModelError` for a device without values."""
+def _prepare_libraries(device: str | None) -> None:
+    """Silence what libraries log for developers; `ModelError` for a device without values."""
     import optuna
     import transformers
 
@@ -74,148 +86,70 @@ def _settle(device: str | None) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _proved(model: tuple[Any, Any], wanted: bool) -> tuple[Any, Any]:
-    """A model and its tokenizer, where it is wanted and not done yet after a proof that it slings exactly."""
+def _prove_new_type(loaded: Any) -> None:
+    """Prove that a model slings exactly, unless its type is known to."""
     from david.sling.locate import is_proved
     from david.sling.verify import prove
 
-    if wanted and not is_proved(model[0]):
-        typer.echo(f"david: {type(model[0]).__name__} is new here: proving first that it slings exactly", err=True)
-        prove(model[0])
-    return model
+    if not is_proved(loaded):
+        say(f"{type(loaded).__name__} is new here: proving first that it slings exactly")
+        prove(loaded)
 
 
-def corpus_of(
-    tokenizer: Any,
-    data: str,
-    rows: str | None,
-    window: int,
-    bos: bool | None,
-    column: str,
-    prompt: str | None,
-    gold: str | None,
-    convention: Convention = Convention.window,
-    stride: int | None = None,
-) -> "Corpus":
-    """The windows that `--data` and the options beside it stand for."""
-    from david.scoring.corpus import Corpus
-
-    if convention is Convention.strided:
-        stride = stride or window // 2
-    elif stride is not None:
-        raise CorpusError("--stride is of strided windows: add --convention strided")
-    return Corpus.load(
-        data,
-        tokenizer,
-        slice=rows,
-        window=window,
-        bos=bos,
-        column=column,
-        prompt=prompt,
-        gold=gold,
-        stride=stride,
-        rolling=convention is Convention.rolling,
-    )
-
-
-def objective_of(convention: Convention, gold: str | None) -> Any:
-    """Perplexity by a convention; of questions with right answers, multiple choice."""
-    from functools import partial
-
-    from david.scoring.objectives import multiple_choice, perplexity
-
-    if gold is not None:
-        if convention is not Convention.window:
-            raise ScoreError(f"questions are scored whole: leave --convention {convention} out")
-        return multiple_choice
-    return partial(perplexity, convention="llamacpp") if convention is Convention.llamacpp else perplexity
-
-
-def check_tasks(tasks: str | None, limit: int | None = None, others: "Mapping[str, bool] | None" = None) -> None:
-    """What is wrong with `--tasks` by themselves, told before a model is loaded.
-
-    `others` are options that do not go with them, and whether they are given.
-    """
-    if tasks is None:
-        if limit is not None:
-            raise CorpusError("--limit is of the documents of tasks: name these with --tasks")
-        return
-    if given := [option for option, is_given in (others or {}).items() if is_given]:
-        raise CorpusError(f"tasks bring their own documents and measures: leave {', '.join(given)} out")
-    from david.scoring.tasks import check_names
-
-    check_names(tasks)
-
-
-def bytes_of(size: str | None) -> int | None:
-    """The bytes of a `--memory-budget`."""
+def memory_bytes(size: str | None) -> int | None:
+    """Return a `--memory-budget` in bytes; `DavidError` if it is not a size."""
     from david.support.memory import as_bytes
 
     return None if size is None else as_bytes(size, "--memory-budget")
 
 
-def recipe_of(recipe: str | None, ratios: str | None, n_layers: int | None, loaded: Any = None) -> "Recipe":
-    """The recipe that `--recipe` or `--ratios` stand for, checked against a depth where one is given."""
+def parse_recipe(recipe: str | None, ratios: str | None, n_layers: int | None, loaded: Any = None) -> "Recipe":
+    """Return the recipe of `--recipe` or `--ratios`.
+
+    Args:
+        recipe: A recipe file, or a recipe's notation.
+        ratios: Slices of the depth, such as `"0:0.3, 0.2:1"`.
+        n_layers: The depth of the base. `ratios` need it; a recipe is checked against it.
+        loaded: The base model. A note is printed if the recipe was made on other weights.
+
+    Raises:
+        RecipeError: Not exactly one of the two is given, or it cannot be read, or it does not fit the depth.
+    """
     from david.recipe.recipe import Recipe
 
-    one_of(recipe, ratios)
+    require_one(recipe, ratios)
     if ratios is not None:
-        return Recipe.from_ratios(n_layers or 0, _ratios(ratios))
-    wanted = Recipe.of(recipe or "")
+        return Recipe.from_ratios(n_layers or 0, _parse_ratios(ratios))
+    parsed = Recipe.of(recipe or "")
     if n_layers is not None:
-        wanted.check(n_layers)
+        parsed.check(n_layers)
     if loaded is not None:
-        tell_other_weights(wanted, loaded)
-    return wanted
+        from david.models.load import tell_other_weights
+
+        tell_other_weights(parsed, loaded)
+    return parsed
 
 
-def _ratios(text: str) -> list[tuple[float, float]]:
-    return [as_range(part, "--ratios") for part in text.split(",")]
-
-
-def check_recipe(recipe: str | None, ratios: str | None) -> None:
-    """What is wrong with a recipe by itself, where one is given, told before a model is loaded."""
+def check_recipe_options(recipe: str | None, ratios: str | None) -> None:
+    """Check `--recipe` and `--ratios`, if one is given, before a model is loaded; raise as `parse_recipe` does."""
     if recipe is not None:
-        recipe_of(recipe, ratios, None)
+        parse_recipe(recipe, ratios, None)
     elif ratios is not None:
-        _ratios(ratios)
+        _parse_ratios(ratios)
 
 
-def strategy_of(
-    name: str | None, start: str | None, max_length: int | None, max_visits: int | None, loaded: Any
-) -> "Strategy | None":
-    """What `--strategy` and the options beside it stand for, for the model that is loaded."""
-    from david.candidates.strategies import strategy_named
-    from david.sling.in_place import base_depth
-
-    if name is None:
-        if start is not None:
-            raise RecipeError("--start says where refine begins: add --strategy refine")
-        return None
-    begin = None if start is None else recipe_of(start, None, base_depth(loaded), loaded)
-    return strategy_named(name, max_length=max_length, max_visits=max_visits, start=begin)
-
-
-def named_base(wanted: "Recipe") -> str:
-    """The base that a recipe names, on the Hub or demo: what a recipe says of this machine's files is not followed."""
-    return base_model.named_base(wanted.base, "--model")
-
-
-def tell_other_weights(wanted: "Recipe", loaded: Any) -> None:
-    """A note where a recipe was made on other weights than those that are loaded."""
-    from david.models.load import tell_other_weights as tell
-
-    tell(wanted, loaded)
-
-
-def one_of(recipe: str | None, ratios: str | None) -> None:
-    """`RecipeError` unless exactly one of the two is given."""
+def require_one(recipe: str | None, ratios: str | None) -> None:
+    """Raise `RecipeError` unless exactly one of the two is given."""
     if (recipe is None) == (ratios is None):
         raise RecipeError("give a recipe or --ratios, one of the two")
 
 
-def as_range(text: str, option: str) -> tuple[float, float]:
-    """What `low:high` stands for; `RecipeError` where it is something else."""
+def _parse_ratios(text: str) -> list[tuple[float, float]]:
+    return [parse_range(part, "--ratios") for part in text.split(",")]
+
+
+def parse_range(text: str, option: str) -> tuple[float, float]:
+    """Return the two numbers of `low:high`; `RecipeError`, which names the option, for any other text."""
     try:
         low, high = map(float, text.split(":"))
     except ValueError:

@@ -1,4 +1,7 @@
-"""Several workers on one machine: the same command, run again beside this one, each with its share of the machine."""
+"""Several workers on one machine: the command runs again in further processes, each with its share of the machine.
+
+`count_workers` reads `--workers`; `start_workers` runs the other processes while the first one works.
+"""
 
 import os
 import signal
@@ -13,63 +16,75 @@ from david.errors import SearchError
 from david.support import signals
 from david.support.console import say
 
-_MOST = 256  # workers on one machine
+_MAX_WORKERS = 256  # on one machine
 _COMMAND = [sys.executable, "-c", "from david.cli.app import main; main()"]
 
 
-def number_of(workers: str, device: str | None) -> int:
-    """What `--workers` asks for: a number, or `auto` for one on each accelerator; a machine without any has one."""
+def count_workers(workers: str, device: str | None) -> int:
+    """Return the number of workers that `--workers` asks for.
+
+    Args:
+        workers: A number, or `auto` for one on each accelerator; a machine without accelerators gets one.
+        device: The value of `--device`. Several workers have a device each, so only None and `cpu` fit them.
+
+    Raises:
+        SearchError: `workers` is neither, or several workers are to share one accelerator.
+    """
     try:
-        wanted = None if workers == "auto" else int(workers)
+        number = None if workers == "auto" else int(workers)
     except ValueError:
-        wanted = 0
-    if wanted is not None and not 1 <= wanted <= _MOST:
-        raise SearchError(f"--workers must be auto, or 1 to {_MOST}; got {workers}")
-    if wanted != 1 and device not in (None, "cpu"):
+        number = 0
+    if number is not None and not 1 <= number <= _MAX_WORKERS:
+        raise SearchError(f"--workers must be auto, or 1 to {_MAX_WORKERS}; got {workers}")
+    if number != 1 and device not in (None, "cpu"):
         raise SearchError(f"--workers {workers} gives each worker a device of its own: leave --device {device} out")
-    if wanted is not None:
-        return wanted
+    if number is not None:
+        return number
     import torch
 
     return max(1, 0 if device == "cpu" else torch.cuda.device_count())
 
 
 @contextmanager
-def beside(n_workers: int, out: Path) -> Iterator[None]:
-    """While this lasts, `n_workers` run the command that this process was started with, it being the first.
+def start_workers(n_workers: int, out: Path) -> Iterator[None]:
+    """Run the command of this process in `n_workers` processes, this one included, within a `with` block.
 
-    Each has its share of the machine; what the others say goes into `worker-<number>.log` in the run's folder. They
-    share nothing but the storage, and end when the study has its trials, or when this one is told to: each signal that
-    comes to this one goes on to them.
+    Each has its share of the machine; the stderr of the others goes into `worker-<number>.log` in the run's folder. The
+    processes share nothing but the storage. The others end when the study has its trials, or when this one is asked to
+    end: each signal that this process receives is sent on to them.
+
+    Args:
+        n_workers: How many processes work; with 1 nothing is started.
+        out: The run's folder.
     """
     if n_workers == 1:
         yield
         return
     import torch
 
-    shares = [_share(i, n_workers, torch.cuda.device_count()) for i in range(n_workers)]
+    shares = [_machine_share(i, n_workers, torch.cuda.device_count()) for i in range(n_workers)]
     os.environ.update(shares[0])
     torch.set_num_threads(int(shares[0]["OMP_NUM_THREADS"]))
     out.mkdir(parents=True, exist_ok=True)
     logs = [out / f"worker-{i}.log" for i in range(1, n_workers)]
     others: list[subprocess.Popen[bytes]] = []
     try:
-        with signals.forwarded_to(partial(_send, others)), _ended_by("SIGTERM"), _ended_by("SIGHUP"):
+        with signals.forwarded_to(partial(_send_signal, others)), _exit_on("SIGTERM"), _exit_on("SIGHUP"):
             for log, share in zip(logs, shares[1:], strict=True):
-                others.append(_start(log, share))
+                others.append(_start_worker(log, share))
             yield
             codes = [other.wait() for other in others]
     except BaseException:
-        _end(others)
+        _terminate(others)
         raise
     for code, log in zip(codes, logs, strict=True):
         if code not in (0, signals.exit_code()):
-            say(f"a worker ended with {code}: {log} tells why")
+            say(f"a worker ended with exit code {code}: see {log}")
 
 
 @contextmanager
-def _ended_by(name: str) -> Iterator[None]:
-    """Within this, a signal that nobody listens to ends the process as an exception does, not without a word."""
+def _exit_on(name: str) -> Iterator[None]:
+    """Within this, a signal that has no handler ends the process by `SystemExit`, so that cleanup code runs."""
     number = getattr(signal, name, None)
     if number is None or signal.getsignal(number) == signal.SIG_IGN:
         yield
@@ -81,45 +96,45 @@ def _ended_by(name: str) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _share(worker: int, n_workers: int, n_devices: int) -> dict[str, str]:
-    """What the environment of a worker says of what is its own."""
+def _machine_share(worker: int, n_workers: int, n_devices: int) -> dict[str, str]:
+    """Return the environment variables that give a worker its cores and its accelerator."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = {"OMP_NUM_THREADS": str(max(1, cores // n_workers))}
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // n_workers))}
     if n_devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = visible if visible != [""] else [str(i) for i in range(n_devices)]
-        found["CUDA_VISIBLE_DEVICES"] = names[worker % len(names)]
-    return found
+        environment["CUDA_VISIBLE_DEVICES"] = names[worker % len(names)]
+    return environment
 
 
-def _start(log: Path, share: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    with log.open("ab") as told:
+def _start_worker(log: Path, share: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("ab") as stderr:
         return subprocess.Popen(
-            [*_COMMAND, *_alone(sys.argv[1:])],
+            [*_COMMAND, *_as_one_worker(sys.argv[1:])],
             env={**os.environ, **share},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=told,
+            stderr=stderr,
             start_new_session=True,  # or a terminal's Ctrl-C would reach them twice
         )
 
 
-def _alone(arguments: Sequence[str]) -> list[str]:
-    """A command's arguments with one worker in the place of several."""
+def _as_one_worker(arguments: Sequence[str]) -> list[str]:
+    """Return a command's arguments with `--workers 1` in place of its number of workers."""
     places = [i for i, each in enumerate(arguments) if each == "--workers" or each.startswith("--workers=")]
     left_out = {j for i in places for j in (i, i + ("=" not in arguments[i]))}
     name, *rest = [each for i, each in enumerate(arguments) if i not in left_out]
     return [name, "--workers", "1", *rest]
 
 
-def _send(others: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    if os.name == "posix":  # elsewhere the console tells all of its processes
+def _send_signal(others: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    if os.name == "posix":  # elsewhere the console sends a signal to all of its processes
         for other in others:
             other.send_signal(number)
 
 
-def _end(others: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Tell them to end; at once where this process is told once more while it waits."""
+def _terminate(others: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask workers to end and wait for them; kill them if this process is asked to end again meanwhile."""
     try:
         for other in others:
             other.terminate()

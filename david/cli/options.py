@@ -1,17 +1,31 @@
-"""The options that several commands share: one wording and one meaning each."""
+"""Options that several commands share: the model, the data, tasks, and single options.
 
+Each group is a dataclass, whose fields `option_groups` turns into options; its methods do what the options ask for.
+The groups of commands that make a study are in `study_options`.
+"""
+
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from david.candidates.spaces import SPACES
-from david.support.text import join_or
+from david.cli import inputs
+from david.errors import CorpusError, ScoreError
+
+if TYPE_CHECKING:
+    from david.recipe.recipe import Recipe
+    from david.scoring.corpus import Corpus
+
+MODEL, DATA, SEARCH, JUDGING = "Model", "Data", "Search", "Judging"
+WORKERS, OUTPUT, SAMPLING = "Storage and workers", "Output", "Sampling"
+
+_LARGEST_SEED = 2**63 - 1
 
 
 class Convention(StrEnum):
-    """How a text is cut and which tokens are scored: see `Corpus.load` and `score.perplexity`."""
+    """Which tokens of a text are scored: see `Corpus.load` and `score.perplexity`."""
 
     window = "window"
     llamacpp = "llamacpp"
@@ -19,99 +33,229 @@ class Convention(StrEnum):
     rolling = "rolling"
 
 
-class Cost(StrEnum):
-    """What a search can minimise beside its objective."""
+def _check_seed(seed: int) -> int:
+    """Refuse a seed that does not fit 64 bits: `max=` would print the limit in the help, wider than all else."""
+    if seed > _LARGEST_SEED:
+        raise typer.BadParameter(f"Input should be less than or equal to {_LARGEST_SEED}.")
+    return seed
 
-    visits = "visits"
 
-
-Model = Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, demo, or a recipe JSON.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. Default: as stored.", metavar="DTYPE", rich_help_panel=MODEL),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda:1, … Default: the accelerator, if there is one.", metavar="DEVICE", rich_help_panel=MODEL
+    ),
+]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="A recipe JSON, or its notation: '0:12, 8:30', '0:12, 8:12*0.5, 12:30'.")
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="A recipe JSON, or a recipe's notation: '0:12, 8:30', '0:12, 8:12*0.5, 12:30'.",
+    ),
 ]
 RecipesOption = Annotated[
     list[str] | None,
-    typer.Option("--recipe", help="A recipe JSON, its notation ('0:12, 8:30'), or base; give it again for more."),
-]
-Ratios = Annotated[str | None, typer.Option(help="Slices of the depth instead of a recipe: '0:0.3, 0.2:1'.")]
-DataOption = Annotated[
-    str, typer.Option("--data", help="A text, JSON lines, parquet or CSV file, a Hub dataset, or python-topics.")
-]
-Slice = Annotated[str | None, typer.Option(help="Rows of the data: 'test[:200]', '[10%:20%]'.")]
-Column = Annotated[str, typer.Option(help="The data's column that holds the text.")]
-PromptColumn = Annotated[
-    str | None, typer.Option(help="The column of prompts: each row is a window, and --column is what is scored of it.")
-]
-GoldColumn = Annotated[
-    str | None,
-    typer.Option(help="The column of right answers, where --column holds lists of them: multiple-choice questions."),
-]
-Window = Annotated[int, typer.Option(min=2, help="Tokens in a window.")]
-Windows = Annotated[
-    int, typer.Option(min=1, help="How many windows to score; of multiple choice, questions; of tasks, documents.")
-]
-HeldOut = Annotated[
-    int, typer.Option(min=2, help="How many further windows (questions, documents) judge the best recipes, once.")
-]
-TasksOption = Annotated[
-    str | None,
     typer.Option(
-        "--tasks", help="Tasks of lm-eval: a YAML file or a name; several with commas: mine.yaml,arc_easy:acc_norm."
+        "--recipe", metavar="RECIPE", help="A recipe JSON, a recipe's notation ('0:12, 8:30'), or base. Repeatable."
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="The first documents of each task alone.")]
-ConventionOption = Annotated[
-    Convention,
-    typer.Option(help="Which tokens are scored: all but a window's first; llama.cpp's; a sliding window; lm-eval's."),
-]
-Stride = Annotated[int | None, typer.Option(min=1, help="Tokens between strided windows; left out, half a window.")]
-AlsoOption = Annotated[
-    list[Cost] | None, typer.Option("--also", help="Minimise this beside the NLL: the front of both is judged.")
-]
-Bos = Annotated[bool | None, typer.Option(help="BOS as each window's first token; left out, the tokenizer's habit.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; left out, as stored.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; left out, the accelerator if there is one.")]
-Out = Annotated[Path, typer.Option(help="The run's folder: study, tables, plots, best.json, report.html.")]
-Storage = Annotated[str | None, typer.Option(help="An Optuna storage URL instead of the folder's study.db.")]
-Workers = Annotated[
-    str, typer.Option(help="Processes on this machine: a number, which share its cores, or auto: one a device.")
-]
-StudyName = Annotated[str, typer.Option("--study", help="The study's name in its storage.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The sampler's seed.")]
-Top = Annotated[int, typer.Option(min=1, help="How many of the best are judged on held-out windows.")]
-Baseline = Annotated[
-    int, typer.Option(min=0, help="Random recipes, as deep as the best, that are measured on held-out windows too.")
-]
-StrategyName = Annotated[
-    str | None, typer.Option("--strategy", help="scan, beam or refine in the sampler's place; left out, the sampler.")
-]
-Start = Annotated[
-    str | None, typer.Option(help="Where refine starts: a recipe JSON, or its notation; left out, the base.")
-]
-WarmStart = Annotated[bool, typer.Option("--warm-start", help="Begin with each layer repeated, and each left out.")]
-Space = Annotated[str, typer.Option(help=f"{join_or(SPACES)}.")]
-Scales = Annotated[
+Ratios = Annotated[
     str | None,
-    typer.Option(
-        help="Range of strengths: '0.1:1', '-0.5:1.5'; of repeats, or of what removal damps; left out, plain."
-    ),
+    typer.Option(metavar="RANGES", help="Slices of the depth, in place of a recipe: '0:0.3, 0.2:1'."),
 ]
 MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="Longest block; left out, a quarter of the layers (a window: half of them).")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel=SEARCH,
+        help="Layers in the longest block. Default: a quarter of the model's layers (space windows: half).",
+    ),
 ]
-MaxVisits = Annotated[
-    int | None, typer.Option(min=1, help="Visits of the deepest recipe; repeats that come too late are left out.")
+Top = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", rich_help_panel=JUDGING, help="Finalists: the best recipes, scored on held-out windows."
+    ),
 ]
-Batch = Annotated[
-    int | None, typer.Option(min=1, help="Recipes asked for and scored together; left out, what suits the search.")
+Seed = Annotated[
+    int, typer.Option(min=0, metavar="N", callback=_check_seed, help="The sampler's seed, of at most 63 bits.")
 ]
-Pruner = Annotated[
-    str | None, typer.Option(help="race, or wilcoxon: the hopeless are dropped after a few windows; left out, none is.")
+Storage = Annotated[
+    str | None,
+    typer.Option(metavar="URL", rich_help_panel=WORKERS, help="An Optuna storage. Default: study.db in the folder."),
 ]
 MemoryBudget = Annotated[
-    str | None, typer.Option(help="Hidden states held at once: '2GB'; left out, a quarter of the free memory.")
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Memory for hidden states, such as '2GB'. Default: a quarter of the free memory."
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost, and score nothing but the base.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON instead of text.")]
 
-DEFAULT_DATA = "python-topics"
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The base model of a command, its data type and its device."""
+
+    panel: ClassVar[str] = MODEL
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A Hub id, a folder, a .gguf file, demo, or a recipe JSON.")
+    ] = "demo"
+    dtype: Dtype = None
+    device: Device = None
+
+    def load(self) -> tuple[Any, Any]:
+        """Return the base model and its tokenizer; see `inputs.load_base_model`."""
+        return inputs.load_base_model(self.model, self.dtype, self.device)
+
+    def load_with_recipe(self, *, prove_new: bool = True) -> tuple[Any, Any, "Recipe | None"]:
+        """Return the base model, its tokenizer, and the recipe if MODEL is one; see `inputs.load_with_recipe`."""
+        return inputs.load_with_recipe(self.model, self.dtype, self.device, prove_new=prove_new)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The text, prompts or questions that recipes are scored on, how they are cut, and by which convention."""
+
+    panel: ClassVar[str] = DATA
+    data: Annotated[
+        str,
+        typer.Option(metavar="DATA", help="A text, JSON lines, parquet or CSV file, a Hub dataset, or python-topics."),
+    ] = "python-topics"
+    slice: Annotated[str | None, typer.Option(metavar="ROWS", help="Rows of the data: 'test[:200]', '[10%:20%]'.")] = (
+        None
+    )
+    column: Annotated[str, typer.Option(metavar="NAME", help="The column that holds the text.")] = "text"
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The column that holds prompts: each row is a window; only --column is scored."
+        ),
+    ] = None
+    gold_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The column that holds right answers, for multiple-choice questions: --column holds lists of answers.",
+        ),
+    ] = None
+    window: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in a window.")] = 128
+    windows: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Windows (or questions, or documents of tasks) to score.")
+    ] = 8
+    convention: Annotated[
+        Convention,
+        typer.Option(
+            metavar="NAME",
+            help="Which tokens are scored. window: all but the first of a window; llamacpp: as llama.cpp; strided: "
+            "a sliding window; rolling: as lm-eval.",
+        ),
+    ] = Convention.window
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens between strided windows. Default: half a window."),
+    ] = None
+    bos: Annotated[
+        bool | None, typer.Option(help="BOS as the first token of each window. Default: as the tokenizer does.")
+    ] = None
+
+    def changed(self, defaults: "DataOptions") -> list[str]:
+        """Return the options that differ from `defaults`, except `--windows`."""
+        names = [name for name, value in vars(self).items() if value != getattr(defaults, name) and name != "windows"]
+        return [f"--{name.replace('_', '-')}" for name in names]
+
+    def without_columns(self) -> "DataOptions":
+        """Return these options for a text file, which has neither rows nor columns."""
+        return replace(self, slice=None, column="text", prompt_column=None, gold_column=None)
+
+    def corpus(self, tokenizer: Any, source: str | None = None) -> "Corpus":
+        """Return all windows of `--data`, or of `source` in its place.
+
+        Raises:
+            CorpusError: The data cannot be read or cut, or `--stride` comes without strided windows.
+        """
+        from david.scoring.corpus import Corpus
+
+        stride = self.stride
+        if self.convention is Convention.strided:
+            stride = stride or self.window // 2
+        elif stride is not None:
+            raise CorpusError("--stride requires strided windows: add --convention strided")
+        return Corpus.load(
+            self.data if source is None else source,
+            tokenizer,
+            slice=self.slice,
+            window=self.window,
+            bos=self.bos,
+            column=self.column,
+            prompt=self.prompt_column,
+            gold=self.gold_column,
+            stride=stride,
+            rolling=self.convention is Convention.rolling,
+        )
+
+    def objective(self) -> Any:
+        """Return the objective: multiple choice for questions with right answers, else perplexity by a convention.
+
+        Raises:
+            ScoreError: A convention is given for questions.
+        """
+        from david.scoring.objectives import multiple_choice, perplexity
+
+        if self.gold_column is not None:
+            if self.convention is not Convention.window:
+                raise ScoreError(f"multiple choice has no conventions: leave --convention {self.convention} out")
+            return multiple_choice
+        if self.convention is Convention.llamacpp:
+            return partial(perplexity, convention="llamacpp")
+        return perplexity
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Tasks of lm-eval to score on."""
+
+    panel: ClassVar[str] = DATA
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASKS",
+            help="Tasks of lm-eval: YAML files or names, separated by commas: mine.yaml,arc_easy:acc_norm.",
+        ),
+    ] = None
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use only the first N documents of each task.")
+    ] = None
+
+    def check(self, data_options: list[str] | None = None) -> None:
+        """Check the tasks' names and the options beside them, before a model is loaded.
+
+        Args:
+            data_options: Options in use that do not go with tasks, such as `["--column"]`.
+
+        Raises:
+            CorpusError: The options contradict each other, or a name cannot be a task's.
+        """
+        if self.tasks is None:
+            if self.limit is not None:
+                raise CorpusError("--limit requires --tasks")
+            return
+        if data_options:
+            raise CorpusError(f"--tasks brings its own documents and measures: leave {', '.join(data_options)} out")
+        from david.scoring.tasks import check_names
+
+        check_names(self.tasks)
+
+    def load(self, loaded: Any, tokenizer: Any) -> Any:
+        """Return the `Tasks` for a model, or None if there are none."""
+        if self.tasks is None:
+            return None
+        from david.scoring.tasks import load as load_tasks
+
+        return load_tasks(self.tasks, loaded, tokenizer, limit=self.limit)

@@ -1,4 +1,4 @@
-"""The commands that read and write recipes: `explain` and `convert`."""
+"""The commands that read, check and write recipes: `explain`, `convert`, `check` and `export`."""
 
 import os
 from dataclasses import replace
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from david.cli.inputs import load, load_base_of, load_with_recipe, named_base, one_of, recipe_of, tell_other_weights
-from david.cli.options import Device, Dtype, Json, Model, Ratios
+from david.cli.inputs import load_base_model, load_recipe_base, parse_recipe, require_one
+from david.cli.options import OUTPUT, Device, Dtype, Json, ModelOptions, Ratios
 from david.cli.output import print_found
 from david.errors import RecipeError
 from david.notation.formats import FORMATS, WRITABLE, format_named, read, write
@@ -20,54 +20,73 @@ if TYPE_CHECKING:
     from david.recipe.recipe import Recipe
 
 
+_RECIPE = typer.Argument(metavar="RECIPE", help="A recipe JSON, or a recipe's notation: '0:12, 8:30'.")
+
+
 def explain(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe JSON, or its notation: '0:12, 8:30'.")] = None,
+    recipe: Annotated[str | None, _RECIPE] = None,
     ratios: Ratios = None,
     model: Annotated[
-        str | None, typer.Option(help="The base, for costs in bytes and weights; none are loaded.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The base: adds costs in bytes and weights. Its weights are not loaded."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what a recipe does and what it costs, without loading weights.
+    """Explain what a recipe does and what it costs, without loading weights.
 
     Example: david explain "0:12, 8:30" --model demo
     """
-    from david.recipe.explain import explain as tell
+    from david.recipe.explain import explain as explain_recipe
 
-    one_of(recipe, ratios)
+    require_one(recipe, ratios)
     if ratios is not None and model is None:
-        raise RecipeError("--ratios need --model, whose depth they are of")
+        raise RecipeError("--ratios requires --model, which gives the depth")
     costs = None
     if model is not None:
         from david.models.load import read_costs
 
         costs = read_costs(model)
     n_layers = None if costs is None else len(costs.layer_parameters)
-    explanation = tell(recipe_of(recipe, ratios, n_layers), costs)
+    explanation = explain_recipe(parse_recipe(recipe, ratios, n_layers), costs)
     print_found(explanation.to_dict(), str(explanation), as_json)
 
 
 def convert(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe JSON, its notation, or a file or text in another tool's language.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe JSON, a recipe's notation, or a file or text in another tool's format."
+        ),
     ],
     to: Annotated[
         str,
-        typer.Option(help=f"{join_or(WRITABLE)}."),
+        typer.Option(metavar="FORMAT", help=f"{join_or(WRITABLE)}."),
     ] = "david",
     source_format: Annotated[
-        str | None, typer.Option("--from", help=f"RECIPE's format: {join_or(FORMATS)}; left out, it is recognised.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FORMAT",
+            help=f"The format of RECIPE: {join_or(FORMATS)}. Default: detected.",
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The base, for its name, depth and architecture; no weights are loaded.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The base: its name, depth and architecture. Its weights are not loaded."),
     ] = None,
     to_layers: Annotated[
-        int | None, typer.Option(min=1, help="Move the recipe to a sibling of so many layers, by fractions of depth.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Transfer the recipe to a sibling of N layers, by fractions of depth."),
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Which of the best of a layer-scan file.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="The file to write; left out, it is printed.")] = None,
+    rank: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Which of the best recipes of a layer-scan file to read.")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="The file to write. Default: print the text."),
+    ] = None,
 ) -> None:
-    """Translate a recipe into another tool's language, or from one; what it cannot say is refused with the reason.
+    """Translate a recipe into another tool's format, or from it. What a format cannot express is refused.
 
     Example: david convert "0:12, 8:30" --to mergekit --model demo
     """
@@ -77,26 +96,25 @@ def convert(
         raise RecipeError(f"--out must be the name of a file; got {str(out)!r}")
     target = format_named(to, WRITABLE)
     base = place = None
-    lists: tuple[str, ...] = ()
+    unchanged_lists: tuple[str, ...] = ()
     if model is not None:
         from david.models.load import place_of, read_base
 
-        base, lists = read_base(model)
+        base, unchanged_lists = read_base(model)
         place = place_of(model) if target.names_base else None
     n_layers, architecture = (base.num_layers, base.architecture) if base else (None, None)
-    found = read(recipe, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
+    recipe = read(source, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
     if base is not None:
-        found = _of(found, base)
+        recipe = _with_base(recipe, base)
     if to_layers is not None and target.names_base:
         raise RecipeError(f"{to} names the base, here a sibling: write david first, then convert that with --model")
     if to_layers is not None:
-        found, place = rescale.moved(found, to_layers), None
-    text = write(found, to, model=place).rstrip("\n") + "\n"
-    if lists and to_layers is None and target.keeps_layer_settings:
-        typer.echo(
-            f"note: {to} leaves {', '.join(lists)} as the base has it, which does not follow the recipe: its "
-            "model fails or is another one; david export writes one that is right",
-            err=True,
+        recipe, place = rescale.moved(recipe, to_layers), None
+    text = write(recipe, to, model=place).rstrip("\n") + "\n"
+    if unchanged_lists and to_layers is None and target.keeps_layer_settings:
+        say(
+            f"note: {to} leaves {', '.join(unchanged_lists)} as in the base, which does not follow the recipe: its "
+            "model fails or is another one; david export writes a correct one"
         )
     if out is None:
         typer.echo(text, nl=False)
@@ -104,88 +122,95 @@ def convert(
     from david.support.files import write_atomically
 
     write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
-    typer.echo(f"{out}: {len(found)} visits, as {to}")
+    typer.echo(f"{out}: {len(recipe)} visits, as {to}")
 
 
-def _of(recipe: "Recipe", base: "Base") -> "Recipe":
-    """The recipe with the base that `--model` names; a name that others can follow stays, where that is a folder.
+def _with_base(recipe: "Recipe", base: "Base") -> "Recipe":
+    """Return a recipe with the base that `--model` names.
 
-    What was measured on a base of another architecture is left out. Of the same, the fingerprint still tells on which
-    weights it was.
+    If `--model` is a folder, a name that others can follow stays. What was measured on a base of another architecture
+    is left out. For the same architecture, the fingerprint stays: it tells on which weights the recipe was measured.
     """
-    its = recipe.base
-    if its is None:
+    former = recipe.base
+    if former is None:
         return replace(recipe, base=base)
-    if its.architecture not in (None, base.architecture):
-        say(f"note: the recipe is of {its.architecture}: it is written for {base.model} without fingerprint and scores")
+    if former.architecture not in (None, base.architecture):
+        say(
+            f"note: the recipe was made for {former.architecture}: it is written for {base.model}, without fingerprint "
+            "and scores"
+        )
         return replace(recipe, base=base, scores=(), search=None)
-    now = {"architecture": base.architecture}
-    if its.model in (None, base.model) or not os.path.exists(base.model or ""):
-        same = its.model == base.model
-        now |= {"model": base.model, "revision": base.revision or (its.revision if same else None)}
-        if its.model is not None and not same:
-            say(f"note: the recipe is of {its.model}: it is written for {base.model}, with the former's fingerprint")
-    return replace(recipe, base=its.model_copy(update=now))
+    update = {"architecture": base.architecture}
+    if former.model in (None, base.model) or not os.path.exists(base.model or ""):
+        is_same = former.model == base.model
+        update |= {"model": base.model, "revision": base.revision or (former.revision if is_same else None)}
+        if former.model is not None and not is_same:
+            say(
+                f"note: the recipe was made for {former.model}: it is written for {base.model}, with the fingerprint "
+                f"of {former.model}"
+            )
+    return replace(recipe, base=former.model_copy(update=update))
 
 
-def check(
-    model: Model = "demo",
-    dtype: Dtype = None,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """Prove that a model slings exactly, on a few maps that stress it and on a recipe's own; exit 1 if anything fails.
+def check(model: ModelOptions = ModelOptions(), as_json: Json = False) -> None:
+    """Check that a model slings exactly, on recipes that stress it and on MODEL's own; exit 1 if it does not.
 
     Example: david check demo
     """
-    loaded, _, recipe = load_with_recipe(model, dtype, device, proved=False)
-    from david.sling.verify import check_model as certify
+    loaded, _, recipe = model.load_with_recipe(prove_new=False)
+    from david.sling.verify import check_model
 
-    certificate = certify(loaded, recipe=recipe)
+    certificate = check_model(loaded, recipe=recipe)
     print_found(certificate.to_dict(), str(certificate), as_json)
     if not certificate.passed:
         raise typer.Exit(1)
 
 
 def export(
-    recipe: Annotated[str, typer.Argument(help="A recipe JSON, or its notation: '0:12, 8:30'.")],
-    folder: Annotated[Path, typer.Argument(help="Where it goes: a folder that is new or empty.")],
-    model: Annotated[str | None, typer.Option(help="The base; left out, the one that the recipe file names.")] = None,
+    recipe: Annotated[str, _RECIPE],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write: a folder that is new or empty.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The base. Default: the base that the recipe file names.")
+    ] = None,
     weights: Annotated[
-        bool, typer.Option(help="Without: the recipe alone, with a model card and its picture, ready for the Hub.")
+        bool,
+        typer.Option(help="Write weights. --no-weights: only the recipe, a model card and a picture, for the Hub."),
     ] = True,
-    max_shard_size: Annotated[str, typer.Option(help="The largest file of weights.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The largest file of weights.")] = "5GB",
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Write a recipe as an ordinary checkpoint, its layers really stacked, for engines that cannot sling.
+    """Write a recipe as an ordinary checkpoint, its layers copied, for engines that cannot sling.
 
-    With --no-weights it is the recipe alone, with a model card and its picture: a folder to be put on the Hub.
+    With --no-weights, write only the recipe, a model card and a picture: a folder for the Hub.
 
     Example: david export "0:12, 8:30" stacked --model demo
     """
+    from david.recipe.base_model import named_base
     from david.recipe.recipe import Recipe
 
-    wanted = Recipe.of(recipe)
+    parsed = Recipe.of(recipe)
     if weights and model is None:
-        named_base(wanted)  # that there is none is told before anything heavy is imported
-    elif model is None and (wanted.base is None or wanted.base.fingerprint is None):
+        named_base(parsed.base, "--model")  # refuses a recipe without a base before anything heavy is imported
+    elif model is None and (parsed.base is None or parsed.base.fingerprint is None):
         raise RecipeError("the recipe does not say which weights are its base: name them with --model")
 
     from david.checkpoint import export as checkpoints
 
     checkpoints.check_target(folder)
     if weights:
-        checkpoints.check_recipe(wanted)
+        checkpoints.check_recipe(parsed)
     loaded = tokenizer = None
     if model is not None:
-        loaded, tokenizer = load(model, dtype, device)
-        tell_other_weights(wanted, loaded)
+        from david.models.load import tell_other_weights
+
+        loaded, tokenizer = load_base_model(model, dtype, device)
+        tell_other_weights(parsed, loaded)
     elif weights:
-        loaded, tokenizer = load_base_of(wanted, dtype, device)
+        loaded, tokenizer = load_recipe_base(parsed, dtype, device)
     if weights:
-        checkpoints.export(loaded, wanted, folder, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=True)
-        typer.echo(f"{folder}: {len(wanted)} layers, {checkpoints.folder_size(folder)}")
+        checkpoints.export(loaded, parsed, folder, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=True)
+        typer.echo(f"{folder}: {len(parsed)} layers, {checkpoints.folder_size(folder)}")
     else:
-        checkpoints.write_hub_folder(wanted, folder, model=loaded)
+        checkpoints.write_hub_folder(parsed, folder, model=loaded)
         typer.echo(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

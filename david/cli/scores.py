@@ -4,29 +4,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from david.cli.inputs import bytes_of, check_recipe, check_tasks, corpus_of, load_with_recipe, objective_of, recipe_of
+from david.cli.inputs import check_recipe_options, load_with_recipe, memory_bytes, parse_recipe
+from david.cli.option_groups import Omit
 from david.cli.options import (
-    DEFAULT_DATA,
-    Bos,
-    Column,
-    Convention,
-    ConventionOption,
-    DataOption,
+    DATA,
+    DataOptions,
     Device,
     Dtype,
-    GoldColumn,
     Json,
-    Limit,
     MemoryBudget,
-    Model,
-    PromptColumn,
+    ModelOptions,
     Ratios,
     RecipeOption,
-    Slice,
-    Stride,
-    TasksOption,
-    Window,
-    Windows,
+    TaskOptions,
 )
 from david.cli.output import figures, figures_text, print_found
 from david.errors import CorpusError
@@ -40,183 +30,182 @@ if TYPE_CHECKING:
     from david.recipe.recipe import Recipe
     from david.scoring.corpus import Corpus
 
+_SCORE_DATA = DataOptions(window=512, windows=8)
+
 
 def score(
-    model: Model = "demo",
+    model: ModelOptions = ModelOptions(),
     recipe: RecipeOption = None,
     ratios: Ratios = None,
-    data: DataOption = DEFAULT_DATA,
-    slice: Slice = None,  # noqa: A002
-    column: Column = "text",
-    prompt_column: PromptColumn = None,
-    gold_column: GoldColumn = None,
-    window: Window = 512,
-    windows: Windows = 8,
-    convention: ConventionOption = Convention.window,
-    stride: Stride = None,
-    bos: Bos = None,
-    tasks: TasksOption = None,
-    limit: Limit = None,
+    data: DataOptions = _SCORE_DATA,
+    tasks: TaskOptions = TaskOptions(),
     memory_budget: MemoryBudget = None,
-    dtype: Dtype = None,
-    device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Perplexity of a model (of questions its accuracy), and of a recipe on it beside its base; tasks beside it.
+    """Score a model, and a recipe on it: perplexity of a text, accuracy on questions, and results of tasks.
 
     Example: david score demo --recipe "0:12, 8:30" --windows 4
     """
-    check_recipe(recipe, ratios)
-    check_tasks(tasks, limit)
-    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
-    corpus = corpus_of(
-        tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride
-    ).take(windows)
+    check_recipe_options(recipe, ratios)
+    tasks.check()
+    loaded, tokenizer, own_recipe = model.load_with_recipe()
+    corpus = data.corpus(tokenizer).take(data.windows)
     from david.engine.engine import score_recipes
     from david.recipe.recipe import Recipe
-    from david.scoring.tasks import load as load_tasks
     from david.sling.in_place import base_depth
     from david.study.signature import data_of
 
     n_layers = base_depth(loaded)
     if recipe is not None or ratios is not None:
-        own = recipe_of(recipe, ratios, n_layers, loaded)
-    wanted = [] if own is None else [own]
-    asked = None if tasks is None else load_tasks(tasks, loaded, tokenizer, limit=limit)
-    both = [Recipe.identity(n_layers), *wanted]
-    scores = score_recipes(
-        loaded,
-        both,
-        corpus,
-        objective=objective_of(convention, gold_column),
-        memory_budget=bytes_of(memory_budget),
-    )
+        own_recipe = parse_recipe(recipe, ratios, n_layers, loaded)
+    recipes = [] if own_recipe is None else [own_recipe]
+    loaded_tasks = tasks.load(loaded, tokenizer)
+    base_and_recipes = [Recipe.identity(n_layers), *recipes]
+    budget = memory_bytes(memory_budget)
+    scores = score_recipes(loaded, base_and_recipes, corpus, objective=data.objective(), memory_budget=budget)
     base = scores[0]
-    found: dict[str, Any] = {
-        "model": model,
+    result: dict[str, Any] = {
+        "model": model.model,
         "data": data_of(corpus),
         "convention": {"name": base.convention, "window": corpus.window, "bos": corpus.bos},
         "tokens": base.tokens,
-        **_beside(scores, wanted),
+        **_scores_as_json(scores, recipes),
     }
     unit = "question" if base.right else "token"
-    lines = [f"{corpus}, {base.tokens} {unit}s scored by convention {base.convention}", *_lines(scores, wanted)]
-    lines += _of_one_document([corpus])
-    if asked is not None:
-        found["tasks"] = {}
-        for name, documents in asked.each.items():
-            scores = score_recipes(loaded, both, documents, objective=asked, progress=True)
-            its = {"documents": len(documents), "measured": scores[0].convention, "unit": scores[0].unit}
-            found["tasks"][name] = {**its, "data": data_of(documents), **_beside(scores, wanted)}
-            lines += ["", f"{documents}, measured by {scores[0].convention}", *_lines(scores, wanted)]
-    print_found(found, "\n".join(lines), as_json)
+    lines = [f"{corpus}, {base.tokens} {unit}s scored by convention {base.convention}", *_score_lines(scores, recipes)]
+    lines += _single_document_notes([corpus])
+    if loaded_tasks is not None:
+        result["tasks"] = {}
+        for name, documents in loaded_tasks.each.items():
+            scores = score_recipes(loaded, base_and_recipes, documents, objective=loaded_tasks, progress=True)
+            measure = {"documents": len(documents), "measured": scores[0].convention, "unit": scores[0].unit}
+            result["tasks"][name] = {**measure, "data": data_of(documents), **_scores_as_json(scores, recipes)}
+            lines += ["", f"{documents}, measured by {scores[0].convention}", *_score_lines(scores, recipes)]
+    print_found(result, "\n".join(lines), as_json)
 
 
 def compare(
-    model: Annotated[str, typer.Argument(help="A Hub id, a folder, a .gguf file, demo, or a recipe: the first, then.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A Hub id, a folder, a .gguf file, demo, or a recipe JSON, which is compared first."
+        ),
+    ],
     recipes: Annotated[list[str], typer.Argument(help="Recipe JSONs, or notations: '0:12, 8:30'.", metavar="RECIPE…")],
-    data: Annotated[
+    sources: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", help="A text, JSON lines, parquet or CSV file, or a Hub dataset; may come several times."
+            "--data",
+            metavar="DATA",
+            rich_help_panel=DATA,
+            help="A text, JSON lines, parquet or CSV file, or a Hub dataset. Repeatable. Default: python-topics.",
         ),
     ] = None,
-    slice: Slice = None,  # noqa: A002
-    column: Column = "text",
-    prompt_column: PromptColumn = None,
-    gold_column: GoldColumn = None,
-    window: Window = 512,
-    windows: Windows = 8,
-    tasks: TasksOption = None,
-    limit: Limit = None,
-    decode: Annotated[int, typer.Option(min=0, help="New tokens of a timing; 0 times nothing.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="Timings of each recipe, in turn; the median is told.")] = 5,
+    data: Annotated[DataOptions, Omit(("data", "convention", "stride", "bos"))] = _SCORE_DATA,
+    tasks: TaskOptions = TaskOptions(),
+    decode: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Tokens to generate in a timing; 0: no timings.")
+    ] = 16,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timings of each recipe, in turn; their median is shown.")
+    ] = 5,
     memory_budget: MemoryBudget = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Several recipes and their base, side by side: on texts and tasks, what they cost, and how fast they decode.
+    """Compare several recipes and their base: scores on texts and tasks, costs, and decoding speed.
 
-    Slice and columns are of the data that have columns: a text file beside them is read as it is.
+    --slice and the column options apply to data with columns; a text file given with such data is read whole.
 
     Example: david compare demo "0:12, 8:30" "0:12, 8:12*0.3, 12:30" --windows 4
     """
     for recipe in recipes:
-        check_recipe(recipe, None)
-    check_tasks(tasks, limit)
-    sources = data or [DEFAULT_DATA]
+        check_recipe_options(recipe, None)
+    tasks.check()
 
-    from david.analysis.compare import compare as side_by_side
+    from david.analysis.compare import compare as compare_recipes
     from david.analysis.compare import comparison_text
-    from david.scoring.sources import is_text
     from david.sling.in_place import base_depth
     from david.study.signature import data_of
 
-    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
-    wanted = [recipe_of(recipe, None, base_depth(loaded), loaded) for recipe in recipes]
-    wanted = wanted if own is None else [own, *wanted]
-    has_table = not all(map(is_text, sources))
-    corpora: dict[str, Any] = {}
-    for source in sources:
-        if has_table and is_text(source):
-            corpus = corpus_of(tokenizer, source, None, window, None, "text", None, None)
-        else:
-            corpus = corpus_of(tokenizer, source, slice, window, None, column, prompt_column, gold_column)
-        objective = objective_of(Convention.window, gold_column if corpus.choices else None)
-        _add(corpora, corpus.source, (objective, corpus.take(windows)))
-    if tasks is not None:
-        from david.scoring.tasks import load as load_tasks
-
-        asked = load_tasks(tasks, loaded, tokenizer, limit=limit)
-        for name, documents in asked.each.items():
-            _add(corpora, name, (asked, documents))
-    budget = bytes_of(memory_budget)
-    table = side_by_side(loaded, wanted, corpora, decode=decode, rounds=rounds, memory_budget=budget, progress=True)
-    its = table.to_dict("records")
+    loaded, tokenizer, own_recipe = load_with_recipe(model, dtype, device)
+    compared = [parse_recipe(recipe, None, base_depth(loaded), loaded) for recipe in recipes]
+    compared = compared if own_recipe is None else [own_recipe, *compared]
+    corpora = _corpora_to_compare(sources or [data.data], data, tasks, loaded, tokenizer)
+    table = compare_recipes(
+        loaded,
+        compared,
+        corpora,
+        decode=decode,
+        rounds=rounds,
+        memory_budget=memory_bytes(memory_budget),
+        progress=True,
+    )
+    rows = table.to_dict("records")
+    n_recipes = len(rows) - 1
     on = {name: {"unit": table.attrs["units"][name], "data": data_of(corpus)} for name, (_, corpus) in corpora.items()}
-    found = {"model": model, "corrected_for": len(its) - 1, "on": on, "recipes": its}
-    n = len(its) - 1
-    note = f"differences are recipe minus base, below 0 is better; ± is half a 95% interval, corrected for {n} recipe"
-    notes = [f"{note}{'s' * (n != 1)}", *_of_one_document([corpus for _, corpus in corpora.values()])]
-    print_found(found, "\n".join([comparison_text(table), "", *notes]), as_json)
+    result = {"model": model, "corrected_for": n_recipes, "on": on, "recipes": rows}
+    note = f"differences: recipe − base, below 0 is better; ± half of a 95% interval, corrected for {n_recipes} recipe"
+    notes = [f"{note}{'s' * (n_recipes != 1)}", *_single_document_notes([corpus for _, corpus in corpora.values()])]
+    print_found(result, "\n".join([comparison_text(table), "", *notes]), as_json)
 
 
-def _of_one_document(corpora: "Sequence[Corpus]") -> list[str]:
-    """What to know of intervals where a corpus has windows of one document alone."""
-    few = [corpus for corpus in corpora if len(set(corpus.documents)) == 1 and len(corpus.items()) > 1]
+def _corpora_to_compare(
+    sources: "Sequence[str]", data: DataOptions, tasks: TaskOptions, loaded: Any, tokenizer: Any
+) -> dict[str, Any]:
+    """Return pairs of an objective and its corpus, by name: of each source, then of each task."""
+    from david.scoring.sources import is_text
+
+    corpora: dict[str, Any] = {}
+    has_table = not all(map(is_text, sources))
+    for source in sources:
+        options = data.without_columns() if has_table and is_text(source) else data
+        corpus = options.corpus(tokenizer, source)
+        options = data if corpus.choices else data.without_columns()
+        _add_corpus(corpora, corpus.source, (options.objective(), corpus.take(data.windows)))
+    loaded_tasks = tasks.load(loaded, tokenizer)
+    if loaded_tasks is not None:
+        for name, documents in loaded_tasks.each.items():
+            _add_corpus(corpora, name, (loaded_tasks, documents))
+    return corpora
+
+
+def _single_document_notes(corpora: "Sequence[Corpus]") -> list[str]:
+    """Return a note for each corpus whose windows are all of one document: its interval is too narrow."""
+    single = [corpus for corpus in corpora if len(set(corpus.documents)) == 1 and len(corpus.items()) > 1]
     return [
         f"note: {corpus} is of one document: its windows were taken as independent, which they are not; take more"
-        for corpus in few
+        for corpus in single
     ]
 
 
-def _add(corpora: dict[str, Any], name: str, what: Any) -> None:
+def _add_corpus(corpora: dict[str, Any], name: str, corpus: Any) -> None:
     if name in corpora:
-        raise CorpusError(f"{name} is there twice: give each of the data and tasks once, under a name of its own")
-    corpora[name] = what
+        raise CorpusError(f"{name} occurs twice: name each of the data and tasks once, by a name of its own")
+    corpora[name] = corpus
 
 
-def _beside(scores: "Sequence[Score]", wanted: "Sequence[Recipe]") -> dict[str, Any]:
-    """The base's score, and that of the recipe beside it where there is one, for a machine."""
+def _scores_as_json(scores: "Sequence[Score]", recipes: "Sequence[Recipe]") -> dict[str, Any]:
+    """Return the base's score, and that of a recipe if there is one, for a machine."""
     base, *others = scores
-    found: dict[str, Any] = {"base": figures(base)}
-    for given, its in zip(wanted, others, strict=True):
-        difference = _difference(its, base)
+    result: dict[str, Any] = {"base": figures(base)}
+    for recipe, score in zip(recipes, others, strict=True):
+        difference = _difference(score, base)
         interval = [difference.low, difference.high]
         mean = "nll_difference" if units.is_nll(base.unit) else "difference"
-        found["recipe"] = {"map": str(given)} | figures(its)
-        found["recipe"] |= {mean: difference.mean, "interval95": interval, "verdict": difference.word}
-    return found
+        result["recipe"] = {"map": str(recipe)} | figures(score)
+        result["recipe"] |= {mean: difference.mean, "interval95": interval, "verdict": difference.word}
+    return result
 
 
-def _lines(scores: "Sequence[Score]", wanted: "Sequence[Recipe]") -> list[str]:
-    """The same for a person."""
+def _score_lines(scores: "Sequence[Score]", recipes: "Sequence[Recipe]") -> list[str]:
+    """Return the base's score, and that of a recipe if there is one, as lines of text."""
     base, *others = scores
     lines = [f"base    {figures_text(base)}"]
-    for given, its in zip(wanted, others, strict=True):
-        difference = _difference(its, base)
-        lines.append(f"recipe  {figures_text(its)}  {given}")
+    for recipe, score in zip(recipes, others, strict=True):
+        difference = _difference(score, base)
+        lines.append(f"recipe  {figures_text(score)}  {recipe}")
         lines.append(
             f"        {difference.mean:+.6f} {units.behind(base.unit)}, paired 95% interval "
             f"{difference.low:+.6f} to {difference.high:+.6f}: {difference.word}"
@@ -224,7 +213,7 @@ def _lines(scores: "Sequence[Score]", wanted: "Sequence[Recipe]") -> list[str]:
     return lines
 
 
-def _difference(its: "Score", base: "Score") -> "Difference":
+def _difference(score: "Score", base: "Score") -> "Difference":
     from david.metrics.paired_test import paired_difference
 
-    return paired_difference(its.window_nll, base.window_nll, base.window_tokens, documents=base.documents)
+    return paired_difference(score.window_nll, base.window_nll, base.window_tokens, documents=base.documents)

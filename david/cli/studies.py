@@ -1,257 +1,182 @@
 """The commands that make a study or read one: `search`, `scan`, `profile` and `report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from david.cli import local_workers
-from david.cli.inputs import as_range, bytes_of, check_recipe, check_tasks, corpus_of, load, objective_of, strategy_of
+from david.cli.inputs import check_recipe_options, memory_bytes
+from david.cli.option_groups import Omit
 from david.cli.options import (
-    DEFAULT_DATA,
-    AlsoOption,
-    Baseline,
-    Batch,
-    Bos,
-    Column,
-    Convention,
-    ConventionOption,
-    DataOption,
-    Device,
-    DryRun,
-    Dtype,
-    GoldColumn,
-    HeldOut,
+    OUTPUT,
+    SEARCH,
+    WORKERS,
+    DataOptions,
     Json,
     MaxLength,
-    MaxVisits,
     MemoryBudget,
-    Model,
-    Out,
-    PromptColumn,
-    Pruner,
-    Scales,
-    Seed,
-    Slice,
-    Space,
-    Start,
+    ModelOptions,
     Storage,
-    StrategyName,
-    Stride,
-    StudyName,
-    TasksOption,
+    TaskOptions,
     Top,
-    WarmStart,
-    Window,
-    Windows,
-    Workers,
 )
 from david.cli.output import print_found, print_run
+from david.cli.study_options import EvaluationOptions, JudgingOptions, ProposalOptions, SpaceOptions, StorageOptions
 from david.errors import SearchError
 from david.support import signals
 
-_WINDOW = 128
+if TYPE_CHECKING:
+    from david.scoring.corpus import Corpus
+
+_SEARCH_DATA = DataOptions(window=128, windows=12)
+_SCAN_DATA = DataOptions(window=128, windows=8)
 
 
 def search(
-    model: Model = "demo",
-    data: DataOption = DEFAULT_DATA,
-    slice: Slice = None,  # noqa: A002  # the option's name
-    column: Column = "text",
-    prompt_column: PromptColumn = None,
-    gold_column: GoldColumn = None,
-    window: Window = _WINDOW,
-    windows: Windows = 12,
-    held_out: HeldOut = 24,
-    convention: ConventionOption = Convention.window,
-    stride: Stride = None,
-    bos: Bos = None,
-    tasks: TasksOption = None,
-    space: Space = "blocks",
-    scales: Scales = None,
-    max_length: MaxLength = None,
-    max_visits: MaxVisits = None,
-    also: AlsoOption = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random, cmaes, gp, qmc or nsga2.")] = "tpe",
-    trials: Annotated[int, typer.Option(min=1, help="Distinct recipes to score in all, the base included.")] = 40,
-    seed: Seed = 0,
-    strategy: StrategyName = None,
-    start: Start = None,
-    warm_start: WarmStart = False,
-    pruner: Pruner = None,
-    batch: Batch = None,
-    memory_budget: MemoryBudget = None,
-    top: Top = 5,
-    baseline: Baseline = 5,
-    storage: Storage = None,
-    study: StudyName = "david",
-    workers: Workers = "1",
-    out: Out = Path("run"),
-    dtype: Dtype = None,
-    device: Device = None,
+    model: ModelOptions = ModelOptions(),
+    data: DataOptions = _SEARCH_DATA,
+    tasks: Annotated[TaskOptions, Omit(("limit",))] = TaskOptions(),
+    space: SpaceOptions = SpaceOptions(),
+    proposals: ProposalOptions = ProposalOptions(),
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    judging: JudgingOptions = JudgingOptions(),
+    storage: StorageOptions = StorageOptions(study="david", out=Path("run")),
 ) -> None:
-    """Search for a better arrangement of a model's layers; the same command again goes on where it stopped.
+    """Search for a better arrangement of a model's layers. The same command again resumes the search.
 
     Example: david search demo --scales 0.1:1 --trials 40 --out run
     """
-    from david.candidates.spaces import space_named
-    from david.candidates.strategies import singles
-    from david.support.files import check_folder
+    n_workers = storage.count_workers(model.device)
+    search_space = space.make()
+    check_recipe_options(proposals.start, None)
+    tasks.check(data.changed(_SEARCH_DATA))
 
-    check_folder(out)
-    n_workers = local_workers.number_of(workers, device)
-    strengths = None if scales is None else as_range(scales, "--scales")
-    wanted = space_named(space, scales=strengths, max_length=max_length, max_visits=max_visits)
-    check_recipe(start, None)
-    others = {
-        "--data": data != DEFAULT_DATA,
-        "--slice": slice is not None,
-        "--column": column != "text",
-        "--prompt-column": prompt_column is not None,
-        "--gold-column": gold_column is not None,
-        "--window": window != _WINDOW,
-        "--convention": convention is not Convention.window,
-        "--stride": stride is not None,
-        "--bos": bos is not None,
-    }
-    check_tasks(tasks, others=others)
-
-    from david.sling.in_place import base_depth, can_run
-    from david.study.search import search as run_search
-
-    loaded, tokenizer = load(model, dtype, device)
-    if tasks is None:
-        objective = objective_of(convention, gold_column)
-        corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride)
+    loaded, tokenizer = model.load()
+    objective = tasks.load(loaded, tokenizer)
+    if objective is None:
+        objective, corpus = data.objective(), data.corpus(tokenizer)
     else:
-        from david.scoring.tasks import load as load_tasks
-
-        objective = load_tasks(tasks, loaded, tokenizer)
         corpus = objective.corpus
-    seen, unseen = corpus.hold_out(windows, held_out)
-    warm = [recipe for recipe in singles(base_depth(loaded)) if warm_start and can_run(loaded, recipe)]
-    with local_workers.beside(n_workers, out):
-        made = run_search(
-            loaded,
-            seen,
-            space=wanted,
-            held_out=unseen,
-            objective=objective,
-            also=dict.fromkeys(map(str, also or ()), len),
-            n_trials=trials,
-            out=out,
-            queue=warm,
-            strategy=strategy_of(strategy, start, max_length, max_visits, loaded),
-            storage=storage,
-            study_name=study,
-            sampler=sampler,
-            seed=seed,
-            pruner=pruner,
-            batch=batch,
-            memory_budget=bytes_of(memory_budget),
-            top=top,
-            baseline=baseline,
-        )
-    print_run(made, out, top)
-    _leave()
+    parts = corpus.hold_out(data.windows, judging.held_out)
+    settings = {
+        "space": search_space,
+        "objective": objective,
+        "also": dict.fromkeys(map(str, proposals.also or ()), len),
+        "n_trials": proposals.trials,
+        "queue": proposals.first_recipes(loaded),
+        "strategy": proposals.strategy_for(space, loaded),
+        "sampler": proposals.sampler,
+        "seed": proposals.seed,
+    }
+    run_study(loaded, parts, settings, evaluation, judging, storage, n_workers)
 
 
 def scan(
-    model: Model = "demo",
-    data: DataOption = DEFAULT_DATA,
-    slice: Slice = None,  # noqa: A002
-    column: Column = "text",
-    prompt_column: PromptColumn = None,
-    gold_column: GoldColumn = None,
-    window: Window = 128,
-    windows: Windows = 8,
-    held_out: HeldOut = 24,
-    convention: ConventionOption = Convention.window,
-    stride: Stride = None,
-    bos: Bos = None,
+    model: ModelOptions = ModelOptions(),
+    data: DataOptions = _SCAN_DATA,
     max_length: MaxLength = None,
-    pruner: Pruner = None,
-    batch: Batch = None,
-    memory_budget: MemoryBudget = None,
-    dry_run: DryRun = False,
-    top: Top = 5,
-    baseline: Baseline = 5,
-    storage: Storage = None,
-    study: StudyName = "scan",
-    workers: Workers = "1",
-    out: Out = Path("scan"),
-    dtype: Dtype = None,
-    device: Device = None,
+    evaluation: EvaluationOptions = EvaluationOptions(),
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", rich_help_panel=SEARCH, help="Estimate the cost; score only the base."),
+    ] = False,
+    judging: JudgingOptions = JudgingOptions(),
+    storage: StorageOptions = StorageOptions(study="scan", out=Path("scan")),
     as_json: Json = False,
 ) -> None:
-    """Score every block of layers up to a length, each repeated once, as a heatmap.
+    """Score every block of layers up to a length, each repeated once, and draw the scores as a heatmap.
 
     Example: david scan demo --max-length 2 --windows 4 --out scan
     """
     from david.candidates.spaces import Block
     from david.recipe.blocks import all_blocks, longest_block
     from david.recipe.recipe import Recipe
-    from david.support.files import check_folder
 
-    check_folder(out)
-    n_workers = local_workers.number_of(workers, device)
+    n_workers = storage.count_workers(model.device)
 
     from david.sling.in_place import base_depth
-    from david.study.search import search as run_search
 
-    loaded, tokenizer = load(model, dtype, device)
-    corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, gold_column, convention, stride)
-    seen, unseen = corpus.hold_out(windows, held_out)
+    loaded, tokenizer = model.load()
+    parts = data.corpus(tokenizer).hold_out(data.windows, judging.held_out)
+    objective = data.objective()
     n_layers = base_depth(loaded)
     longest = longest_block(max_length, n_layers)
-    every = all_blocks(n_layers, longest)
+    recipes = all_blocks(n_layers, longest)
     if dry_run:
         from david.engine.engine import Engine
 
-        budget = bytes_of(memory_budget)
-        engine = Engine(loaded, seen, objective=objective_of(convention, gold_column), memory_budget=budget, keeps=True)
-        cost = engine.estimate([Recipe.identity(n_layers), *every])
+        engine = Engine(loaded, parts[0], objective=objective, memory_budget=evaluation.memory_bytes, keeps=True)
+        cost = engine.estimate([Recipe.identity(n_layers), *recipes])
         print_found(cost.to_dict(), str(cost), as_json)
         return
-    with local_workers.beside(n_workers, out):
-        made = run_search(
+    settings = {
+        "space": Block(max_length=longest),
+        "objective": objective,
+        "n_trials": 1 + len(recipes),
+        "queue": recipes,
+        "sampler": "random",
+    }
+    run_study(loaded, parts, settings, evaluation, judging, storage, n_workers, as_json)
+
+
+def run_study(
+    loaded: Any,
+    parts: "tuple[Corpus, Corpus]",
+    settings: dict[str, Any],
+    evaluation: EvaluationOptions,
+    judging: JudgingOptions,
+    storage: StorageOptions,
+    n_workers: int,
+    as_json: bool = False,
+) -> None:
+    """Run a study with its workers and print its results.
+
+    Args:
+        loaded: The base model.
+        parts: The windows to search on, and the held-out windows.
+        settings: Arguments of `david.search` that are the command's own.
+        evaluation: How recipes are scored.
+        judging: How finalists are compared.
+        storage: Where the study and its results go.
+        n_workers: Processes that work on the study, this one included.
+        as_json: Print JSON instead of text.
+
+    Raises:
+        typer.Exit: A signal has ended the run; the exit code is 128 plus its number.
+    """
+    from david.study.search import search as run_search
+
+    budget = evaluation.memory_bytes
+    with storage.start_workers(n_workers):
+        study = run_search(
             loaded,
-            seen,
-            space=Block(max_length=longest),
-            held_out=unseen,
-            objective=objective_of(convention, gold_column),
-            n_trials=1 + len(every),
-            out=out,
-            queue=every,
-            storage=storage,
-            study_name=study,
-            sampler="random",
-            pruner=pruner,
-            batch=batch,
-            memory_budget=bytes_of(memory_budget),
-            top=top,
-            baseline=baseline,
+            parts[0],
+            held_out=parts[1],
+            pruner=evaluation.pruner,
+            batch=evaluation.batch,
+            memory_budget=budget,
+            top=judging.top,
+            baseline=judging.baseline,
+            storage=storage.storage,
+            study_name=storage.study,
+            out=storage.out,
+            **settings,
         )
-    print_run(made, out, top, as_json)
-    _leave()
+    print_run(study, storage.out, judging.top, as_json)
+    if code := signals.exit_code():
+        raise typer.Exit(code)
 
 
 def profile(
-    model: Model = "demo",
-    data: DataOption = DEFAULT_DATA,
-    slice: Slice = None,  # noqa: A002
-    column: Column = "text",
-    prompt_column: PromptColumn = None,
-    window: Window = 128,
-    windows: Windows = 8,
-    bos: Bos = None,
+    model: ModelOptions = ModelOptions(),
+    data: Annotated[DataOptions, Omit(("gold_column", "convention", "stride"))] = _SCAN_DATA,
     memory_budget: MemoryBudget = None,
-    out: Annotated[Path, typer.Option(help="The folder for the tables and plots.")] = Path("profile"),
-    dtype: Dtype = None,
-    device: Device = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", rich_help_panel=OUTPUT, help="The folder for tables and plots.")
+    ] = Path("profile"),
     as_json: Json = False,
 ) -> None:
-    """What each layer does: how much it turns the hidden state, and what repeating it and leaving it out cost.
+    """Measure each layer: how much it changes the hidden state, and what repeating or removing it costs.
 
     Example: david profile demo --windows 4
     """
@@ -262,22 +187,30 @@ def profile(
 
     from david.analysis.profile import profile as run_profile
 
-    loaded, tokenizer = load(model, dtype, device)
-    corpus = corpus_of(tokenizer, data, slice, window, bos, column, prompt_column, None).take(windows)
-    found = run_profile(loaded, corpus, memory_budget=bytes_of(memory_budget), progress=True)
-    files = write_profile(found.layers, found.distances, out)
-    text = found.layers.to_string(index=False, float_format="{:+.4f}".format)
+    loaded, tokenizer = model.load()
+    corpus = data.corpus(tokenizer).take(data.windows)
+    measured = run_profile(loaded, corpus, memory_budget=memory_bytes(memory_budget), progress=True)
+    files = write_profile(measured.layers, measured.distances, out)
+    text = measured.layers.to_string(index=False, float_format="{:+.4f}".format)
     text += f"\n\n{out}: {', '.join(sorted(path.name for path in files))}"
     print_found(
-        {"layers": found.layers.to_dict("records"), "distances": found.distances.to_numpy().tolist()}, text, as_json
+        {"layers": measured.layers.to_dict("records"), "distances": measured.distances.to_numpy().tolist()},
+        text,
+        as_json,
     )
 
 
 def report(
-    folder: Annotated[Path | None, typer.Argument(help="A run's folder.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="A run's folder.")] = None,
     storage: Storage = None,
-    study: Annotated[str | None, typer.Option("--study", help="The study's name, where there are several.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; left out, the run's folder.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=WORKERS, help="The study's name, if the storage holds several."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", rich_help_panel=OUTPUT, help="Where to write. Default: the run's folder."),
+    ] = None,
     top: Top = 5,
     as_json: Json = False,
 ) -> None:
@@ -291,13 +224,7 @@ def report(
     opened = studies.open_existing(folder, storage, study)
     target = out or folder
     if target is None:
-        raise SearchError("say where to write: --out FOLDER")
+        raise SearchError("no folder to write to: add --out FOLDER")
     with studies.readable(f"the study {opened.study_name!r}"):
         page.write(opened, target, top=top)
         print_run(opened, target, top, as_json)
-
-
-def _leave() -> None:
-    """Exit as a process does that a signal has ended, where one has."""
-    if code := signals.exit_code():
-        raise typer.Exit(code)

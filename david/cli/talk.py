@@ -1,148 +1,166 @@
-"""The commands that let a model write: `generate` and `chat`."""
+"""The commands that generate text: `generate` and `chat`."""
 
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from david.cli.chat_repl import Session, lines, put, show_pieces, typed
-from david.cli.inputs import check_recipe, load_with_recipe, recipe_of
-from david.cli.options import Device, Dtype, Json, Model, Ratios, RecipesOption, Seed
+from david.cli.inputs import check_recipe_options, parse_recipe
+from david.cli.options import SAMPLING, Json, ModelOptions, Ratios, RecipesOption, Seed
 from david.cli.output import print_found
 from david.errors import DavidError
 from david.support.text import plain, printable
 
 if TYPE_CHECKING:
-    from david.chat.generation import TextGenerator
+    from david.chat.generation import Sampling, TextGenerator
     from david.recipe.recipe import Recipe
 
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that have so much probability together.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
-System = Annotated[str | None, typer.Option(help="A system text, before all else.")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message, before the conversation.")]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens of an answer are drawn."""
+
+    panel: ClassVar[str] = SAMPLING
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens in the longest answer.")] = 64
+    temperature: Annotated[
+        float, typer.Option(min=0.0, metavar="T", help="0 takes the most likely token each time.")
+    ] = 0.0
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Draw from the most likely tokens whose probabilities add up to P.")
+    ] = 1.0
+    seed: Seed = 0
+
+    def make(self) -> "Sampling":
+        """Return the `Sampling`; `DavidError` if a value is out of range."""
+        from david.chat.generation import Sampling
+
+        return Sampling(
+            temperature=self.temperature, top_p=self.top_p, seed=self.seed, max_new_tokens=self.max_new_tokens
+        )
 
 
 def generate(
-    model: Model = "demo",
+    model: ModelOptions = ModelOptions(),
     prompt: Annotated[
-        str, typer.Option(help="What the model is to go on from; - reads it from standard input.")
+        str, typer.Option(metavar="TEXT", help="The text to continue; - reads it from standard input.")
     ] = "The capital of France is",
     recipe: RecipesOption = None,
     ratios: Ratios = None,
-    max_new_tokens: MaxNewTokens = 64,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    as_chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     system: System = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
+    sampling: SamplingOptions = SamplingOptions(),
     as_json: Json = False,
 ) -> None:
-    """Let a model write on from a prompt, as its base or by recipes, each under its name where there are several.
+    """Let a model continue a prompt, as its base or by recipes. With several recipes, each text is named.
 
     Example: david generate demo --recipe "0:12, 8:30" --prompt "Once upon a time"
     """
-    _check(recipe)
-    if system is not None and not chat:
-        raise DavidError("--system is of a chat: add --chat")
+    _check_recipes(recipe)
+    if system is not None and not as_chat:
+        raise DavidError("--system requires --chat")
     prompt = typed(sys.stdin.read) if prompt == "-" else prompt
     from david.chat.conversation import BASE, encodable, template_tokens
-    from david.chat.generation import Sampling, TextGenerator
+    from david.chat.generation import TextGenerator
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
 
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens)
-    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
+    draw = sampling.make()
+    loaded, tokenizer, own_recipe = model.load_with_recipe()
     n_layers = base_depth(loaded)
-    wanted = _wanted(loaded, model, own, recipe)
+    named = _named_recipes(loaded, model.model, own_recipe, recipe)
     if ratios is not None:
-        wanted.append((f"ratios {ratios}", recipe_of(None, ratios, n_layers)))
+        named.append((f"ratios {ratios}", parse_recipe(None, ratios, n_layers)))
     prompt = encodable(prompt)
-    if chat and not tokenizer.chat_template:
-        raise DavidError(f"{model} has no chat template: leave --chat out")
-    said = [{"role": "user", "content": prompt}]
-    tokens = template_tokens(tokenizer, said, system=system) if chat else tokenizer(prompt).input_ids
-    voices = [TextGenerator(name, one, loaded) for name, one in wanted or [(BASE, Recipe.identity(n_layers))]]
-    found = []
-    for voice in voices:
-        pieces = voice.write(tokenizer, tokens, sampling, trim=chat)
+    if as_chat and not tokenizer.chat_template:
+        raise DavidError(f"{model.model} has no chat template: leave --chat out")
+    messages = [{"role": "user", "content": prompt}]
+    tokens = template_tokens(tokenizer, messages, system=system) if as_chat else tokenizer(prompt).input_ids
+    generators = [TextGenerator(name, one, loaded) for name, one in named or [(BASE, Recipe.identity(n_layers))]]
+    answers = []
+    for number, generator in enumerate(generators):
+        pieces = generator.write(tokenizer, tokens, draw, trim=as_chat)
         if as_json:
-            found.append({"recipe": voice.name, "map": str(voice.recipe)} | _told(voice, "".join(pieces)))
+            answer = _answer_as_json(generator, "".join(pieces))
+            answers.append({"recipe": generator.name, "map": str(generator.recipe)} | answer)
         else:
-            head = "" if len(voices) == 1 else f"{'' if voice is voices[0] else chr(10)}== {plain(voice.name)}\n"
-            show_pieces(pieces, head + ("" if chat else printable(prompt)))
+            blank_line = "\n" if number else ""
+            head = f"{blank_line}== {plain(generator.name)}\n" if len(generators) > 1 else ""
+            show_pieces(pieces, head + ("" if as_chat else printable(prompt)))
     if as_json:
-        print_found(found, "", as_json)
+        print_found(answers, "", as_json)
 
 
 def chat(
-    model: Model = "demo",
+    model: ModelOptions = ModelOptions(),
     recipe: RecipesOption = None,
     system: System = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.3,
-    top_p: TopP = 0.9,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
+    sampling: SamplingOptions = SamplingOptions(max_new_tokens=512, temperature=0.3, top_p=0.9),
 ) -> None:
-    """Talk to a model and to recipes on its weights, which answer in turn or side by side; /help tells the commands.
+    """Chat with a model and with recipes on its weights, in turn or side by side. /help lists the commands.
 
-    Messages are read from the terminal, or from standard input, one a line: then nothing but answers is printed.
+    Messages come from the terminal, or from standard input, one per line; then only answers are printed.
 
     Example: david chat demo --recipe "0:12, 8:12*0.3, 12:30"
     """
-    _check(recipe)
+    _check_recipes(recipe)
     from david.chat.conversation import Chat
-    from david.chat.generation import Sampling
 
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens)
-    loaded, tokenizer, own = load_with_recipe(model, dtype, device)
-    talk = Chat(loaded, tokenizer, system=system, sampling=sampling)
-    for name, one in _wanted(loaded, model, own, recipe):
+    draw = sampling.make()
+    loaded, tokenizer, own_recipe = model.load_with_recipe()
+    talk = Chat(loaded, tokenizer, system=system, sampling=draw)
+    for name, one in _named_recipes(loaded, model.model, own_recipe, recipe):
         talk.add(one, name=name)
     talk.use(min(1, len(talk.voices) - 1))
     session = Session(talk, loaded, sys.stdin.isatty() and sys.stdout.isatty())
-    if session.seen:
-        many = len(talk.voices) - 1
-        beside = f", the base and {many} recipe{'s'[: many > 1]} on one set of weights" if many else ""
-        put(f"{plain(model)}{beside}. /help tells the commands; Ctrl-D leaves.\n")
+    if session.interactive:
+        n_recipes = len(talk.voices) - 1
+        recipes = f", the base and {n_recipes} recipe{'s'[: n_recipes > 1]} on one set of weights" if n_recipes else ""
+        put(f"{plain(model.model)}{recipes}. /help lists the commands; Ctrl-D leaves.\n")
     failed = False
-    for line in lines(session.seen):
+    for line in lines(session.interactive):
         try:
             if not session.take(line):
                 break
         except DavidError as error:
             failed = True
             sys.stderr.write(f"error: {plain(str(error))}\n")
-    if failed and not session.seen:
+    if failed and not session.interactive:
         raise typer.Exit(1)
 
 
-def _check(recipes: list[str] | None) -> None:
-    """What is wrong with recipes by themselves, told before a model is loaded."""
+def _check_recipes(recipes: list[str] | None) -> None:
+    """Check recipes as far as possible without a model; raise `RecipeError` for the first that cannot be one."""
     for recipe in recipes or ():
         if recipe != "base":
-            check_recipe(recipe, None)
+            check_recipe_options(recipe, None)
 
 
-def _wanted(loaded: Any, model: str, own: "Recipe | None", recipes: list[str] | None) -> list[tuple[str, "Recipe"]]:
-    """The recipes of a command line with their names: that which MODEL is, and those given beside it."""
+def _named_recipes(
+    loaded: Any, model: str, own_recipe: "Recipe | None", recipes: list[str] | None
+) -> list[tuple[str, "Recipe"]]:
+    """Return the recipes of a command line with their names: MODEL if it is one, then the values of `--recipe`."""
     from david.chat.conversation import BASE, name_of
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
 
     n_layers = base_depth(loaded)
-    wanted = [] if own is None else [(model, own)]
+    named = [] if own_recipe is None else [(model, own_recipe)]
     for text in recipes or ():
-        recipe = Recipe.identity(n_layers) if text == BASE else recipe_of(text, None, n_layers, loaded)
-        wanted.append((text if text == BASE else name_of(text, recipe), recipe))
-    return wanted
+        recipe = Recipe.identity(n_layers) if text == BASE else parse_recipe(text, None, n_layers, loaded)
+        named.append((text if text == BASE else name_of(text, recipe), recipe))
+    return named
 
 
-def _told(voice: "TextGenerator", text: str) -> dict[str, Any]:
-    assert voice.answer is not None
-    told = asdict(voice.answer)
-    return {"text": text, "tokens": told["tokens"], "seconds": round(told["seconds"], 3), "ended": told["ended"]}
+def _answer_as_json(generator: "TextGenerator", text: str) -> dict[str, Any]:
+    assert generator.answer is not None
+    answer = asdict(generator.answer)
+    return {
+        "text": text,
+        "tokens": answer["tokens"],
+        "seconds": round(answer["seconds"], 3),
+        "ended": answer["ended"],
+    }

@@ -366,10 +366,10 @@ def test_plain_text_is_left_and_what_acts_unseen_is_shown(text: str, shown: str)
 
 
 def test_a_base_names_no_path_to_export_from() -> None:
-    from david.cli.inputs import named_base
+    from david.recipe.base_model import named_base
 
-    assert named_base(Recipe([0], base=Base(model="demo", num_layers=1))) == "demo"
-    assert named_base(Recipe([0], base=Base(model="owner/nobody-has-this", num_layers=1))) == "owner/nobody-has-this"
+    assert named_base(Base(model="demo", num_layers=1), "--model") == "demo"
+    assert named_base(Base(model="owner/nobody-has-this", num_layers=1), "--model") == "owner/nobody-has-this"
     for path in ("/etc", "tests", "../x", "~/x", "C:\\x", "a/b/c", "https://x/y"):
         with pytest.raises(RecipeError, match="--model"):
-            named_base(Recipe([0], base=Base(model=path, num_layers=1)))
+            named_base(Base(model=path, num_layers=1), "--model")

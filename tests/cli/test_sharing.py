@@ -294,7 +294,7 @@ def test_a_command_takes_a_recipe_for_a_model(run: Run, of_demo: Path, place: Pa
 
     code, printed, err = run(f"profile {of_demo.name} --data data.txt --window 16 --windows 2 --out bad-profile")
     assert code == 0, err
-    assert f"note: {of_demo.name} is a recipe: it is its base that this looks at" in err
+    assert f"note: {of_demo.name} is a recipe: only its base model is loaded" in err
 
 
 def test_a_check_of_a_recipe_that_does_not_fit_is_refused(run: Run, place: Path, demo_is_tiny: None, bad: Path) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from david.cli.inputs import as_range
+from david.cli.inputs import parse_range
 from david.errors import DavidError
 from david.notation.formats import FORMATS, read, write
 from david.recipe.explain import explain
@@ -50,7 +50,7 @@ def options(data: bytes) -> None:
         start, stop = _slice_bounds(text, 1000, "data")
         assert 0 <= start < stop <= 1000
     with ours():
-        Recipe.from_ratios(12, [as_range(part, "--ratios") for part in text.split(",")])
+        Recipe.from_ratios(12, [parse_range(part, "--ratios") for part in text.split(",")])
     with contextlib.suppress(ValueError):  # pydantic's, which a recipe file makes ours
         Data(source="", sha256="", windows=text)
 

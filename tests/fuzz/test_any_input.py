@@ -38,7 +38,7 @@ from david import (
 from david.candidates import spaces, strategies
 from david.candidates.neighbours import STEPS, neighbours
 from david.cli.app import main
-from david.cli.inputs import as_range
+from david.cli.inputs import parse_range
 from david.errors import CorpusError, DavidError, RecipeError, ScoreError, SearchError
 from david.metrics.paired_test import paired_difference, rank_correlation
 from david.metrics.selection_bias import luck
@@ -208,7 +208,7 @@ def test_any_option_that_is_read_from_a_text(text: str, rows: int) -> None:
     with ours():
         assert as_bytes(text, "a size") >= 1
     with ours():
-        low, high = as_range(text, "--scales")
+        low, high = parse_range(text, "--scales")
         spaces.space_named("block", scales=(low, high))
     TARGETS["options"](text.encode("utf-8", "surrogatepass"))
 
@@ -222,7 +222,7 @@ def test_any_option_that_is_read_from_a_text(text: str, rows: int) -> None:
         lambda: as_bytes("1" + " " * 200_000 + "!", "a size"),
         lambda: as_bytes("9" * 400, "a size"),
         lambda: as_bytes(10**5000, "a size"),
-        lambda: as_range("0:" * 200_000, "--scales"),
+        lambda: parse_range("0:" * 200_000, "--scales"),
         lambda: spaces.space_named("block", scales=(-1e308, 1e308)),
         lambda: spaces.space_named("block", scales=(0, 10**400)),
         lambda: sampler_named("tpe", -1, 0),

@@ -92,12 +92,12 @@ import json, re, sys, time
 from pathlib import Path
 from david.errors import DavidError
 from david.recipe.explain import explain
-from david.cli.inputs import recipe_of
+from david.cli.inputs import parse_recipe
 found = {}
 for path in sorted(Path(sys.argv[1]).iterdir()):
     start = time.process_time()
     try:
-        str(explain(recipe_of(str(path), None, None)))
+        str(explain(parse_recipe(str(path), None, None)))
         line = ""
     except DavidError as error:
         line = str(error).replace(sys.argv[1], "")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from david import compare
 from david.analysis import compare as compare_module
-from david.cli.scores import _add
+from david.cli.scores import _add_corpus
 from david.engine.engine import Engine
 from david.errors import CorpusError, RecipeError, ScoreError
 from david.metrics.paired_test import paired_difference
@@ -232,7 +232,7 @@ WRONG = {
     "unreadable recipe": ("compare ./nowhere 0:x", "cannot read '0:x'"),  # before the model is looked for
     "missing recipe": ("compare ./nowhere gone.json", "cannot read recipe gone.json"),
     "layer out of range": ("compare model 0:9 --data data.txt --window 16", "layer 8 is out of range"),
-    "the same data twice": ("compare model 0:3 --data data.txt --data data.txt --window 16", "data.txt is there twice"),
+    "the same data twice": ("compare model 0:3 --data data.txt --data data.txt --window 16", "data.txt occurs twice"),
     "a limit without tasks": ("compare model 0:3 --limit 3", "name these with --tasks"),
     "no such task file": ("compare ./nowhere 0:3 --tasks gone.yaml", "no such task file: gone.yaml"),
     "too few windows": ("compare model 0:3 --data data.txt --window 16 --windows 99", "take(99) of a corpus of"),
@@ -248,5 +248,5 @@ def test_wrong_input_is_told_in_a_line(name: str, run: Run, place: Path) -> None
 
 
 def test_data_of_one_name_must_differ() -> None:
-    with pytest.raises(CorpusError, match="wiki is there twice"):
-        _add({"wiki": 1}, "wiki", 2)
+    with pytest.raises(CorpusError, match="wiki occurs twice"):
+        _add_corpus({"wiki": 1}, "wiki", 2)

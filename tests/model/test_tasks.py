@@ -572,7 +572,7 @@ COMMAND = {
     "search, tasks and data": ("search model --tasks last.yaml --data data.txt --bos --out new", "leave --data, --bos"),
     "search, tasks of two kinds": ("search model --tasks choice.yaml,last.yaml --out new", "need one unit"),
     "search, few documents": ("search model --tasks last.yaml --out new", "cannot split 12 documents"),
-    "score, a limit without tasks": ("score model --limit 3", "name these with --tasks"),
+    "score, a limit without tasks": ("score model --limit 3", "--limit requires --tasks"),
     "score, no such task file": ("score model --tasks gone.yaml", "no such task file: gone.yaml"),
     "score, no task file": ("score model --data data.txt --window 16 --windows 2 --tasks data.txt", "cannot be read"),
     "score, no metric": ("score model --data data.txt --window 16 --windows 2 --tasks last.yaml:x", "no metric 'x'"),

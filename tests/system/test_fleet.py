@@ -22,33 +22,33 @@ from tests.system.test_study_kill import command_in
     ("workers", "device", "n"), [("1", None, 1), ("3", None, 3), ("3", "cpu", 3), ("1", "cuda:1", 1)]
 )
 def test_a_number_is_a_number(workers: str, device: str | None, n: int) -> None:
-    assert local_workers.number_of(workers, device) == n
+    assert local_workers.count_workers(workers, device) == n
 
 
 def test_auto_is_one_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert local_workers.number_of("auto", None) == 4
-    assert local_workers.number_of("auto", "cpu") == 1
+    assert local_workers.count_workers("auto", None) == 4
+    assert local_workers.count_workers("auto", "cpu") == 1
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert local_workers.number_of("auto", None) == 1
+    assert local_workers.count_workers("auto", None) == 1
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "257", "many", "1.5", ""])
 def test_what_is_no_number_of_workers_is_refused(workers: str) -> None:
     with pytest.raises(SearchError, match="--workers must be auto, or 1 to 256; got"):
-        local_workers.number_of(workers, None)
+        local_workers.count_workers(workers, None)
 
 
 def test_a_device_for_several_is_refused() -> None:
     with pytest.raises(SearchError, match="leave --device cuda:1 out"):
-        local_workers.number_of("2", "cuda:1")
+        local_workers.count_workers("2", "cuda:1")
 
 
 @pytest.mark.parametrize(
     "given", ["search demo --workers 3 --trials 9", "search --workers=3 demo --trials 9", "search --workers 3 -- demo"]
 )
 def test_the_others_are_started_as_one_each(given: str) -> None:
-    found = local_workers._alone(given.split())
+    found = local_workers._as_one_worker(given.split())
     assert found[:3] == ["search", "--workers", "1"]
     assert [each for each in found[3:] if each != "--"] == [
         each for each in ["demo", "--trials", "9"] if each in given.split()
@@ -58,10 +58,10 @@ def test_the_others_are_started_as_one_each(given: str) -> None:
 def test_each_worker_has_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)), raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert local_workers._share(1, 4, 0) == {"OMP_NUM_THREADS": "4"}
-    assert [local_workers._share(i, 3, 2)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
+    assert local_workers._machine_share(1, 4, 0) == {"OMP_NUM_THREADS": "4"}
+    assert [local_workers._machine_share(i, 3, 2)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [local_workers._share(i, 2, 2)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["5", "7"]
+    assert [local_workers._machine_share(i, 2, 2)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["5", "7"]
 
 
 @pytest.mark.slow

@@ -499,7 +499,7 @@ def test_convert_prints_and_writes(run: Run, place: Path) -> None:
     Recipe([0, 1, 1, 2, 3, 4, 5], base=another).save(place / "another.json")
     code, out, err = run("convert another.json --model model")
     assert Recipe.from_json(out).base == Base(model="model", architecture="LlamaForCausalLM", num_layers=6)
-    assert "note: the recipe is of GPT2LMHeadModel: it is written for model without fingerprint" in err
+    assert "note: the recipe was made for GPT2LMHeadModel: it is written for model, without fingerprint" in err
     assert run("convert six.json --to notation --to-layers 12")[:2] == (0, "0:8, 2:8*0.5, 8:12\n")
     assert run("convert 1,1,2,0,1,1 --from drllm --to peft")[:2] == (
         0,
@@ -539,7 +539,7 @@ def test_convert_says_where_a_tool_leaves_the_configuration_behind(run: Run, pla
     code, out, err = run("convert 0:4,2:6 --to mergekit --model gemma")
     assert code == 0
     assert out.startswith("merge_method")
-    assert "mergekit leaves layer_types as the base has it" in err
+    assert "mergekit leaves layer_types as in the base" in err
     assert run("convert 0:4,2:6 --to mergekit --model model")[2] == ""
 
 
