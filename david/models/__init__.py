@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 __all__ = ["fingerprint", "load_base", "load_model", "read_costs"]
 
 __getattr__, __dir__ = attach(
-    __name__, {"fingerprint": "describe_base", "load_base": "load", "load_model": "load", "read_costs": "load"}
+    __name__, {"fingerprint": "describe", "load_base": "load", "load_model": "load", "read_costs": "load"}
 )

@@ -22,7 +22,7 @@ from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import multiple_choice, perplexity
-from david.sling import architectures, locate
+from david.sling import locate, remap
 from david.sling.in_place import view
 from david.sling.stacked_copy import stacked
 from tests.helpers.command import CHOICES, ON_DATA, SCORE, SEARCH, WINDOW, Run
@@ -283,7 +283,7 @@ def test_check_prints_a_certificate(run: Run) -> None:
 
 
 def test_check_exits_with_1_where_anything_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architectures, "INDICES", ())
+    monkeypatch.setattr(remap, "INDICES", ())
     code, text, _ = run("check model")
     assert (code, text.startswith("FAILED: slinging")) == (1, True)
     code, printed, _ = run("check model --json")
@@ -294,7 +294,7 @@ def test_a_type_that_no_proof_was_made_for_is_proved_first(run: Run, monkeypatch
     monkeypatch.setattr(locate, "PROVED", frozenset())
     code, _, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, "LlamaForCausalLM is new here: proving first" in err) == (0, True)
-    monkeypatch.setattr(architectures, "INDICES", ())
+    monkeypatch.setattr(remap, "INDICES", ())
     code, out, err = run(f"score {ON_DATA} --windows 1", "--recipe", "0:4, 2:6")
     assert (code, out) == (1, "")
     assert (

@@ -233,7 +233,7 @@ WRONG = {
     "missing recipe": ("compare ./nowhere gone.json", "cannot read recipe gone.json"),
     "layer out of range": ("compare model 0:9 --data data.txt --window 16", "layer 8 is out of range"),
     "the same data twice": ("compare model 0:3 --data data.txt --data data.txt --window 16", "data.txt occurs twice"),
-    "a limit without tasks": ("compare model 0:3 --limit 3", "name these with --tasks"),
+    "a limit without tasks": ("compare model 0:3 --limit 3", "--limit requires --tasks"),
     "no such task file": ("compare ./nowhere 0:3 --tasks gone.yaml", "no such task file: gone.yaml"),
     "too few windows": ("compare model 0:3 --data data.txt --window 16 --windows 99", "take(99) of a corpus of"),
     "no such data": ("compare model 0:3 --data gone.txt", "no such file: gone.txt"),
