@@ -1,4 +1,8 @@
-"""Opens Optuna's storages by their URLs, and waits for a database that is gone for a while."""
+"""Open Optuna storages by their URLs; retry calls while a database or proxy does not answer.
+
+`open_storage` opens one, `cached_reads` saves reads of a study, `RetryingStorage` wraps the
+methods of Optuna's storages.
+"""
 
 import abc
 import copy
@@ -33,22 +37,22 @@ from david.support import signals
 from david.support.console import say
 from david.support.text import one_line
 
-RETRY_SECONDS = 300.0  # seconds for which a storage may be gone before a search ends
-_LAST_PATIENCE = 10.0  # … where it has been asked to end
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries
-_MAKING = 20  # tries to make the tables of a new database, which several workers may do at once
-_CONNECT = 10  # seconds until a database that does not answer counts as gone
-_POSTGRESQL = {  # libpq's: of a connection that has gone silent, as where a machine has lost its power
-    "connect_timeout": _CONNECT,
+RETRY_SECONDS = 300.0  # for which a storage that does not answer is tried again, before a search ends
+RETRY_SECONDS_AT_END = 10.0  # … once a signal has asked the search to end
+_FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two tries
+_CREATION_TRIES = 20  # to create the tables of a new database, which several workers may do at once
+_CONNECT_SECONDS = 10  # after which a database that does not answer counts as gone
+_POSTGRESQL_OPTIONS = {  # libpq's, for a connection that has gone silent, as when a machine has lost its power
+    "connect_timeout": _CONNECT_SECONDS,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,  # milliseconds
 }
-_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # what a proxy says that is gone, or whose database is
-_LOCKED = 60  # seconds that a worker waits for another's hand on an SQLite file
-_SECRET = re.compile(r"(?<=:)(?!//)[^@]+(?=@)|(?<=password=)[^&]*")
-_FOR_GOOD = (  # what waiting does not mend
+_TRANSIENT_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # gRPC: the proxy is gone, or its database is
+_SQLITE_LOCK_SECONDS = 60  # for which a worker waits while another one writes into an SQLite file
+_PASSWORD = re.compile(r"(?<=:)(?!//)[^@]+(?=@)|(?<=password=)[^&]*")
+_PERMANENT_REASONS = (  # parts of messages of errors that waiting does not repair
     "no such table",
     "no such column",
     "readonly",
@@ -61,37 +65,46 @@ _FOR_GOOD = (  # what waiting does not mend
 
 
 def open_storage(url: str | None) -> BaseStorage:
-    """The storage of a URL: a database's (`sqlite:///…`, `postgresql://…`), or `grpc://host:port` of Optuna's proxy.
+    """Open the Optuna storage of a URL, with retries.
 
-    None keeps a study in memory. Raises `StorageError` where there is none that answers. Later, its calls are tried
-    again where it does not answer, for `RETRY_SECONDS` seconds.
+    A call that the storage does not answer is tried again for `RETRY_SECONDS` seconds.
+
+    Args:
+        url: A database's (`sqlite:///…`, `postgresql://…`), or `grpc://host:port` of Optuna's proxy; None for a storage
+            in memory.
+
+    Raises:
+        StorageError: If no storage answers at the URL, or its driver is not installed.
     """
     if url is None:
         return InMemoryStorage()
     try:
         parsed = sqlalchemy.make_url(url)
         if parsed.drivername == "grpc":
-            proxy = _proxy(parsed)
+            proxy = _open_proxy(parsed)
             return RetryingStorage(proxy, proxy.close)  # type: ignore[abstract]
-        database = _database(parsed)
+        database = _open_database(parsed)
         return RetryingStorage(get_storage(database), database.engine.dispose)  # type: ignore[abstract]
     except ImportError as error:
         raise StorageError(
-            f"the storage {without_password(url)} needs another package: {_package(url)} ({error})"
+            f"the storage {without_password(url)} needs another package: {_package_hint(url)} ({error})"
         ) from error
     except Exception as error:  # SQLAlchemy, drivers and Optuna each have their own kinds
-        raise StorageError(f"the storage {without_password(url)} cannot be used: {_said(error)}") from error
+        raise StorageError(f"the storage {without_password(url)} cannot be used: {_reason(error)}") from error
 
 
 def cached_reads(study: Study) -> AbstractContextManager[None]:
-    """Within this, the study is read once, as long as nothing is written: each read asks the database."""
+    """Return a context within which this thread reads the study from a cache, until it writes to it.
+
+    Without it, each read asks the database.
+    """
     storage = study._storage
-    return storage._one_look() if isinstance(storage, RetryingStorage) else nullcontext()
+    return storage._cached_reads() if isinstance(storage, RetryingStorage) else nullcontext()
 
 
 @contextmanager
 def without_creation_log() -> Iterator[None]:
-    """Without Optuna's word of each study that is made: in a notebook a red one, which looks like an error."""
+    """Silence Optuna's log line about a new study; a notebook shows it in red, like an error."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
     try:
@@ -101,134 +114,148 @@ def without_creation_log() -> Iterator[None]:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown: without its password, also where that is an option, or the URL cannot be read."""
-    return _SECRET.sub("***", url)
+    """Return a URL without its password, for messages; also if the password is an option, or the URL is malformed."""
+    return _PASSWORD.sub("***", url)
 
 
-def _database(url: URL) -> RDBStorage:
+def _open_database(url: URL) -> RDBStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
     backend = url.get_backend_name()
     if backend == "postgresql":
         url = url.set(drivername="postgresql+psycopg")  # which SQLAlchemy before 2.1 does not take by itself
-        options["connect_args"] = _POSTGRESQL | dict(url.query)  # what the URL says goes first
+        options["connect_args"] = _POSTGRESQL_OPTIONS | dict(url.query)  # options of the URL take precedence
     elif backend == "sqlite":
-        options["connect_args"] = {"timeout": _LOCKED}
-    for tries_left in range(_MAKING, -1, -1):
+        options["connect_args"] = {"timeout": _SQLITE_LOCK_SECONDS}
+    for tries_left in range(_CREATION_TRIES, -1, -1):
         try:
             return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
         except Exception as error:
             if not tries_left or not _is_collision(error):
                 raise
-        time.sleep(random.uniform(0, 0.2))  # another worker makes the tables
+        time.sleep(random.uniform(0, 0.2))  # another worker is creating the tables
     raise AssertionError
 
 
 def _is_collision(error: BaseException) -> bool:
-    """Whether another worker was making a database's tables at the same time."""
-    text = str(_root(error)).lower()
-    return isinstance(_root(error), IntegrityError) or any(
+    """Return whether a creation failed because another worker was creating the same tables."""
+    text = str(_root_cause(error)).lower()
+    return isinstance(_root_cause(error), IntegrityError) or any(
         part in text for part in ("already exists", "unique constraint", "duplicate", "locked")
     )
 
 
-def _proxy(url: URL) -> GrpcStorageProxy:
+def _open_proxy(url: URL) -> GrpcStorageProxy:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         proxy = GrpcStorageProxy(host=url.host or "localhost", port=url.port or 13000)
-    proxy.wait_server_ready(timeout=_CONNECT)
+    proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
     return proxy
 
 
-def _package(url: str) -> str:
+def _package_hint(url: str) -> str:
     if url.startswith("postgresql"):
         return "pip install 'david[postgres]'"
     return "pip install 'david[grpc]'" if url.startswith("grpc") else "install the driver that the URL names"
 
 
 class RetryingStorage(BaseStorage):
-    """A storage whose calls are tried again while it does not answer."""
+    """A storage that tries its calls again while the storage behind it does not answer.
+
+    Each public method of `BaseStorage` is passed on to `inner` (below the class).
+
+    Args:
+        inner: The storage that answers.
+        close: Called when this object is garbage collected; drivers warn of connections that are left open.
+    """
 
     def __init__(self, inner: BaseStorage, close: Callable[[], None]) -> None:
         self._inner = inner
-        self._away: str | None = None  # the call that was not answered
+        self._failing_call: str | None = None  # the name of the call that was not answered
         self._gave_up = False
-        self._look: tuple[int, dict[str, Any]] | None = None  # whose thread, and what each call has found
-        weakref.finalize(self, close)  # drivers warn of connections that are left to the garbage collector
+        self._cache: tuple[int, dict[str, Any]] | None = None  # the thread that reads from it; result by call
+        weakref.finalize(self, close)
 
     @contextmanager
-    def _one_look(self) -> Iterator[None]:
-        """Within this, what is read again is not asked for again, as long as nothing is written."""
-        self._look = threading.get_ident(), {}
+    def _cached_reads(self) -> Iterator[None]:
+        """Answer repeated reads of this thread from a cache, which each write clears."""
+        self._cache = threading.get_ident(), {}
         try:
             yield
         finally:
-            self._look = None
+            self._cache = None
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        look = self._look
-        if look is None or look[0] != threading.get_ident():
-            return self._answer(name, *args, **kwargs)
-        _, seen = look
-        if not name.startswith("get_"):
-            seen.clear()
-            return self._answer(name, *args, **kwargs)
-        if name == "get_all_trials":  # which is asked for by this state and by that
-            return self._of_states(seen, *args, **kwargs)
+        cache = self._cache  # read once: the main thread may end it while the heartbeat's thread is here
+        if cache is None or cache[0] != threading.get_ident():
+            return self._call_with_retries(name, *args, **kwargs)
+        results = cache[1]
+        if not _is_read(name):
+            results.clear()
+            return self._call_with_retries(name, *args, **kwargs)
+        if name == "get_all_trials":  # asked for with many sets of states: read all once
+            return self._cached_trials(results, *args, **kwargs)
         call = f"{name} {args} {kwargs}"
-        if call not in seen:
-            seen[call] = self._answer(name, *args, **kwargs)
-        return seen[call]
+        if call not in results:
+            results[call] = self._call_with_retries(name, *args, **kwargs)
+        return results[call]
 
-    def _of_states(
+    def _cached_trials(
         self,
-        seen: dict[str, Any],
+        results: dict[str, Any],
         study_id: int,
         deepcopy: bool = True,
         states: Container[TrialState] | None = None,
     ) -> list[FrozenTrial]:
         call = f"trials {study_id}"
-        if call not in seen:
-            seen[call] = self._answer("get_all_trials", study_id, deepcopy=False)
-        found = [trial for trial in seen[call] if states is None or trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
+        if call not in results:
+            results[call] = self._call_with_retries("get_all_trials", study_id, deepcopy=False)
+        trials = [trial for trial in results[call] if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
 
-    def _answer(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call_with_retries(self, name: str, *args: Any, **kwargs: Any) -> Any:
         pause, start = _FIRST_PAUSE, time.monotonic()
         while True:
             try:
-                found = getattr(self._inner, name)(*args, **kwargs)
+                result = getattr(self._inner, name)(*args, **kwargs)
             except Exception as error:
-                if not _is_of_storage(error):
+                if not _is_storage_error(error):
                     raise
-                reason = _said(error)
-                waits = _is_away(error) and not any(part in reason.lower() for part in _FOR_GOOD)
-                patience = min(RETRY_SECONDS, _LAST_PATIENCE) if signals.is_asked() else RETRY_SECONDS
-                if self._gave_up or not waits or time.monotonic() - start >= patience:
-                    self._gave_up |= waits
-                    raise StorageError(f"the storage cannot be used any longer: {reason}") from error
-                if self._away is None:
-                    say(f"the storage does not answer, trying again for {RETRY_SECONDS / 60:.0f} minutes: {reason}")
-                    self._away = name
+                self._check_retry(name, error, time.monotonic() - start)
             else:
-                if self._away is not None and (_reads(self._away) or not _reads(name)):  # a full disk can be read
-                    say("the storage answers again")
-                    self._away, self._gave_up = None, False
-                return found
+                self._note_answer(name)
+                return result
             try:
-                signals.interruptible_sleep(
-                    pause * random.uniform(0.5, 1)
-                )  # so that workers do not come back all at once
+                # a random part, so that workers do not come back all at once
+                signals.interruptible_sleep(pause * random.uniform(0.5, 1))
             except KeyboardInterrupt:
-                self._gave_up = True  # what is still to be told waits no more
+                self._gave_up = True  # what is still to be written waits no more
                 raise
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _check_retry(self, name: str, error: Exception, seconds: float) -> None:
+        """Raise `StorageError` unless a call that has failed for so many seconds should be tried again."""
+        reason = _reason(error)
+        is_transient = _is_transient(error) and not any(part in reason.lower() for part in _PERMANENT_REASONS)
+        limit = min(RETRY_SECONDS, RETRY_SECONDS_AT_END) if signals.is_asked() else RETRY_SECONDS
+        if self._gave_up or not is_transient or seconds >= limit:
+            self._gave_up |= is_transient
+            raise StorageError(f"the storage is no longer usable: {reason}") from error
+        if self._failing_call is None:
+            say(f"storage not answering; retrying for {RETRY_SECONDS / 60:.0f} minutes: {reason}")
+            self._failing_call = name
+
+    def _note_answer(self, name: str) -> None:
+        """End an outage, unless a write failed and this was a read: a full disk can still be read."""
+        if self._failing_call is not None and (_is_read(self._failing_call) or not _is_read(name)):
+            say("storage answering again")
+            self._failing_call, self._gave_up = None, False
 
 
-def _reads(name: str) -> bool:
+def _is_read(name: str) -> bool:
     return name.startswith("get_")
 
 
-def _patiently(name: str) -> Callable[..., Any]:
+def _passed_on(name: str) -> Callable[..., Any]:
     def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         return self._call(name, *args, **kwargs)
 
@@ -237,40 +264,39 @@ def _patiently(name: str) -> Callable[..., Any]:
 
 for _name, _method in vars(BaseStorage).items():
     if callable(_method) and not _name.startswith("_"):
-        setattr(RetryingStorage, _name, _patiently(_name))
+        setattr(RetryingStorage, _name, _passed_on(_name))
 abc.update_abstractmethods(RetryingStorage)  # type: ignore[type-abstract]
 
 
-def _is_of_storage(error: BaseException) -> bool:
-    """Whether an error comes from the database or the network, not from what was asked of the study."""
-    root = _root(error)
-    return isinstance(root, SQLAlchemyError | StorageInternalError) or _is_of_proxy(root)
+def _is_storage_error(error: BaseException) -> bool:
+    """Return whether an error comes from the database or the network, not from a wrong call."""
+    root = _root_cause(error)
+    return isinstance(root, SQLAlchemyError | StorageInternalError) or _is_grpc_error(root)
 
 
-def _is_of_proxy(error: BaseException) -> bool:
+def _is_grpc_error(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "grpc"
 
 
-def _is_away(error: BaseException) -> bool:
-    """Whether an error may be over when the same is tried again."""
-    root: Any = _root(error)
+def _is_transient(error: BaseException) -> bool:
+    """Return whether a call that raised this error may succeed later."""
+    root: Any = _root_cause(error)
     if isinstance(root, DBAPIError):
         return isinstance(root, OperationalError | InterfaceError) or root.connection_invalidated
-    if _is_of_proxy(root):
-        return root.code().name in _AWAY if hasattr(root, "code") else True
-    return isinstance(
-        root, PendingRollbackError | sqlalchemy.exc.TimeoutError
-    )  # the latter: no connection of the pool is free
+    if _is_grpc_error(root):
+        return root.code().name in _TRANSIENT_CODES if hasattr(root, "code") else True
+    # SQLAlchemy's TimeoutError: no connection of the pool is free
+    return isinstance(root, PendingRollbackError | sqlalchemy.exc.TimeoutError)
 
 
-def _said(error: BaseException) -> str:
-    """What the database, or the network, said, in a line."""
-    root = _root(error)
+def _reason(error: BaseException) -> str:
+    """Return the message of the database or the network, in one line."""
+    root = _root_cause(error)
     return one_line(root.orig if isinstance(root, DBAPIError) and root.orig is not None else root)
 
 
-def _root(error: BaseException) -> BaseException:
-    """What lies behind an error of Optuna's own."""
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the error that Optuna has wrapped in errors of its own."""
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return error

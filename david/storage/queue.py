@@ -1,4 +1,10 @@
-"""What is asked for next: trials that wait in the study, and those that a dead worker left."""
+"""The queue of a study: recipes that wait to be scored, and those that a dead worker left.
+
+Optuna's enqueued (waiting) trials are the queue. A queued trial has either fixed parameters, or, if the space has no
+parameters for its recipe, the recipe itself in the attribute `QUEUED_RECIPE`. What a crashed worker was running is
+queued again, with a count of the workers it was lost with: a recipe that was lost `_LOST_BEFORE_ISOLATION` times runs
+alone, one that was lost `_LOST_BEFORE_FAILURE` times fails.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,17 +19,24 @@ from david.storage import results, trial_attributes
 from david.storage.heartbeat import OWNER, WorkerHeartbeat
 from david.support.console import say
 
-WANTED = "wanted"  # of a trial: a recipe that its space cannot say
-STRATEGY = "strategy"  # … what asked for it, where that was not the sampler
-_LOST = "lost"  # … how many workers died while they had it in hand
+QUEUED_RECIPE = "wanted"  # trial attribute: a queued recipe that the space has no parameters for
+STRATEGY = "strategy"  # trial attribute: the strategy that queued it
+_LOST = "lost"  # trial attribute: how many workers died while they ran it
 
-_LOST_TOGETHER = 2  # so often it may be lost with others that were scored with it; then it comes alone
-_LOST_FOR_GOOD = 3  # … and so often it may be lost at all, since it may be what kills them
+_LOST_BEFORE_ISOLATION = 2  # losses, which may be due to others of the same batch, after which it runs alone
+_LOST_BEFORE_FAILURE = 3  # losses after which it is given up, since it may be what kills the workers
 
 
 @dataclass(frozen=True)
 class QueuedTrial:
-    """What a trial is queued for: parameters; or none, and a recipe that its space cannot say."""
+    """What a trial was queued for.
+
+    Attributes:
+        params: The parameters to fix; empty if the space has none for the recipe.
+        recipe: The notation of a recipe that the space has no parameters for.
+        strategy: The strategy that queued it, if one did. Does not count in a comparison.
+        lost: How many workers died while they ran it. Does not count in a comparison.
+    """
 
     params: dict[str, Any]
     recipe: str | None = None
@@ -32,70 +45,82 @@ class QueuedTrial:
 
     @property
     def runs_isolated(self) -> bool:
-        """Whether it may have killed the workers that had it in hand, and others with it."""
-        return self.lost >= _LOST_TOGETHER
+        """Whether it has to run alone, since it may have killed its workers and failed others of its batch."""
+        return self.lost >= _LOST_BEFORE_ISOLATION
 
 
-def enqueue(study: Study, wanted: Sequence[QueuedTrial]) -> None:
-    """Queue what is not waiting or running already; what failed may come again."""
+def enqueue(study: Study, requests: Sequence[QueuedTrial]) -> None:
+    """Queue each request that is not waiting or running already; what failed may be queued again."""
     unfinished = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
-    queued = [_asked(trial) for trial in unfinished]
-    for asked in wanted:
-        if asked not in queued:
-            _queue(study, asked)
+    present = [_request_of(trial) for trial in unfinished]
+    for request in requests:
+        if request not in present:
+            _enqueue_trial(study, request)
 
 
 def queued(study: Study) -> list[QueuedTrial]:
-    """What waits, in its order."""
-    return [_asked(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+    """Return what waits in the queue, first come first."""
+    return [_request_of(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
 
 
 def first_queued(study: Study) -> QueuedTrial | None:
-    """What is asked for next; None where nothing waits."""
+    """Return what is asked for next; None if nothing waits."""
     return next(iter(queued(study)), None)
 
 
 def runs_isolated(trial: Trial) -> bool:
-    """Whether what a trial was asked for may have killed the workers that had it in hand, and others with it."""
-    return bool(trial.user_attrs.get(_LOST, 0) >= _LOST_TOGETHER)
+    """Return whether a trial has to run alone (see `QueuedTrial.runs_isolated`)."""
+    return bool(trial.user_attrs.get(_LOST, 0) >= _LOST_BEFORE_ISOLATION)
 
 
 def was_queued(study: Study, trial: Trial) -> bool:
-    """Whether a trial waited in the study; else the sampler was asked for it."""
+    """Return whether a trial came from the queue; otherwise the sampler proposes it."""
     return "fixed_params" in study._storage.get_trial_system_attrs(trial._trial_id)
 
 
-def reclaim(study: Study, heart: WorkerHeartbeat, *, unsigned: bool) -> None:
-    """Give up the trials whose worker has died, and queue again what they were asked for.
+def requeue_orphaned(study: Study, heartbeat: WorkerHeartbeat, *, unsigned: bool) -> None:
+    """End the running trials whose worker has died, and queue again what they were asked for.
 
-    With `unsigned`, also those that nobody signed in time; a study that others ask too may have such trials alive.
+    Args:
+        study: The study that the workers share.
+        heartbeat: This worker's, which knows which others are alive.
+        unsigned: Whether to include trials that nobody has signed in time. In a study that its owner also asks for
+            trials, unsigned trials may be alive.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if (unsigned or OWNER in trial.user_attrs) and heart.is_left(trial):
-            give_back(study, trial, was_lost=True)
+        if (unsigned or OWNER in trial.user_attrs) and heartbeat.is_orphaned(trial):
+            requeue(study, trial, was_lost=True)
 
 
-def give_back(study: Study, trial: FrozenTrial, *, was_lost: bool) -> None:
-    """Queue again what a running trial was asked for, and end it; one that was lost too often fails."""
-    asked = _asked(trial)
-    lost = asked.lost + was_lost
+def requeue(study: Study, trial: FrozenTrial, *, was_lost: bool) -> None:
+    """End a running trial, and queue again what it was asked for; fail it if it was lost too often.
+
+    Args:
+        study: The study of the trial.
+        trial: The running trial.
+        was_lost: Whether its worker died, or failed by what may be the recipe's fault.
+    """
+    request = _request_of(trial)
+    lost = request.lost + was_lost
     recipe = trial.user_attrs.get("recipe")
     with suppress(UpdateFinishedTrialError):  # another worker may do the same at once
-        if lost >= _LOST_FOR_GOOD and recipe not in (None, results.base_of(study)):
-            why = f"{lost} workers ended while they scored it"
-            study._storage.set_trial_user_attr(trial._trial_id, trial_attributes.ERROR, why)
-            say(f"trial {trial.number} failed: {why}")
-        elif asked != QueuedTrial({}):  # first, so that a kill between the two loses nothing
-            _queue(study, replace(asked, lost=lost))
+        if lost >= _LOST_BEFORE_FAILURE and recipe not in (None, results.base_of(study)):
+            reason = f"{lost} workers ended while they scored it"
+            study._storage.set_trial_user_attr(trial._trial_id, trial_attributes.ERROR, reason)
+            say(f"trial {trial.number} failed: {reason}")
+        elif request != QueuedTrial({}):  # first, so that a kill between the two loses nothing
+            _enqueue_trial(study, replace(request, lost=lost))
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def _queue(study: Study, asked: QueuedTrial) -> None:
-    told = {WANTED: asked.recipe, STRATEGY: asked.strategy, _LOST: asked.lost or None}
-    study.enqueue_trial(asked.params, user_attrs={name: value for name, value in told.items() if value is not None})
+def _enqueue_trial(study: Study, request: QueuedTrial) -> None:
+    attributes = {QUEUED_RECIPE: request.recipe, STRATEGY: request.strategy, _LOST: request.lost or None}
+    study.enqueue_trial(
+        request.params, user_attrs={name: value for name, value in attributes.items() if value is not None}
+    )
 
 
-def _asked(trial: FrozenTrial) -> QueuedTrial:
-    told = trial.user_attrs
+def _request_of(trial: FrozenTrial) -> QueuedTrial:
+    attributes = trial.user_attrs
     params = trial.system_attrs.get("fixed_params") or trial.params
-    return QueuedTrial(params, told.get(WANTED), told.get(STRATEGY), told.get(_LOST, 0))
+    return QueuedTrial(params, attributes.get(QUEUED_RECIPE), attributes.get(STRATEGY), attributes.get(_LOST, 0))

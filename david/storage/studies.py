@@ -12,7 +12,7 @@ from optuna.exceptions import StorageInternalError
 
 from david.errors import SearchError
 from david.storage.backend import open_storage, without_password
-from david.storage.lock import LOCKED
+from david.storage.lock import LOCK_SUFFIX
 from david.support.text import one_line
 
 
@@ -37,7 +37,7 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
         raise SearchError(f"the storage {where} cannot be used: {one_line(error)}") from error
     with readable(f"the storage {where}"):
         opened = open_storage(storage)
-        names = [name for name in optuna.get_all_study_names(opened) if not name.endswith(LOCKED)]
+        names = [name for name in optuna.get_all_study_names(opened) if not name.endswith(LOCK_SUFFIX)]
         wanted = name or (names[0] if len(names) == 1 else None)
         if wanted is None or wanted not in names:
             raise SearchError(f"name one of the studies in {where}: {', '.join(names) or 'it has none'}")

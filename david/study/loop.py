@@ -14,7 +14,7 @@ from david.metrics import units
 from david.recipe.recipe import Recipe
 from david.storage import results, trial_attributes
 from david.storage.backend import cached_reads
-from david.storage.queue import QueuedTrial, enqueue, first_queued, reclaim
+from david.storage.queue import QueuedTrial, enqueue, first_queued, requeue_orphaned
 from david.study import create, signature
 from david.study.extra_objectives import extra_values
 from david.study.rounds import run_step
@@ -37,7 +37,7 @@ def run_loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
         while True:
             signals.raise_if_asked()
             with cached_reads(study):
-                reclaim(study, run.heart, unsigned=not run.by_hand)
+                requeue_orphaned(study, run.heart, unsigned=not run.by_hand)
                 if (scored := len(results.complete(study))) >= n_trials:
                     break
                 if stale >= _REPEATS_BEFORE_END:
@@ -93,7 +93,7 @@ def await_others(study: Study, run: Run) -> None:
             say(f"waiting for {running} recipes that other workers have in hand")
             told = True
         signals.interruptible_sleep(_WAIT)
-        reclaim(study, run.heart, unsigned=not run.by_hand)
+        requeue_orphaned(study, run.heart, unsigned=not run.by_hand)
 
 
 def _expect(bar: Any, later: float, work: float) -> None:

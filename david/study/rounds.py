@@ -18,8 +18,8 @@ from david.sling import locate
 from david.storage import results, trial_attributes
 from david.storage.backend import cached_reads
 from david.storage.heartbeat import OWNER
-from david.storage.queue import WANTED, give_back, runs_isolated, was_queued
-from david.storage.trial_claims import claim, held
+from david.storage.queue import QUEUED_RECIPE, requeue, runs_isolated, was_queued
+from david.storage.trial_claims import claim_recipes, trials_still_owned
 from david.study.extra_objectives import extra_values
 from david.study.race import Race
 from david.study.run import Run, Tell, in_hand
@@ -94,10 +94,10 @@ def _ask(
             fresh[str(recipe)] = trial, recipe
         if runs_isolated(trial):
             break
-    theirs = claim(study, run.heart, {notation: trial for notation, (trial, _) in fresh.items()})
+    theirs = claim_recipes(study, run.heart, {notation: trial for notation, (trial, _) in fresh.items()})
     with cached_reads(study):
         known = _known(study)  # after the claim: what is not in hand any longer is told
-        trials[:] = held(study, run.heart, trials)
+        trials[:] = trials_still_owned(study, run.heart, trials)
     fresh = {notation: its for notation, its in fresh.items() if its[0] in trials}
     passed = {notation: fresh.pop(notation)[0] for notation in [*fresh] if notation in theirs or notation in known}
     again = [(trial, notation) for notation, trial in passed.items()] + [its for its in again if its[0] in trials]
@@ -111,7 +111,7 @@ def _let_go(study: Study, trials: Sequence[Trial], *, was_lost: bool) -> None:
     numbers = {trial.number for trial in trials}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial.number in numbers:
-            give_back(study, trial, was_lost=was_lost)
+            requeue(study, trial, was_lost=was_lost)
 
 
 def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
@@ -121,7 +121,7 @@ def _proposal(study: Study, run: Run, trial: Trial) -> Recipe | str:
     """
     try:
         trial.set_user_attr(OWNER, run.heart.name)
-        wanted = trial.user_attrs.get(WANTED)
+        wanted = trial.user_attrs.get(QUEUED_RECIPE)
         return run.space(trial, run.n_layers) if wanted is None else Recipe.parse(wanted)
     except StorageError:
         raise

@@ -24,7 +24,7 @@ from david.scoring.corpus import Corpus
 from david.sling.locate import find
 from david.storage import results
 from david.storage.heartbeat import MACHINE, OWNER, WorkerHeartbeat
-from david.storage.queue import QueuedTrial, enqueue, first_queued, queued, reclaim
+from david.storage.queue import QueuedTrial, enqueue, first_queued, queued, requeue_orphaned
 from david.storage.trial_claims import TICKET
 from david.study import rounds
 from david.study.run import Run
@@ -122,7 +122,7 @@ def lose(study: Study, recipe: Recipe, times: int) -> None:
             trial = study.ask()
             trial.set_user_attr(OWNER, DEAD)
             trial.set_user_attr("recipe", str(recipe))
-            reclaim(study, heart, unsigned=True)
+            requeue_orphaned(study, heart, unsigned=True)
 
 
 def test_a_recipe_that_was_in_the_hands_of_three_workers_that_died_fails(
@@ -188,7 +188,7 @@ def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study
             if str(killer) not in [trial.user_attrs["recipe"] for trial in trials]:
                 for trial in trials:
                     study.tell(trial, 1.0)
-            reclaim(study, heart, unsigned=True)
+            requeue_orphaned(study, heart, unsigned=True)
     assert queued(study) == []
     assert list(results.refused(study)) == [str(killer)]
 

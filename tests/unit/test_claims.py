@@ -12,7 +12,7 @@ from optuna.trial import Trial, TrialState
 
 from david.storage.backend import open_storage
 from david.storage.heartbeat import MACHINE, OWNER, WorkerHeartbeat
-from david.storage.trial_claims import TICKET, claim
+from david.storage.trial_claims import TICKET, claim_recipes
 from david.support import signals
 
 RECIPE = "0:2, 1:3"
@@ -40,7 +40,7 @@ def asked(study: Study, owner: str, **told: object) -> Trial:
 def test_what_nobody_else_runs_is_taken(study: Study, heart: WorkerHeartbeat) -> None:
     trial = asked(study, heart.name)
     asked(study, LIVE, recipe="0:2", ticket=1)
-    assert claim(study, heart, {RECIPE: trial}) == {}
+    assert claim_recipes(study, heart, {RECIPE: trial}) == {}
     assert (study.trials[0].user_attrs["recipe"], study.trials[0].user_attrs[TICKET]) == (RECIPE, 1)
 
 
@@ -52,18 +52,18 @@ def test_what_another_runs_is_left_to_it_also_where_it_was_asked_for_later(
         trial, other = asked(study, heart.name), asked(study, LIVE, recipe=RECIPE, ticket=1)
     else:
         other, trial = asked(study, LIVE, recipe=RECIPE, ticket=1), asked(study, heart.name)
-    assert claim(study, heart, {RECIPE: trial, "0:1": asked(study, heart.name)}) == {RECIPE: other.number}
+    assert claim_recipes(study, heart, {RECIPE: trial, "0:1": asked(study, heart.name)}) == {RECIPE: other.number}
 
 
 @pytest.mark.parametrize("told", [{"recipe": RECIPE, "ticket": 1}, {"recipe": RECIPE}])
 def test_what_a_dead_worker_had_in_hand_is_taken(told: dict[str, object], study: Study, heart: WorkerHeartbeat) -> None:
     asked(study, DEAD, **told)
-    assert claim(study, heart, {RECIPE: asked(study, heart.name)}) == {}
+    assert claim_recipes(study, heart, {RECIPE: asked(study, heart.name)}) == {}
 
 
 def test_what_is_left_to_another_is_no_rival(study: Study, heart: WorkerHeartbeat) -> None:
     asked(study, LIVE, duplicate_of=7, recipe=RECIPE)
-    assert claim(study, heart, {RECIPE: asked(study, heart.name)}) == {}
+    assert claim_recipes(study, heart, {RECIPE: asked(study, heart.name)}) == {}
 
 
 @pytest.mark.parametrize(("its", "theirs"), [(1, True), (2, False)])
@@ -72,14 +72,14 @@ def test_one_that_is_still_choosing_is_waited_for(
 ) -> None:
     other = asked(study, LIVE, recipe=RECIPE)
     monkeypatch.setattr(signals, "interruptible_sleep", lambda _seconds: other.set_user_attr(TICKET, its))
-    taken = claim(study, heart, {RECIPE: asked(study, heart.name)})
+    taken = claim_recipes(study, heart, {RECIPE: asked(study, heart.name)})
     assert taken == ({RECIPE: other.number} if theirs else {})
 
 
 def test_a_trial_that_another_has_ended_is_no_error(study: Study, heart: WorkerHeartbeat) -> None:
     trial = asked(study, heart.name)
     study.tell(trial, state=TrialState.FAIL)
-    assert claim(study, heart, {RECIPE: trial}) == {}
+    assert claim_recipes(study, heart, {RECIPE: trial}) == {}
 
 
 def test_of_many_that_look_at_once_one_runs_each_recipe(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_of_many_that_look_at_once_one_runs_each_recipe(tmp_path: Path) -> None:
                 recipes = [f"{round_}:{stop}" for stop in range(round_ + 1, round_ + 3)]
                 ready.wait(60)
                 trials = {recipe: asked(study, heart.name) for recipe in recipes}
-                taken = claim(study, heart, trials)
+                taken = claim_recipes(study, heart, trials)
                 with lock:
                     runs.update(recipe for recipe in recipes if recipe not in taken)
                 ready.wait(60)

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, create_trial
 
 from david.storage import heartbeat
 from david.storage.backend import open_storage
-from david.storage.heartbeat import BEAT, MACHINE, OWNER, WorkerHeartbeat
-from david.storage.lock import LOCKED, exclusive_lock, release_lock
+from david.storage.heartbeat import BEAT_PREFIX, MACHINE, OWNER, WorkerHeartbeat
+from david.storage.lock import LOCK_SUFFIX, exclusive_lock, release_lock
 from david.support import signals
 
 
@@ -35,15 +35,15 @@ def dead_process() -> int:
 
 
 def beats_of(study: Study) -> dict[str, Any]:
-    return {name: beat for name, beat in study.user_attrs.items() if name.startswith(BEAT)}
+    return {name: beat for name, beat in study.user_attrs.items() if name.startswith(BEAT_PREFIX)}
 
 
 def test_a_worker_tells_that_it_lives_and_that_it_has_ended(study: Study) -> None:
     with WorkerHeartbeat(study) as heart:
         assert heart.is_alive(heart.name)
         assert heart.workers() == 1
-        assert beats_of(study) == {BEAT + heart.name: 0}
-    assert beats_of(study) == {BEAT + heart.name: None}
+        assert beats_of(study) == {BEAT_PREFIX + heart.name: 0}
+    assert beats_of(study) == {BEAT_PREFIX + heart.name: None}
     assert not heart.is_alive(heart.name)
 
 
@@ -86,11 +86,11 @@ def test_a_process_that_cannot_be_seen_from_here_is_not_looked_for(
 
 def test_that_a_silent_worker_is_dead_is_told_to_all(study: Study) -> None:
     other = "elsewhere:1:ab"
-    study.set_user_attr(BEAT + other, 5)
+    study.set_user_attr(BEAT_PREFIX + other, 5)
     with WorkerHeartbeat(study) as heart:
-        for _ in range(heartbeat._GRACE + 1):
+        for _ in range(heartbeat.MISSED_BEATS + 1):
             heart._beat()
-        assert study.user_attrs[BEAT + other] is None
+        assert study.user_attrs[BEAT_PREFIX + other] is None
     with WorkerHeartbeat(study) as later:
         assert later.workers() == 1
         assert not later.is_alive(other)
@@ -98,22 +98,22 @@ def test_that_a_silent_worker_is_dead_is_told_to_all(study: Study) -> None:
 
 def test_a_worker_elsewhere_is_dead_when_it_is_silent_for_so_many_of_ones_own_beats(study: Study) -> None:
     other = "elsewhere:1:ab"
-    study.set_user_attr(BEAT + other, 0)
+    study.set_user_attr(BEAT_PREFIX + other, 0)
     with WorkerHeartbeat(study) as heart:
         for beat in range(1, 20):  # it gives a beat for each of ours
-            study.set_user_attr(BEAT + other, beat)
+            study.set_user_attr(BEAT_PREFIX + other, beat)
             heart._beat()
             assert heart.is_alive(other)
         assert heart.workers() == 2
-        for _ in range(heartbeat._GRACE):
+        for _ in range(heartbeat.MISSED_BEATS):
             assert heart.is_alive(other)
             heart._beat()
         assert not heart.is_alive(other)
         assert heart.workers() == 1
-        study.set_user_attr(BEAT + other, 77)  # it was only slow
+        study.set_user_attr(BEAT_PREFIX + other, 77)  # it was only slow
         heart._beat()
         assert heart.is_alive(other)
-        study.set_user_attr(BEAT + other, None)
+        study.set_user_attr(BEAT_PREFIX + other, None)
         heart._beat()
         assert not heart.is_alive(other)
 
@@ -121,7 +121,7 @@ def test_a_worker_elsewhere_is_dead_when_it_is_silent_for_so_many_of_ones_own_be
 def test_a_worker_that_never_gave_a_beat_is_dead_after_as_long(study: Study) -> None:
     with WorkerHeartbeat(study) as heart:
         assert heart.is_alive("elsewhere:1")
-        for _ in range(heartbeat._GRACE):
+        for _ in range(heartbeat.MISSED_BEATS):
             heart._beat()
         assert not heart.is_alive("elsewhere:1")
 
@@ -132,19 +132,18 @@ def test_while_the_storage_is_gone_nobody_dies(study: Study, monkeypatch: pytest
         assert heart.is_alive(other)
         with monkeypatch.context() as patch:
             patch.setattr(study, "set_user_attr", lambda *_: (_ for _ in ()).throw(OSError))
-            for _ in range(3 * heartbeat._GRACE):
+            for _ in range(3 * heartbeat.MISSED_BEATS):
                 with pytest.raises(OSError):  # noqa: PT011
                     heart._beat()
         assert heart.is_alive(other)
 
 
-def test_the_heart_beats_by_itself(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "_EVERY", 0.02)
-    with WorkerHeartbeat(study) as heart:
+def test_the_heart_beats_by_itself(study: Study) -> None:
+    with WorkerHeartbeat(study, beat_seconds=0.02) as heart:
         patience = time.monotonic() + 20
-        while study.user_attrs[BEAT + heart.name] < 3 and time.monotonic() < patience:
+        while study.user_attrs[BEAT_PREFIX + heart.name] < 3 and time.monotonic() < patience:
             time.sleep(0.02)
-        assert study.user_attrs[BEAT + heart.name] >= 3
+        assert study.user_attrs[BEAT_PREFIX + heart.name] >= 3
 
 
 def trial_of(owner: str | None) -> FrozenTrial:
@@ -155,10 +154,10 @@ def test_a_trial_without_an_owner_is_left_after_a_while(study: Study, monkeypatc
     now = [100.0]
     with WorkerHeartbeat(study) as heart:
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        assert not heart.is_left(trial_of(None))
+        assert not heart.is_orphaned(trial_of(None))
         now[0] += heartbeat.UNSIGNED_SECONDS + 1
-        assert heart.is_left(trial_of(None))
-        assert not heart.is_left(trial_of(heart.name))
+        assert heart.is_orphaned(trial_of(None))
+        assert not heart.is_orphaned(trial_of(heart.name))
 
 
 # ---- one at a time
@@ -201,7 +200,7 @@ def test_a_worker_that_dies_at_it_is_not_waited_for(study: Study, tmp_path: Path
     worker.join(60)
     assert worker.exitcode == -signal.SIGKILL
     names = [its.study_name for its in optuna.get_all_study_summaries(study._storage)]
-    assert f"david: counting{LOCKED}" in names
+    assert f"david: counting{LOCK_SUFFIX}" in names
     with WorkerHeartbeat(study) as heart, exclusive_lock(study, heart, "counting"):
         pass
     assert [its.study_name for its in optuna.get_all_study_summaries(study._storage)] == ["david"]
@@ -210,14 +209,14 @@ def test_a_worker_that_dies_at_it_is_not_waited_for(study: Study, tmp_path: Path
 def test_a_lock_that_nobody_has_signed_is_broken(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(signals, "interruptible_sleep", pauses.append)
-    study._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], f"david: counting{LOCKED}")
+    study._storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], f"david: counting{LOCK_SUFFIX}")
     with WorkerHeartbeat(study) as heart, exclusive_lock(study, heart, "counting"):
         pass
     assert sum(pauses) == heartbeat.UNSIGNED_SECONDS
 
 
 def test_only_a_lock_is_taken_away_and_only_its_owners(study: Study) -> None:
-    storage, name = study._storage, f"david: counting{LOCKED}"
+    storage, name = study._storage, f"david: counting{LOCK_SUFFIX}"
     with WorkerHeartbeat(study) as heart, exclusive_lock(study, heart, "counting"):
         lock = storage.get_study_id_from_name(name)
         storage.set_study_user_attr(lock, OWNER, "elsewhere:1:ab")  # who took this worker for dead
