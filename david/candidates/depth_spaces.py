@@ -16,7 +16,7 @@ from david.candidates.encoding import (
     suggest_scale,
 )
 from david.recipe.base_model import Base
-from david.recipe.blocks import again, blocks_of, slices_of
+from david.recipe.blocks import blocks_of, repeat_flags, slices_of
 from david.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Ratios:
             if len(deeper) - n_layers <= spare:
                 recipe = deeper
                 kept.append((start / self.steps, stop / self.steps))
-        return replace(recipe, scales=tuple(scale if repeat else 1.0 for repeat in again(recipe.repeat_map)))
+        return replace(recipe, scales=tuple(scale if repeat else 1.0 for repeat in repeat_flags(recipe.repeat_map)))
 
     def params(self, recipe: Recipe, n_layers: int) -> Params | None:
         """Return the parameters that give a recipe, or None if this space cannot express it."""
@@ -134,7 +134,7 @@ class Ratios:
         params: Params = {}
         for slot, (start, stop) in enumerate([*slices, *[(0, 0)] * (self.count - len(slices))]):
             params |= {f"start_{slot}": start, f"width_{slot}": stop - start}
-        scale = next(compress(recipe.scales, again(recipe.repeat_map)), None)
+        scale = next(compress(recipe.scales, repeat_flags(recipe.repeat_map)), None)
         return params_if_exact(self, params | scale_slot("scale", scale, self.scales), recipe, n_layers)
 
     @property

@@ -24,7 +24,7 @@ from itertools import chain
 
 from david.errors import SearchError
 from david.recipe.base_model import Base
-from david.recipe.blocks import again
+from david.recipe.blocks import repeat_flags
 from david.recipe.recipe import Recipe, Segment
 
 Path = tuple[tuple[int, float], ...]  # the layer and the scale of each visit
@@ -120,7 +120,7 @@ def _resized(segments: Sequence[Segment], seam: int, end: int, front: int, n_lay
 
 def _scaled(path: Path, scales: Sequence[float]) -> Iterator[Path]:
     runs: list[range] = []
-    repeats = again(tuple(layer for layer, _ in path))
+    repeats = repeat_flags(tuple(layer for layer, _ in path))
     for visit, (layer, scale) in enumerate(path):
         if visit and path[visit - 1] == (layer - 1, scale) and repeats[visit - 1] == repeats[visit]:
             runs[-1] = range(runs[-1].start, visit + 1)

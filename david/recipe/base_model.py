@@ -1,4 +1,4 @@
-"""The base model that a recipe names, and whether that name can be followed."""
+"""The base model that a recipe names: `Base`, and whether its name is one that David may load from."""
 
 import os
 import re
@@ -12,12 +12,22 @@ DEMO = "demo"  # the model that David fetches from the package index
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name could be a model's on the Hub: one or two words, none that leads to a file."""
+    """Return whether a name could be a Hub id: one or two words, which cannot lead to a file."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
 
 
 class Base(Part):
-    """The model a recipe was made on. Only the number of layers decides; the rest tells a receiver what to look for."""
+    """The model that a recipe was made on.
+
+    Only the number of layers decides whether a recipe runs; the rest tells a receiver which model to look for.
+
+    Attributes:
+        model: A Hub id, `"demo"`, or what `load_model` was given.
+        revision: The Hub revision.
+        architecture: Class name, such as `"LlamaForCausalLM"`.
+        num_layers: Layers.
+        fingerprint: Hash of names, shapes and a sample of the weights.
+    """
 
     model: str | None = None
     revision: str | None = None
@@ -27,7 +37,7 @@ class Base(Part):
 
 
 def public_name(base: Base) -> str | None:
-    """What others can find a base by: `demo`, or a Hub id; None for a path, or with a revision that is none."""
+    """Return the name by which others find a base, `demo` or a Hub id; None for a path or an impossible revision."""
     name, revision = base.model or "", base.revision or "main"
     if name == DEMO:
         return name
@@ -36,9 +46,14 @@ def public_name(base: Base) -> str | None:
 
 
 def named_base(base: Base | None, instead: str) -> str:
-    """The base that a recipe names, on the Hub or demo: what a recipe says of this machine's files is not followed.
+    """Return the name of a recipe's base if it is `demo` or a Hub id: a path in a recipe is never followed.
 
-    `RecipeError` for anything else, which tells the way to name a base oneself: `instead`.
+    Args:
+        base: The recipe's base.
+        instead: How the user can name the base, for the error.
+
+    Raises:
+        RecipeError: The recipe names no base, a path, or an impossible revision.
     """
     if base is None or base.model is None:
         raise RecipeError(f"the recipe does not name its base: say which with {instead}")

@@ -1,4 +1,7 @@
-"""A recipe in words: its segments as a person reads them, and what it costs to run."""
+"""Describe a recipe in words: its path over the base, and what it costs to run.
+
+`explain` returns an `Explanation`; with the `Costs` of a base, in weights and bytes.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,10 +12,14 @@ from david.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Costs:
-    """What one token costs a base: weights multiplied, and bytes kept in the KV cache.
+    """What one token costs on a base.
 
-    `layer_parameters` and `layer_kv_bytes` have an entry for each base layer; `end_parameters` are those of the head.
-    Compute is counted as weights multiplied per token (twice that in FLOPs), attention over the context left out.
+    Compute is counted as weights multiplied per token (FLOPs are twice that), without attention over the context.
+
+    Attributes:
+        layer_parameters: Weights of each base layer.
+        layer_kv_bytes: Bytes that each base layer keeps in the KV cache.
+        end_parameters: Weights of the head.
     """
 
     layer_parameters: tuple[int, ...]
@@ -22,9 +29,20 @@ class Costs:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; `str()` of it is the text for a person, `to_dict()` the same for a machine.
+    """A recipe in words and figures; `str` is text for a person, `to_dict` plain values.
 
-    The `extra_` figures are fractions of the base's own cost: 0.25 is a quarter more.
+    Attributes:
+        recipe: The notation.
+        picture: The path as one line of text.
+        visits: Visits of the recipe.
+        base_layers: Layers of the base.
+        path: A line for each segment.
+        skipped: Layers without a visit.
+        extra_depth: Additional visits, as a fraction of the base's layers: 0.25 is a quarter more.
+        extra_compute: Additional weights multiplied per token, as a fraction of the base's.
+        extra_kv_cache: Additional bytes in the KV cache per token, as a fraction of the base's.
+        kv_bytes_per_token: Bytes in the KV cache per token; None without the base's costs.
+        weights_per_token: Weights multiplied per token; None without the base's costs.
     """
 
     recipe: str
@@ -40,7 +58,7 @@ class Explanation:
     weights_per_token: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -61,14 +79,24 @@ class Explanation:
 
 
 def explain(recipe: Recipe, costs: Costs | None = None) -> Explanation:
-    """Tell what a recipe does and costs. Without `costs`, every layer is taken to cost the same and the head nothing.
+    """Describe what a recipe does and costs.
+
+    Args:
+        recipe: The recipe.
+        costs: What the base costs; left out, every layer counts the same and the head nothing.
+
+    Returns:
+        The description.
+
+    Raises:
+        RecipeError: The recipe does not run on a base of as many layers as `costs` has.
 
     Example:
         >>> print(explain(Recipe.from_blocks(8, [(2, 5, 2)])).path)
         ('layers 0–4', 'back to layer 2 (3 again): layers 2–7')
     """
     n_layers = recipe.n_layers
-    known = costs is not None
+    has_costs = costs is not None
     costs = costs or Costs((1,) * n_layers, (1,) * n_layers, 0)
     recipe.check(len(costs.layer_parameters))
     n_layers = len(costs.layer_parameters)
@@ -86,14 +114,14 @@ def explain(recipe: Recipe, costs: Costs | None = None) -> Explanation:
         extra_depth=len(recipe) / n_layers - 1,
         extra_compute=weights / base_weights - 1 if base_weights else 0.0,
         extra_kv_cache=kv_bytes / base_kv - 1 if base_kv else 0.0,
-        kv_bytes_per_token=kv_bytes if known else None,
-        weights_per_token=weights if known else None,
+        kv_bytes_per_token=kv_bytes if has_costs else None,
+        weights_per_token=weights if has_costs else None,
     )
 
 
 def _path(recipe: Recipe) -> tuple[str, ...]:
     lines = []
-    reached = 0  # the layer that would come next on the base
+    reached = 0  # the next layer on the base
     seen: set[int] = set()
     for start, stop, scale in recipe.segments:
         layers = f"layer {start}" if stop == start + 1 else f"layers {start}–{stop - 1}"

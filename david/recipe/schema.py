@@ -1,10 +1,10 @@
-"""The parts of a recipe file: its data, scores, origin and versions, read strictly."""
+"""The parts of a recipe file: data, scores, origin and versions, read strictly."""
 
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-_MOST_WINDOWS = 1_000_000
+_MAX_WINDOWS = 1_000_000
 
 LONGEST = 10_000  # visits of a recipe, and layers of a base: a hundred times those of the deepest models
 MAX_FILE_BYTES = 1_000_000
@@ -17,47 +17,63 @@ class Part(BaseModel):
 
 
 def _as_ranges(windows: Any) -> Any:
-    """Files of before held one half-open range of windows as two numbers."""
+    """Convert the two numbers by which older files state one half-open range of windows."""
     pair = isinstance(windows, list | tuple) and len(windows) == 2 and all(isinstance(end, int) for end in windows)
     return f"{windows[0]}:{windows[1]}" if pair else windows
 
 
-def _checked(windows: str | None) -> str | None:
-    expected = f"expected the numbers of at most {_MOST_WINDOWS} windows, such as '0:12' or '7, 3, 20:22'"
+def _checked_windows(windows: str | None) -> str | None:
+    expected = f"expected the numbers of at most {_MAX_WINDOWS} windows, such as '0:12' or '7, 3, 20:22'"
     try:
-        some = sum(max(0, part.stop - part.start) for part in ranges_of(windows or ""))
+        count = sum(max(0, part.stop - part.start) for part in ranges_of(windows or ""))
     except ValueError:
         raise ValueError(expected) from None
-    if some > _MOST_WINDOWS:
+    if count > _MAX_WINDOWS:
         raise ValueError(expected)
     return windows
 
 
 def ranges_of(windows: str) -> list[range]:
-    """The numbers of windows that half-open ranges such as `"7, 3, 20:22"` stand for."""
+    """Return the ranges of window numbers that a text such as `"7, 3, 20:22"` states.
+
+    Raises:
+        ValueError: A part is no number.
+    """
     parts = (part.partition(":") for part in windows.split(",") if windows)
     return [range(int(start), int(stop) if stop else int(start) + 1) for start, _, stop in parts]
 
 
 class Data(Part):
-    """The text of a score: `sha256` is of its UTF-8 bytes.
+    """The data that a score was measured on.
 
-    `windows` says which of it were scored, by number, as half-open ranges (`"0:12"`, `"7, 3, 20:22"`), `tokens_sha256`
-    is of their tokens as little-endian int64, `documents` how many documents they begin in. Where not all tokens but
-    a window's first are scored, `scored_sha256` is of which are, and of which answers to questions are right.
+    Attributes:
+        source: Where the text is from.
+        slice: Which rows of it.
+        sha256: Hash of the text's UTF-8 bytes.
+        windows: The windows that were scored, by number, as half-open ranges (`"0:12"`, `"7, 3, 20:22"`).
+        tokens_sha256: Hash of their tokens as little-endian int64.
+        documents: How many documents they begin in.
+        scored_sha256: Hash of which tokens are scored and which answers are right, unless all tokens but a window's
+            first are scored.
     """
 
     source: str
     slice: str | None = None
     sha256: str
-    windows: Annotated[str | None, BeforeValidator(_as_ranges), AfterValidator(_checked)] = None
+    windows: Annotated[str | None, BeforeValidator(_as_ranges), AfterValidator(_checked_windows)] = None
     tokens_sha256: str | None = None
     documents: int | None = None
     scored_sha256: str | None = None
 
 
 class Convention(Part):
-    """How a text was cut and which tokens were scored."""
+    """How a text was cut into windows, and which tokens were scored.
+
+    Attributes:
+        name: The perplexity convention.
+        window: Tokens of a window.
+        bos: Whether each window begins with the BOS token.
+    """
 
     name: str
     window: int = Field(gt=0)
@@ -65,9 +81,22 @@ class Convention(Part):
 
 
 class Measurement(Part):
-    """One score of a recipe beside its base's; `nll_difference` and its interval: nats a token, recipe minus base.
+    """One score of a recipe, beside its base's on the same data.
 
-    Of multiple choice a question counts as a token, and `accuracy` is the share answered right.
+    In multiple choice a question counts as a token.
+
+    Attributes:
+        metric: What was measured.
+        value: The recipe's score.
+        base: The base's score.
+        nll_difference: Recipe minus base, in nats per token.
+        interval95: Its 95% interval.
+        accuracy: The recipe's share of questions answered right.
+        base_accuracy: The base's share.
+        tokens: Scored tokens.
+        held_out: Whether the data was held out of the search.
+        convention: The perplexity convention.
+        data: The data.
     """
 
     metric: str
@@ -84,7 +113,17 @@ class Measurement(Part):
 
 
 class Origin(Part):
-    """The trial that a recipe came from; a `strategy` asked for it, or else the sampler."""
+    """The trial that a recipe comes from.
+
+    Attributes:
+        study: Name of the study.
+        trial: Number of the trial.
+        space: The search space.
+        sampler: The sampler.
+        strategy: The strategy, if one proposed the recipe and not the sampler.
+        trials: Trials of the study.
+        seed: The sampler's seed.
+    """
 
     study: str
     trial: int
@@ -96,7 +135,14 @@ class Origin(Part):
 
 
 class Versions(Part):
-    """What made the file, and when (ISO 8601, UTC)."""
+    """Versions of the libraries that made the file, and when.
+
+    Attributes:
+        david: Version of David.
+        torch: Version of torch.
+        transformers: Version of transformers.
+        created: Time, ISO 8601, UTC.
+    """
 
     david: str
     torch: str | None = None

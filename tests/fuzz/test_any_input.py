@@ -42,7 +42,7 @@ from david.cli.inputs import parse_range
 from david.errors import CorpusError, DavidError, RecipeError, ScoreError, SearchError
 from david.metrics.paired_test import paired_difference, rank_correlation
 from david.metrics.selection_bias import luck
-from david.recipe.blocks import again, blocks_of, slices_of, upward_runs
+from david.recipe.blocks import blocks_of, repeat_flags, slices_of, upward_runs
 from david.recipe.explain import Costs, explain
 from david.recipe.schema import LONGEST
 from david.scoring import sources
@@ -193,7 +193,7 @@ def test_the_deepest_recipe_is_drawn_in_a_moment() -> None:
     assert "visits 5000 … 9999: layers 0 … 4999 again" in drawn
     assert len(drawn) < 10_000
     assert len(Recipe([0] * LONGEST)._repr_html_()) < 100_000
-    assert sum(again(deepest.repeat_map)) == 5000
+    assert sum(repeat_flags(deepest.repeat_map)) == 5000
 
 
 # What else is typed
