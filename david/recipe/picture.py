@@ -173,10 +173,8 @@ def _stretch(sheet: _Sheet, y: float, part: Stretch) -> str:
     visits = f"visit {part.visit}" if last == part.visit else f"visits {part.visit} … {last}"
     note = f"{visits}: {layers}{' again' * part.again}" + ("" if part.scale == 1 else f", scale {part.scale:g}")
     whole = f'<path d="{_cells(sheet, y, part, 1.0)}" fill-opacity="0.25"/>' if level < 1 else ""
-    return (
-        f'<g fill="{_REPEAT_COLOUR if part.again else _FIRST_COLOUR}">{whole}<path d="{_cells(sheet, y, part, level)}"/>'
-        f"<title>{note}</title></g>"
-    )
+    colour = _REPEAT_COLOUR if part.again else _FIRST_COLOUR
+    return f'<g fill="{colour}">{whole}<path d="{_cells(sheet, y, part, level)}"/><title>{note}</title></g>'
 
 
 def _cells(sheet: _Sheet, y: float, part: Stretch, level: float) -> str:
