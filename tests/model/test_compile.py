@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 
 from david import David, Recipe
 from david.errors import SlingError
@@ -131,6 +133,15 @@ def test_what_was_compiled_of_another_function_is_refused(tiny: Any) -> None:
     layer.forward = torch.compile(lambda *args, **kwargs: type(layer).forward(layer, *args, **kwargs), backend="eager")
     with pytest.raises(SlingError, match="LlamaDecoderLayer is refused: its forward was replaced on the instance"):
         David.sling(tiny, [0, 1])
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skip a test where torch cannot compile to machine code."""
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("no C++ compiler: install g++")
 
 
 @pytest.mark.slow
