@@ -19,7 +19,7 @@ from david.recipe.recipe import Recipe
 from david.recipe.schema import LONGEST, Data
 from david.support.text import plain
 from tests.helpers.command import MOST, SCORE, SEARCH, TURNED, Run, contents, cut, furnish, matches, refusal, written
-from tests.model.test_models import write_gguf
+from tests.helpers.gguf_files import write_gguf
 from tests.tiny_models import tiny_model
 
 HEAD = '{"format": "david.recipe", "version": 1, "repeat_map": '

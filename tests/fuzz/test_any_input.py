@@ -51,14 +51,13 @@ from david.scoring.sources import Rows
 from david.study.create import sampler_named
 from david.support.memory import as_bytes
 from tests.fuzz.targets import TARGETS, ours, used
-from tests.model.test_corpus import byte_tokenizer
-from tests.unit.test_recipe import DESIGN_FILE, RECIPES
+from tests.helpers.corpora import byte_tokenizer
+from tests.helpers.generated import ANY_TEXT
+from tests.helpers.recipes import DESIGN_FILE, RECIPES
 
 some = functools.partial(
     settings, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
-
-ANY_TEXT = st.text(st.characters(), max_size=30)  # lone surrogates and control characters too
 WHOLE = st.integers(-3, 40) | st.sampled_from([10**9, -(10**9), 10**30, -(10**30), 2**63])
 NUMBER = WHOLE | st.floats() | st.sampled_from([1e300, -1e300, 1e-320, 10**400])
 ONE = st.none() | st.booleans() | NUMBER | ANY_TEXT | st.binary(max_size=8)

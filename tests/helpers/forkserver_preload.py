@@ -5,7 +5,7 @@ import torch
 
 from david.candidates.spaces import Block
 from david.study.search import search
-from tests.system.test_study_kill import corpus
+from tests.helpers.processes import corpus
 from tests.tiny_models import tiny_model
 
 torch.set_num_threads(1)

@@ -24,9 +24,7 @@ from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import sling, slung, view
 from david.sling.stacked_copy import stacked
 from tests.helpers.command import Run, refusal
-from tests.model.test_cuts import QUESTIONS
-from tests.model.test_score import choice_corpus, random_corpus
-from tests.model.test_tasks import FILES, HEAD
+from tests.helpers.corpora import FILES, HEAD, QUESTIONS, choice_corpus, random_corpus
 from tests.tiny_models import tiny_model
 
 RECIPES = [Recipe.parse("0:4, 2:6"), Recipe.parse("0:5, 1:3*0.5, 5"), Recipe.parse("0:3, 4:6")]

@@ -1,10 +1,8 @@
 """A corpus is exactly the text it was made from, cut in rows; what cannot be read is told in a line."""
 
-import csv
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -13,44 +11,19 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from david.errors import CorpusError
 from david.scoring.corpus import Corpus
 from david.scoring.sources import BUILT_IN
+from tests.helpers.corpora import BOS, SlowTokenizer, byte_tokenizer, pairs, write, write_rows
 
-BOS = 0
 ROWS = ['one, "two"', "three\nfour  ", "späte Äpfel", "{five}"]
 
 
 @pytest.fixture(autouse=True)
 def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-
-
-def byte_tokenizer(*, leads_with_bos: bool = False, has_bos: bool = True) -> PreTrainedTokenizerFast:
-    """A token for each byte, so that a position in the tokens is a position in an ASCII text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={"<s>": BOS} | {c: i + 1 for i, c in enumerate(alphabet)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    if leads_with_bos:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>" if has_bos else None)
-
-
-class SlowTokenizer:
-    """The same tokens from a tokenizer that has no offsets, as the slow ones of transformers."""
-
-    is_fast = False
-    bos_token_id = BOS
-    eos_token_id = None
-
-    def __call__(self, text: str, **options: Any) -> Any:
-        if options.get("return_offsets_mapping"):
-            raise NotImplementedError("slow tokenizers have no offsets")
-        return byte_tokenizer()(text, **options)
 
 
 @pytest.fixture
@@ -60,25 +33,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def sha256(text: str | bytes) -> str:
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
-def write_rows(path: Path, rows: list[Any], column: str = "text") -> Path:
-    match path.suffix:
-        case ".jsonl":
-            write(path, "".join(json.dumps({column: row}) + "\n" for row in rows))
-        case ".json":
-            write(path, json.dumps([{column: row} for row in rows]))
-        case ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([[column], *([row] for row in rows)])
-        case ".parquet":
-            datasets.Dataset.from_dict({column: rows}).to_parquet(path)
-    return path
 
 
 def whole(source: Any, tokenizer: Any, text: str, **options: Any) -> Corpus:
@@ -431,10 +385,6 @@ def test_a_corpus_shows_itself_in_a_line(ten: Corpus) -> None:
 # ---- prompts and completions
 
 PAIRS = [{"asked": "2 + 2 =", "answer": "4"}, {"asked": "abc ", "answer": "def"}, {"asked": "", "answer": "gh"}]
-
-
-def pairs(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
-    return write(tmp_path / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def completions_of(corpus: Corpus, tokenizer: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """Strided and rolling windows score every token once, with the context that the published conventions give it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,17 @@ from david.scoring.conventions import CONSECUTIVE, CONVENTIONS, Convention
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
 from david.scoring.windows import CUTTERS
-from tests.model.test_corpus import BOS, SlowTokenizer, byte_tokenizer, pairs, write, write_rows
+from tests.helpers.corpora import (
+    BOS,
+    QUESTIONS,
+    SlowTokenizer,
+    byte_tokenizer,
+    of_guide,
+    of_lm_eval,
+    pairs,
+    write,
+    write_rows,
+)
 from tests.tiny_models import tiny_model
 
 TEXT = "abcdefghijklmnopqrstuvwxyz"
@@ -52,17 +61,6 @@ def test_strided_windows_are_those_of_the_transformers_guide(tmp_path: Path, tok
     assert last == (TEXT[21:24], TEXT[24:26])  # a last window is shorter, as in the guide
 
 
-def of_guide(n_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """The loop of the transformers perplexity guide: a window's begin and end, and how many tokens it scores."""
-    before = 0
-    for begin in range(0, n_tokens, stride):
-        end = min(begin + window, n_tokens)
-        yield begin, end, end - before - (begin == 0)  # its shift of labels takes the first token away
-        before = end
-        if end == n_tokens:
-            break
-
-
 @pytest.mark.parametrize("length", range(2, 27))
 def test_each_token_of_strided_windows_is_scored_once(length: int, tmp_path: Path, tokenizer: Any) -> None:
     file = write(tmp_path / "a.txt", TEXT[:length])
@@ -81,18 +79,6 @@ def test_bos_is_read_in_the_place_of_a_strided_windows_first_token(tmp_path: Pat
     file = write(tmp_path / "a.txt", TEXT)
     corpus = Corpus.load(file, byte_tokenizer(leads_with_bos=True), window=10, stride=4)
     assert corpus.windows[:, 0].tolist() == [BOS] * len(corpus)
-
-
-def of_lm_eval(tokens: list[int], prefix: int, longest: int) -> Iterator[tuple[list[int], list[int]]]:
-    """lm-eval's get_rolling_token_windows with a context of one token: what is read, and what is scored behind it."""
-    first = min(longest, len(tokens))
-    yield [prefix, *tokens[: first - 1]], tokens[:first]
-    done = first
-    while done < len(tokens):
-        some = min(len(tokens) - done, longest)
-        end = done + some
-        yield tokens[end - longest - 1 : end - 1], tokens[end - some : end]
-        done = end
 
 
 @pytest.mark.parametrize("window", [2, 3, 6, 40])
@@ -260,12 +246,6 @@ def test_a_hub_dataset_is_read_once(
 
 
 # ---- multiple choice
-
-QUESTIONS: list[dict[str, Any]] = [
-    {"q": "sky?", "a": ["blue", "red", "green"], "right": 0},
-    {"q": "two and two", "a": ["five", "four"], "right": 1},
-    {"q": "last letter", "a": ["a", "y", "z", "q"], "right": 2},
-]
 
 
 def questions(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -15,7 +15,7 @@ import pytest
 
 import david
 from tests.helpers.demo_stand_in import furnish_cache
-from tests.unit.test_house import MODULES
+from tests.helpers.source_tree import MODULES
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FINDER = doctest.DocTestFinder(exclude_empty=True)

@@ -26,15 +26,20 @@ from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import reset, sling, slung
 from david.sling.locate import find
 from david.study.search import search
+from tests.helpers.corpora import (
+    QUESTIONS,
+    STATE,
+    byte_tokenizer,
+    choice_corpus,
+    of_completions,
+    standing,
+    windows,
+    write_rows,
+)
 from tests.helpers.layer_calls import counted
-from tests.model.test_corpus import byte_tokenizer, write_rows
-from tests.model.test_cuts import QUESTIONS
-from tests.model.test_score import choice_corpus, of_completions
 from tests.tiny_models import VOCABULARY, tiny_model
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-STATE = 16 * 32 * 4  # bytes of the hidden state of a window of 16 tokens
 
 RECIPES = [
     Recipe.identity(6),
@@ -52,11 +57,6 @@ def corpus() -> Corpus:
     return Corpus(windows, (0, 0, 1), source="random", slice=None, sha256="", bos=False)
 
 
-def windows(number: int) -> Corpus:
-    tokens = torch.randint(3, VOCABULARY, (number, 16), generator=torch.Generator().manual_seed(2))
-    return Corpus(tokens, (0,) * number, source="random", slice=None, sha256="", bos=False)
-
-
 def scan(n_layers: int) -> list[Recipe]:
     return [Recipe.identity(n_layers), *all_blocks(n_layers)]
 
@@ -64,12 +64,6 @@ def scan(n_layers: int) -> list[Recipe]:
 def kept_bytes(engine: Engine) -> int:
     """Bytes of the states that are kept, added up by hand."""
     return sum(state.nbytes for pool in engine._kept.values() for state in pool.values())
-
-
-def standing(model: Any) -> tuple[Any, ...]:
-    """What a model is: its layers, its configuration and what it says."""
-    layers = list(map(id, find(model).layers))
-    return layers, model.config.to_dict(), model(torch.arange(3, 20)[None], use_cache=False).logits.tolist()
 
 
 def test_each_recipe_has_the_score_that_slinging_by_hand_gives(tiny: Any, corpus: Corpus) -> None:

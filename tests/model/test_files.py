@@ -10,7 +10,7 @@ import pytest
 from david.checkpoint.export import export
 from david.errors import ModelError
 from david.models.load import changed, load_model
-from tests.model.test_models import write_gguf
+from tests.helpers.gguf_files import write_gguf
 
 
 def test_a_model_whose_files_change_says_which(place: Path, bad: Path) -> None:

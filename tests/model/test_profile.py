@@ -12,7 +12,7 @@ from david.engine.engine import Engine
 from david.recipe.recipe import Recipe
 from david.scoring.objectives import perplexity
 from david.sling.in_place import sling, slung
-from tests.model.test_engine import standing, windows
+from tests.helpers.corpora import standing, windows
 from tests.tiny_models import tiny_model
 
 

@@ -22,8 +22,17 @@ from david.scoring.objectives import by_question, multiple_choice, perplexity
 from david.sling import locate
 from david.sling.in_place import slung, view
 from david.sling.locate import find, is_known
-from tests.model.test_corpus import BOS, byte_tokenizer, pairs, write_rows
-from tests.model.test_cuts import QUESTIONS, of_guide, of_lm_eval
+from tests.helpers.corpora import (
+    BOS,
+    QUESTIONS,
+    byte_tokenizer,
+    choice_corpus,
+    of_completions,
+    of_guide,
+    of_lm_eval,
+    random_corpus,
+    write_rows,
+)
 from tests.tiny_models import NOT_BUILT, TYPES, VOCABULARY, tiny_model, tiny_named
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2-test.txt"
@@ -40,12 +49,6 @@ DAMPED = Recipe((0, 1, 2, 1, 2, 3, 4, 5, 5), (1, 1, 1, 1, 0.5, 1, 1, 1, 0.5))
 
 def build(kind: str) -> Any:
     return tiny_model(kind, **SETTINGS.get(kind, {}))
-
-
-def random_corpus(n_windows: int = 4, window: int = 24, highest: int = VOCABULARY) -> Corpus:
-    numbers = torch.Generator().manual_seed(1)
-    windows = torch.randint(3, highest, (n_windows, window), generator=numbers)
-    return Corpus(windows, tuple(range(n_windows)), source="random", slice=None, sha256="", bos=False)
 
 
 def small_chunks(monkeypatch: pytest.MonkeyPatch, positions: int = 5) -> None:
@@ -372,24 +375,6 @@ def test_a_hooked_compiled_or_offloaded_base_has_the_score_of_the_plain_one(
     assert perplexity(tiny, corpus).window_nll == pytest.approx(expected, rel=1e-6)
 
 
-def of_completions(number: int = 4) -> Corpus:
-    """Windows of 12 tokens, each with a completion of its own length, and what fills the window behind it."""
-    tokens = torch.randint(3, VOCABULARY, (number, 12), generator=torch.Generator().manual_seed(5))
-    mask = torch.zeros(number, 12, dtype=torch.bool)
-    for row in range(number):
-        mask[row, 4 + row : 6 + 2 * row] = True
-    return Corpus(
-        tokens,
-        tuple(range(number)),
-        source="pairs",
-        slice=None,
-        sha256="c0",
-        bos=False,
-        scored=mask,
-        convention="completion",
-    )
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_of_completions_each_token_counts_behind_what_comes_before_it(batch: int, tiny: Any) -> None:
     corpus = of_completions()
@@ -470,11 +455,6 @@ def test_bits_a_byte_are_not_told_where_bytes_are_not_known(tiny: Any, tmp_path:
     plain = text_corpus(tmp_path, ["some text that fills a window or two"], window=12)
     assert perplexity(of_bytes, plain).bits_per_byte > 0
     assert math.isnan(perplexity(of_bytes, plain, convention="llamacpp").bits_per_byte)
-
-
-def choice_corpus(tmp_path: Path, questions: list[dict[str, Any]] = QUESTIONS) -> Corpus:
-    file = pairs(tmp_path, questions)
-    return Corpus.load(file, byte_tokenizer(), window=32, prompt="q", column="a", gold="right")
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -35,28 +35,13 @@ from david.sling.stacked_copy import stacked
 from david.storage import results
 from david.study.search import search
 from tests.helpers.command import Run, refusal
-from tests.model.test_score import random_corpus
+from tests.helpers.corpora import FILES, HEAD, random_corpus
 from tests.tiny_models import VOCABULARY, tiny_model
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REPEATED = Recipe.parse("0:4, 1:3*0.5, 2:6, 0")
 LONGEST = 64  # tokens: some documents of `rolling` are longer, and take several windows
-
-HEAD = "task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {name}.jsonl}}}}\ntest_split: test\n"
-FILES = {
-    "choice": "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: gold\ndoc_to_choice: a\n"
-    "metric_list: [{metric: acc_norm}, {metric: acc}, {metric: brier_score}]\n",
-    "last": "output_type: loglikelihood\ndoc_to_text: '{{q}}'\ndoc_to_target: ' {{t}}'\n"
-    "metric_list: [{metric: perplexity}, {metric: acc}]\n",
-    "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{t}}'\n"
-    "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]\n",
-    "written": "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{t}}'\n"
-    "generation_kwargs: {until: ['|'], max_gen_toks: 3, do_sample: false}\n"
-    "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
-    "filter_list: [{name: whole, filter: [{function: take_first}]},"
-    " {name: first, filter: [{function: regex, regex_pattern: '^(\\w+)'}, {function: take_first}]}]\n",
-}
 EACH = [
     ("choice", "acc_norm"),
     ("choice", "acc"),

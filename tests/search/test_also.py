@@ -23,9 +23,8 @@ from david.sling.in_place import slung
 from david.sling.locate import find
 from david.storage import results, trial_attributes
 from david.study.create import open_study
-from tests.model.test_cuts import QUESTIONS
-from tests.model.test_score import choice_corpus, random_corpus
-from tests.search.test_study import recipes_of, run, scored, whole_corpus
+from tests.helpers.corpora import QUESTIONS, choice_corpus, random_corpus
+from tests.helpers.searches import recipes_of, run, scored, whole_corpus
 from tests.tiny_models import tiny_model
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -18,9 +18,8 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
 from david.storage import results
 from david.study.search import search
+from tests.helpers.corpora import of_completions, windows
 from tests.helpers.layer_calls import counted
-from tests.model.test_engine import windows
-from tests.model.test_score import of_completions
 from tests.tiny_models import tiny_model
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -12,7 +12,7 @@ from optuna import Study
 from david.candidates.pruner import RacingPruner, hopeless
 from david.engine.engine import Engine
 from david.study.search import _FIRST_RUNG
-from tests.model.test_engine import STATE, windows
+from tests.helpers.corpora import STATE, windows
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

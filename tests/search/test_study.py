@@ -45,29 +45,13 @@ from david.study.run import Run
 from david.study.search import search
 from david.study.tell import estimate_nll
 from david.support import signals
-from tests.tiny_models import VOCABULARY, tiny_model
+from tests.helpers.searches import WINDOW, recipes_of, run, scored, visits, whole_corpus
+from tests.tiny_models import tiny_model
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-WINDOW = 16
 PLOTS = {"path.png", "history.png", "depth.png"}
 RUN_FILES = {"study.db", "trials.csv", "leaderboard.csv", "front.csv", "best.json", "report.html"} | PLOTS
 BASE = "0:6"
-
-
-def whole_corpus(source: str = "random", seed: int = 1) -> Corpus:
-    windows = torch.randint(3, VOCABULARY, (24, WINDOW), generator=torch.Generator().manual_seed(seed))
-    return Corpus(windows, tuple(range(24)), source=source, slice=None, sha256=f"{seed:064x}", bos=False)
-
-
-@pytest.fixture
-def corpus() -> Corpus:
-    return whole_corpus().split(3, 9)[0]
-
-
-@pytest.fixture
-def held_out() -> Corpus:
-    return whole_corpus().split(3, 9)[1]
 
 
 @pytest.fixture
@@ -91,11 +75,6 @@ class Counting:
         return perplexity(model, corpus)
 
 
-def visits(model: Any, _corpus: Corpus) -> Score:
-    """A score that is known without a forward pass."""
-    return Score((float(len(find(model).layers)),), (1,), (0,), "visits")
-
-
 def depths_that_give(value: float, *depths: int) -> Callable[[Any, Corpus], Score]:
     """`visits`, but another value for models of some depths."""
 
@@ -106,26 +85,12 @@ def depths_that_give(value: float, *depths: int) -> Callable[[Any, Corpus], Scor
     return objective
 
 
-def run(model: Any, corpus: Corpus, *, n_trials: int, held_out: Corpus | None = None, **options: Any) -> Study:
-    return search(model, corpus, held_out=held_out, n_trials=n_trials, progress=False, **options)
-
-
 def lines_of(study: Study) -> list[tuple[Any, ...]]:
     """What two equal studies have in common."""
     return [
         (t.number, t.state, t.params, t.value, t.user_attrs.get("recipe"), t.user_attrs.get("duplicate_of"))
         for t in study.trials
     ]
-
-
-def recipes_of(trials: list[FrozenTrial]) -> list[str]:
-    return [trial.user_attrs["recipe"] for trial in trials]
-
-
-def scored(study: Study) -> list[FrozenTrial]:
-    """The finished trials that are not duplicates, counted without David."""
-    complete = study.get_trials(states=(TrialState.COMPLETE,))
-    return [trial for trial in complete if "duplicate_of" not in trial.user_attrs]
 
 
 def every_block(n_layers: int) -> set[tuple[int, ...]]:

@@ -29,7 +29,7 @@ from david.storage.trial_claims import TICKET
 from david.study import rounds
 from david.study.run import Run
 from david.support import signals
-from tests.search.test_study import recipes_of, run, scored, visits, whole_corpus
+from tests.helpers.searches import recipes_of, run, scored, visits, whole_corpus
 
 FAIL, RUNNING = TrialState.FAIL, TrialState.RUNNING
 LIVE, DEAD = "elsewhere:1:ab", f"{MACHINE}:999999999:ab"

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from david.cli import local_workers
 from david.errors import SearchError
 from david.storage.heartbeat import OWNER
-from tests.system.test_study_kill import command_in
+from tests.helpers.processes import command_in
 
 
 @pytest.mark.parametrize(

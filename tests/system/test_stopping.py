@@ -12,8 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from david.support import signals
-from tests.system.test_storm import context, finished, trials_of, worker
-from tests.system.test_study_kill import command_in
+from tests.helpers.processes import command_in, context, finished, trials_of, worker
 
 
 @pytest.fixture(autouse=True)

@@ -13,20 +13,16 @@ from typing import Any
 
 import optuna
 import pytest
-import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from david.candidates.spaces import Block
 from david.engine.engine import score_recipes
 from david.errors import SearchError
-from david.metrics.score import Score
 from david.recipe.recipe import Recipe
-from david.scoring.corpus import Corpus
-from david.scoring.objectives import perplexity
 from david.storage.backend import open_storage
 from david.study.search import search
 from tests.helpers.postgres import Postgres, free_port, why_not
-from tests.system.test_study_kill import context, corpus
+from tests.helpers.processes import context, corpus, finished, trials_of, worker
 from tests.tiny_models import tiny_model
 
 NAME = "together"
@@ -39,40 +35,6 @@ def server() -> Iterator[Postgres]:
         made = Postgres.new(Path(folder) / "data")
         yield made
         made.stop()
-
-
-def slow_perplexity(model: Any, data: Corpus) -> Score:
-    time.sleep(0.1)  # so that most kills land in the middle of a score
-    return perplexity(model, data)
-
-
-def worker(url: str, name: str, n_trials: int, seed: int, out: Path | None) -> None:
-    """One of several; the same call each time, but for the seed, so that they do not draw the same."""
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    seen, unseen = corpus().split(3, 3)
-    search(
-        tiny_model("llama"),
-        seen,
-        space=Block(max_length=3, scales=(0.1, 0.9)),  # 256 recipes
-        held_out=unseen,
-        objective=slow_perplexity,
-        n_trials=n_trials,
-        storage=url,
-        study_name=name,
-        seed=seed,
-        out=out,
-        progress=False,
-    )
-
-
-def trials_of(url: str, name: str) -> list[FrozenTrial]:
-    return optuna.load_study(study_name=name, storage=open_storage(url)).get_trials()
-
-
-def finished(trials: list[FrozenTrial]) -> dict[int, tuple[str, float | None]]:
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return {trial.number: (trial.user_attrs["recipe"], trial.value) for trial in complete}
 
 
 def finished_so_far(url: str, name: str) -> dict[int, tuple[str, float | None]]:

@@ -5,7 +5,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,8 +15,6 @@ import optuna
 import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from david.candidates.spaces import Block
 from david.candidates.strategies import Beam, Refine, Scan, Strategy
@@ -30,23 +27,12 @@ from david.sling.in_place import slung
 from david.storage.heartbeat import OWNER
 from david.study.create import open_study
 from david.study.search import search
-from tests.tiny_models import VOCABULARY, tiny_model
+from tests.helpers.processes import command_in, context, corpus
+from tests.tiny_models import tiny_model
 
 KILLS = 3  # in the short version; the issue's ten are in the long one
 BASE = "0:6"
 Finished = dict[int, tuple[str, float]]
-
-
-def context() -> Any:
-    """Processes forked from a clean one that has imported everything once."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.helpers.forkserver_preload", "tests.system.test_study_kill", "david.page"])
-    return found
-
-
-def corpus() -> Corpus:
-    windows = torch.randint(3, VOCABULARY, (6, 16), generator=torch.Generator().manual_seed(1))
-    return Corpus(windows, tuple(range(6)), source="random", slice=None, sha256="ab", bos=False)
 
 
 def slow_perplexity(model: Any, data: Corpus) -> Score:
@@ -146,28 +132,6 @@ def test_a_search_that_is_killed_goes_on_with_every_finished_trial(with_queue: b
     for trial in check_whole(tmp_path, seen, n_trials):
         with slung(model, Recipe.parse(trial.user_attrs["recipe"])):
             assert trial.value == pytest.approx(perplexity(model, corpus().take(3)).nll, abs=1e-5)
-
-
-def command_in(folder: Path, n_trials: int) -> list[str]:
-    """A search as the command line runs it, on a tiny model and a text made in the folder; its run is `run`."""
-    model, text = folder / "model", folder / "data.txt"
-    tiny_model("llama").save_pretrained(model)
-    inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0").save_pretrained(model)
-    numbers = random.Random(0)
-    text.write_text(" ".join(f"w{numbers.randrange(3, VOCABULARY)}" for _ in range(8000)))
-    command = [
-        sys.executable,
-        "-c",
-        "from david.cli.app import main; main()",
-        "search",
-        str(model),
-        "--data",
-        str(text),
-    ]
-    command += ["--window", "64", "--windows", "60", "--held-out", "20", "--scales", "0.1:0.9", "--top", "2"]
-    return [*command, "--trials", str(n_trials), "--out", str(folder / "run")]
 
 
 @pytest.mark.slow

@@ -1,20 +1,15 @@
 """The structure of the code: rooms import downwards, light ones load without torch, public names are all there."""
 
-import importlib
-import inspect
 import json
-import pkgutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 import david
+from tests.helpers.source_tree import HOUSE, MODULES, in_fresh_python
 
-HOUSE = Path(david.__file__).parent
-MODULES = sorted(module.name for module in pkgutil.walk_packages(david.__path__, "david."))
 LIGHT_PARTS = (
     *("errors", "neighbours", "page", "plot", "space", "strategy", "table", "verdict"),
     *("support", "metrics", "recipe", "notation", "storage", "candidates", "report"),
@@ -22,13 +17,6 @@ LIGHT_PARTS = (
 LIGHT = [module for module in MODULES if module.split(".")[1] in LIGHT_PARTS]
 LIGHT.append("david.scoring.conventions")  # the command reads its choices there
 ROOMS = sorted(path.parent.name for path in HOUSE.glob("*/__init__.py"))
-
-
-def in_fresh_python(code: str) -> str:
-    """What a new interpreter prints; it runs beside this package, so that it imports the same one."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_rooms_import_downwards_and_no_module_is_in_a_circle() -> None:
@@ -71,34 +59,6 @@ def test_import_david_loads_nothing_heavy_and_takes_under_300_ms() -> None:
 def test_the_public_names_are_sorted() -> None:
     assert david.__all__ == sorted(david.__all__)
     assert set(david.__all__) <= set(dir(david))
-
-
-@pytest.mark.parametrize("name", david.__all__)
-def test_a_public_name_is_what_its_own_module_calls_it(name: str) -> None:
-    value = getattr(david, name)
-    assert value.__name__ == name
-    assert value.__module__.startswith("david.")
-    assert getattr(importlib.import_module(value.__module__), name) is value
-
-
-def test_no_public_name_is_replaced_by_a_module_whatever_is_imported_first() -> None:
-    code = (
-        f"import importlib, json, types\nfor m in {MODULES}: importlib.import_module(m)\nimport david\n"
-        "print(json.dumps([n for n in david.__all__ if isinstance(getattr(david, n), types.ModuleType)]))"
-    )
-    assert json.loads(in_fresh_python(code)) == []
-    assert not {module.split(".")[1] for module in MODULES} & set(david.__all__)  # not even for a moment
-
-
-@pytest.mark.parametrize(
-    "module", [module for module in MODULES if hasattr(importlib.import_module(module), "__path__")]
-)
-def test_a_lazy_name_of_a_room_is_no_module_of_it(module: str) -> None:
-    room = importlib.import_module(module)
-    names = set(getattr(room, "__all__", ()))
-    assert not names & {found.name for found in pkgutil.iter_modules(room.__path__)}
-    for name in names:
-        assert not inspect.ismodule(getattr(room, name))
 
 
 @pytest.mark.parametrize("module", ["notation", "page", "plot", "report", "space", "table", "verdict"])

@@ -1,50 +1,24 @@
 """The languages of other tools: exactly what each means, there and back, or a refusal that says why."""
 
 import json
-import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import check
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from rivals import environment
 
 from david.errors import RecipeError
 from david.notation.formats import FORMAT_TABLE, FORMATS, WRITABLE, read, write
-from david.notation.mergekit import ANY_STRENGTH, MOST_YAML, STRENGTH_ZERO, why_not
-from david.notation.rescale import moved
+from david.notation.mergekit import MOST_YAML
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
 from david.recipe.schema import LONGEST
 from tests.fuzz.targets import TARGETS
-from tests.fuzz.test_any_input import ANY_TEXT
-from tests.helpers.command import Run
-
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
-
-DEPTH = 12
-ARCHITECTURES = ("LlamaForCausalLM", "CohereForCausalLM", "GPT2LMHeadModel")
-BASE = Base(num_layers=DEPTH, model="owner/name", architecture="LlamaForCausalLM")
-LAYER = st.integers(0, DEPTH - 1)
-RUN = st.tuples(LAYER, LAYER).map(lambda ends: list(range(min(ends), max(ends) + 1)))
-MAPS = st.lists(RUN | RUN.map(lambda run: run[::-1]), min_size=1, max_size=4).map(
-    lambda runs: [*chain.from_iterable(runs)]
-)
-SCALE = st.sampled_from([1.0, 1.0, 0.0, 0.5, -1.0, 1e-7, 1e16]) | st.floats(-2, 2)
-
-
-@st.composite
-def recipes(draw: Callable[[Any], Any], scaled: bool = True) -> Recipe:
-    visits = draw(MAPS)
-    scales = draw(st.lists(SCALE, min_size=len(visits), max_size=len(visits)) | st.none()) if scaled else None
-    return Recipe(visits, scales, base=BASE.model_copy(update={"architecture": draw(st.sampled_from(ARCHITECTURES))}))
+from tests.helpers.generated import ANY_TEXT, BASE, DEPTH, recipes, unhurried
 
 
 def can_say(name: str, recipe: Recipe) -> bool:
@@ -192,7 +166,7 @@ def test_aliases_of_a_merge_are_read_where_they_stay_small() -> None:
 
 
 def test_a_results_file_that_layer_scan_wrote_is_read() -> None:
-    path = Path(check.__file__).parent / "layer-scan.json"
+    path = Path(__file__).parents[2] / "experiments/notation/layer-scan.json"
     for rank, told in enumerate(json.loads(path.read_text())["top_configs"], start=1):
         found = read(path, rank=rank)
         assert found.repeat_map == (*range(told["j"]), *range(told["i"], 6))
@@ -312,12 +286,6 @@ def test_a_depth_that_contradicts_the_text_is_refused() -> None:
             read(text, name, n_layers=30)
 
 
-def test_every_strength_that_a_merge_may_have_is_one_that_was_measured() -> None:
-    measured = {type(check.tiny_model(kind)).__name__ for kind in check.MERGED}
-    assert measured == {*ANY_STRENGTH, *STRENGTH_ZERO}
-    assert why_not(0.5, "CohereForCausalLM") is None
-
-
 # ---- whatever text
 
 
@@ -365,182 +333,6 @@ def test_most_of_a_megabyte_of_blanks_is_refused_at_once(before: str, blank: str
     code = f"from david.notation.formats import read; read({str(tmp_path / 'long')!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "david.errors.RecipeError" in done.stderr  # and not hours later
-
-
-# ---- to a sibling of another depth
-
-
-def shape(recipe: Recipe) -> list[tuple[float, int]]:
-    """The strength of each segment, and whether the next one goes back (−1), on (0) or over layers (1)."""
-    bounds = list(pairwise(recipe.segments))
-    turns = [(after.start > before.stop) - (after.start < before.stop) for before, after in bounds]
-    return [(segment.scale, turn) for segment, turn in zip(recipe.segments, [*turns, 0], strict=True)]
-
-
-@unhurried
-@given(recipes(), st.integers(1, 40))
-def test_a_moved_recipe_has_every_segment_seam_and_strength(recipe: Recipe, n_layers: int) -> None:
-    try:
-        found = moved(recipe, n_layers)
-    except RecipeError:
-        with pytest.raises(RecipeError, match=f"{n_layers} layers are too few"):
-            moved(recipe, n_layers)
-        assert n_layers < DEPTH
-        return
-    assert shape(found) == shape(recipe)
-    assert found.n_layers == n_layers
-    assert (min(found.repeat_map) > 0) >= (min(recipe.repeat_map) > 0)  # what is left out at an end stays so
-    assert (max(found.repeat_map) < n_layers - 1) >= (max(recipe.repeat_map) < DEPTH - 1)
-    for before, after in zip(recipe.segments, found.segments, strict=True):
-        if n_layers >= 2 * DEPTH:  # with room, every place is the nearest
-            assert abs(after.start - before.start * n_layers / DEPTH) <= 0.5
-            assert abs(after.stop - before.stop * n_layers / DEPTH) <= 0.5
-
-
-@unhurried
-@given(st.integers(1, 60), st.integers(1, 60))
-def test_the_base_moves_to_the_base(depth: int, n_layers: int) -> None:
-    assert moved(Recipe.identity(depth), n_layers).is_base
-
-
-@unhurried
-@given(recipes(), st.integers(1, 9))
-def test_as_many_layers_change_nothing_and_there_and_back_is_the_same(recipe: Recipe, times: int) -> None:
-    assert moved(recipe, DEPTH) == recipe
-    assert moved(moved(recipe, times * DEPTH), DEPTH) == recipe
-
-
-def test_what_is_told_of_a_moved_recipe() -> None:
-    recipe = Recipe.from_blocks(30, [(8, 12, 2, 0.5)])
-    found = moved(recipe, 48)
-    assert str(found) == "0:19, 13:19*0.5, 19:48"
-    assert found.written_as == "blocks (8, 12) ×2 at 0.5 of 30 layers, moved to 48"
-    assert found.base == Base(num_layers=48)
-    assert (found.scores, found.search) == ((), None)
-    assert str(moved(Recipe.from_blocks(30, [(10, 11, 2)]), 5)) == "0:2, 1:5"  # the seam stays
-    assert str(moved(Recipe(range(1, 30), base=Base(num_layers=30)), 8)) == "1:8"  # and what is left out
-    assert str(moved(Recipe(range(29), base=Base(num_layers=30)), 8)) == "0:7"
-    for wrong, told in (
-        (lambda: moved(Recipe.parse("0:12, 8:30"), 48), "--model"),
-        (lambda: moved(Recipe([0, 2, 4], base=Base(num_layers=5)), 4), "4 layers are too few"),
-        (lambda: moved(recipe, 0), "at least one layer"),
-        (lambda: moved(Recipe([0, 1] * 20, base=Base(num_layers=2)), 1000), f"more than the {LONGEST} visits"),
-    ):
-        with pytest.raises(RecipeError, match=told):
-            wrong()
-
-
-# ---- the tools themselves
-
-
-def test_peft_runs_what_is_written_for_it_and_fails_where_the_table_says() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers' own, of a name that PEFT still uses
-        rows = check.adapters(("llama", "mistral", "gemma3_text"))
-    found = {(row.model, row.recipe): row.found for row in rows}
-    for model in ("llama", "mistral"):
-        assert all(found[model, name] <= check.TOLERANCE for name in check.PLAIN)  # type: ignore[operator]
-    assert found["gemma3_text", "a block again"] == "IndexError: list index out of range"
-    wrong = found["gemma3_text", "as deep as the base"]
-    assert isinstance(wrong, float)
-    assert wrong > 0.1  # its layer_types stay where they are
-
-
-def test_the_committed_table_says_what_the_code_does() -> None:
-    table = (Path(check.__file__).parent / "results.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
-    told = {row[0]: (row[1], row[2], row[4]) for row in rows if len(row) == 5 and row[0] in FORMATS}
-    assert told == {name: check.able(name) for name in FORMATS}
-
-
-@pytest.mark.slow
-def test_mergekit_merges_what_is_written_for_it(tmp_path: Path) -> None:
-    kept = os.environ.get("DAVID_RIVALS")  # a folder with the environment, where there is one
-    try:
-        programs = environment("mergekit", Path(kept) if kept else tmp_path)
-    except SystemExit as error:
-        pytest.skip(f"mergekit cannot be installed here: {str(error)[-200:]}")
-    rows = check.merges(programs / "python", tmp_path, ("llama", "qwen3", "gemma3_text", "cohere"))
-    compared = [row for row in rows if row.completed is not None]
-    for row in compared:
-        assert ("by hand" in row.recipe) == (row.completed > check.TOLERANCE), row  # type: ignore[operator]
-    assert {row.model for row in compared} == {"llama", "qwen3", "gemma3_text", "cohere"}
-    left = {(row.model, row.recipe): row.found for row in rows}
-    assert left["llama", "strength 0"] == left["cohere", "a block again"] == 0
-    assert "layer_types" in str(left["gemma3_text", "a block again"])
-    wrong = left["gemma3_text", "as deep as the base"]
-    assert isinstance(wrong, float)
-    assert wrong > 0.1
-
-
-# ---- the command
-
-
-def test_convert_prints_and_writes(run: Run, place: Path) -> None:
-    assert run("convert six.json --to notation")[:2] == (0, "0:4, 1:4*0.5, 4:6\n")
-    assert run("convert seven.json --to exllamav3")[:2] == (0, "0..3,1..6\n")
-    code, out, err = run("convert seven.json --to mergekit --out merge.yml")
-    assert (code, out) == (1, "")
-    assert "--model" in err
-    code, out, _ = run("convert 0:4,2:6 --to mergekit --model model --out merge.yml")
-    assert (code, out) == (0, "merge.yml: 8 visits, as mergekit\n")
-    assert "model: model\n" in (place / "merge.yml").read_text()
-    assert run("convert merge.yml --to rys --model model")[:2] == (0, "blocks:2,4\n")
-    code, out, _ = run("convert merge.yml --model model")
-    found = Recipe.from_json(out)
-    assert found.base == Base(model="model", architecture="LlamaForCausalLM", num_layers=6)
-    Recipe([0, 1, 1, 2, 3, 4, 5], base=Base(model="demo", num_layers=6)).save(place / "of_demo.json")
-    for tool in ("mergekit", "rys_relayer"):
-        assert "--model demo" in run(f"convert of_demo.json --to {tool}")[2]
-    code, out, err = run("convert of_demo.json --model model")
-    assert Recipe.from_json(out).base == Base(model="demo", architecture="LlamaForCausalLM", num_layers=6)
-    assert err == ""
-    another = Base(model="someone/base", architecture="GPT2LMHeadModel", num_layers=6, fingerprint="sha256:0")
-    Recipe([0, 1, 1, 2, 3, 4, 5], base=another).save(place / "another.json")
-    code, out, err = run("convert another.json --model model")
-    assert Recipe.from_json(out).base == Base(model="model", architecture="LlamaForCausalLM", num_layers=6)
-    assert "note: the recipe was made for GPT2LMHeadModel: it is written for model, without fingerprint" in err
-    assert run("convert six.json --to notation --to-layers 12")[:2] == (0, "0:8, 2:8*0.5, 8:12\n")
-    assert run("convert 1,1,2,0,1,1 --from drllm --to peft")[:2] == (
-        0,
-        '{"layer_replication": [[0, 3], [2, 3], [4, 6]]}\n',
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ("convert 0:12,8:30 --to klingon", "unknown format 'klingon'"),
-        ("convert 0:12,8:30 --from klingon", "unknown format 'klingon'"),
-        ("convert six.json --to peft", "visit 4, of layer 1, has the scale 0.5"),
-        ("convert seven.json --model model", "layer 6 is out of range: the base has 6 layers"),
-        ("convert 0:4 --to-layers 9", "depth"),
-        ("convert six.json --rank 2", "rank requires a format whose files hold several"),
-        ("convert six.json --to-layers 10001", "at most 10000 layers"),
-        ("convert broken.json", "repeat_map"),
-        ("convert empty", "Is a directory"),
-        ("convert gone.json", "no such file"),
-        ("convert six.json --out gone/x.json", "cannot write"),
-        ("convert six.json --out .", "the name of a file"),
-        ("convert six.json --out empty", "cannot write empty: Is a directory"),
-        ("convert six.json --model nothing/here/at/all", "no such model"),
-    ],
-)
-def test_convert_says_in_a_line_what_is_wrong(run: Run, arguments: str, told: str) -> None:
-    code, _, err = run(arguments)
-    assert code == 1
-    assert told in err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-
-
-def test_convert_says_where_a_tool_leaves_the_configuration_behind(run: Run, place: Path) -> None:
-    check.tiny_model("gemma3_text").save_pretrained(place / "gemma")
-    code, out, err = run("convert 0:4,2:6 --to mergekit --model gemma")
-    assert code == 0
-    assert out.startswith("merge_method")
-    assert "mergekit leaves layer_types as in the base" in err
-    assert run("convert 0:4,2:6 --to mergekit --model model")[2] == ""
 
 
 def test_a_revision_goes_to_mergekit_and_comes_back() -> None:

@@ -1,17 +1,12 @@
 """The report page: whole, true to its tables, safe whatever a study is called, and quiet in a browser."""
 
-import json
 import math
 import os
 import re
-import shutil
-import subprocess
 import tomllib
 from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,12 +14,9 @@ import optuna
 import pytest
 from optuna import Study
 from optuna.trial import create_trial
-from PIL import Image
 
 import david
-from david.checkpoint.model_card import Stacked, card, told
 from david.errors import SearchError
-from david.models.describe import describe_base
 from david.recipe.base_model import Base
 from david.recipe.blocks import all_blocks
 from david.recipe.picture import svg_picture
@@ -32,87 +24,28 @@ from david.recipe.recipe import Recipe
 from david.report import artifacts, page, sentences, tables
 from david.storage import results
 from tests.helpers.handmade_studies import add, data, judge, new_study
-
-BASE, BEST, OTHER = "0:6", "0:4, 2:6", "0:3, 1:3*0.5, 3:6"
-HOSTILE = """</style></svg>'"><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}"""
-UNSEEN = "\x00\x1b[2J\u202ecba\u2066\r\nnext"  # acts on who reads it without being seen
-SHOWN = r"\x00\x1b[2J\u202ecba\u2066\r\nnext"
-VOID = {"meta", "link", "br", "img"}
-SHAPES = {"path", "line", "rect", "circle", "use", "image", "defs", "g", "clippath", "text"}
-
-
-class Document(HTMLParser):
-    """A page as a list of its elements and its text; tags that do not match are an error."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.headings: list[tuple[str, str]] = []
-        self._open: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice: {tag} {attrs}"
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-        if re.fullmatch(r"h\d", tag):
-            self.headings.append((tag, ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in SHAPES, f"only SVG has elements that end themselves, not {tag}"
-        self.handle_starttag(tag, attrs)
-        self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, text: str) -> None:
-        if self._open and self._open[-1] != "style":
-            self.words.append(text)
-            if re.fullmatch(r"h\d", self._open[-1]):
-                self.headings[-1] = (self._open[-1], self.headings[-1][1] + text)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str, name: str = "") -> list[dict[str, str | None]]:
-        """The attributes of every element of a kind, and of a class."""
-        return [
-            attrs for kind, attrs in self.elements if kind == tag and name in [*(attrs.get("class") or "").split(), ""]
-        ]
+from tests.helpers.pages import (
+    BASE,
+    BEST,
+    HOSTILE,
+    OTHER,
+    SHOWN,
+    UNSEEN,
+    Document,
+    judged_study,
+    only_base,
+    small_study,
+)
 
 
 @pytest.fixture
 def study() -> Study:
-    """The base, a single block, two blocks, a duplicate, two failures; nothing judged."""
-    study = new_study(6)
-    add(study, BASE, 2.0)
-    add(study, BEST, 1.5)
-    add(study, OTHER, 1.75)
-    add(study, BEST, 1.5, duplicate_of=1)
-    for _ in range(2):
-        add(study, None, None, state="FAIL", error="the score is not a number")
-    return study
+    return small_study()
 
 
 @pytest.fixture
-def judged(study: Study) -> Study:
-    """The block is better on held-out windows, the other is not told apart."""
-    judge(study, 0, [20.0, 21.0, 22.0], [10, 10, 10])
-    judge(study, 1, [19.0, 19.8, 20.6], [10, 10, 10])
-    judge(study, 2, [20.5, 20.8, 21.9], [10, 10, 10])
-    return study
-
-
-def only_base() -> Study:
-    study = new_study(6)
-    add(study, BASE, 2.0)
-    return study
+def judged() -> Study:
+    return judged_study()
 
 
 def two_thousand() -> Study:
@@ -451,18 +384,6 @@ def test_a_recipe_in_a_notebook_is_a_picture_without_anything_its_file_says() ->
     assert "alert" not in drawn
 
 
-def test_a_model_card_holds_nothing_that_a_recipe_says_but_names_of_the_hub(tiny: Any) -> None:
-    fingerprint, stacked = describe_base(tiny).fingerprint, Stacked("AutoModelForCausalLM", 1, "float32", "1 MB")
-    for revision in (HOSTILE, "main`\n# Owned", "a" * 40):
-        base = Base(model="owner/name", revision=revision, num_layers=6, fingerprint=fingerprint)
-        kept = told(tiny, Recipe((0, 1, 1), base=base, written_as=HOSTILE))
-        text = card(kept, stacked)
-        assert ("owner/name" in text) is (revision == "a" * 40)
-        assert not {"alert", "Owned", "<script"} & set(re.findall(r"alert|Owned|<script", text))
-    hostile = Base(model=HOSTILE, revision="main", num_layers=6, fingerprint=fingerprint)
-    assert "alert" not in card(told(tiny, Recipe((0,), base=hostile)), stacked)
-
-
 def test_what_a_study_says_of_itself_is_text_whatever_it_holds() -> None:
     said = {**data(0, 2), "source": "source " + HOSTILE, "slice": "slice " + HOSTILE, "sha256": "sha256 " + HOSTILE}
     study = new_study(
@@ -524,123 +445,3 @@ def test_whatever_a_module_reads_comes_with_the_package() -> None:
     assert shipped.keys() == rooms.keys()
     for room, names in rooms.items():
         assert all(any(Path(name).match(pattern) for pattern in shipped[room]) for name in names)
-
-
-# In a notebook
-
-
-def test_a_study_in_a_cell_shows_what_its_page_does(judged: Study) -> None:
-    shown, whole = page.show(judged), Document(page.page(judged))
-    cell = Document(shown._repr_html_())
-    assert cell.headings == whole.headings
-    title = whole.text.partition(" Study “")[0]
-    assert cell.text == whole.text.removeprefix(title).strip()
-    assert cell.elements[0] == ("div", {"class": "david cell mathjax_ignore"})
-    assert not {"html", "head", "body", "script", "link", "meta", "main"} & {tag for tag, _ in cell.elements}
-
-
-def test_a_hostile_study_is_text_in_a_cell_too_and_anothers_is_refused() -> None:
-    study = new_study(6, name="name " + HOSTILE + UNSEEN, search_data={**data(0, 2), "source": HOSTILE})
-    add(study, BASE, 2.0)
-    cell = Document(page.show(study).html)
-    assert f"“name {HOSTILE}{SHOWN}”" in cell.text
-    assert not {"script", "img"} & {tag for tag, _ in cell.elements}
-    with pytest.raises(SearchError, match="not one of David's"):
-        page.show(optuna.create_study())
-
-
-def test_without_a_notebook_a_study_is_shown_as_text(judged: Study) -> None:
-    board = tables.leaderboard(judged)
-    assert repr(page.show(judged)) == f"{sentences.board_text(board)}\n\n{sentences.verdict(board)}"
-    assert repr(page.show(new_study(6))).startswith("(nothing is scored yet)")
-    assert len(Document(page.show(judged, top=1).html).all("div", "path")) == 1
-
-
-def test_studies_in_two_cells_do_not_mix_up_their_drawings(judged: Study) -> None:
-    first = page.show(judged).html
-    assert page.show(judged).html == first
-    add(judged, "0:2, 1:6", 1.6)
-    ids = [set(re.findall(r' id="([^"]*)"', source)) for source in (first, page.show(judged).html)]
-    assert ids[0]
-    assert not ids[0] & ids[1]
-    assert set(re.findall(r"url\(#([^)]*)\)", first)) <= ids[0]
-
-
-def test_a_cell_follows_the_notebooks_theme_and_a_page_the_systems() -> None:
-    """Each name of a colour is told for light and for dark; a cell asks nothing of the system."""
-    source = page.show(only_base()).html
-    system = re.search(r"@media \(prefers-color-scheme: dark\) \{\s*(\S+) \{", source)
-    assert system is not None
-    assert system[1] == ".david:not(#_):not(.cell)"
-    theme = re.search(r"\[data-jp-theme-light=\"false\"\].*?\.david:not\(#_\)\.cell \{(.*?)\}", source, re.DOTALL)
-    assert theme is not None
-    dark, light = (set(re.findall(r"(--[a-z]+): ?#", part)) for part in (theme[1], source[: source.index("@media")]))
-    assert light - dark == {"--first", "--again"}
-
-
-# In a browser
-
-QUIET = """
---headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --disable-sync
---disable-component-update --disable-default-apps --disable-domain-reliability --disable-extensions --no-first-run
---no-pings --no-default-browser-check --metrics-recording-only --virtual-time-budget=2000 --enable-logging=stderr
---hide-scrollbars --window-size=1200,2400
-"""
-
-
-@pytest.fixture
-def browser() -> str:
-    """The path of a browser; the test is skipped where there is none."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no browser: install chromium")
-    return found
-
-
-def opened(browser: str, source: str, folder: Path) -> tuple[list[str], set[str], Path]:
-    """Open a page in a browser: what its console says, what the page asks for, and its picture."""
-    (folder / "page.html").write_text(source, encoding="utf-8")
-    files = [f"--log-net-log={folder}/net.json", f"--screenshot={folder}/page.png", f"--user-data-dir={folder}/own"]
-    command = [browser, *QUIET.split(), "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", *files]
-    ran = subprocess.run(
-        [*command, (folder / "page.html").as_uri()], capture_output=True, text=True, timeout=180, check=True
-    )
-    console = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
-    events = json.loads((folder / "net.json").read_text(encoding="utf-8"))["events"]
-    said = [event.get("params", {}) for event in events]
-    # The browser has requests of its own; only a page's have an origin, be it "null", a file's.
-    asked = {each["url"] for each in said if "url" in each and each.get("initiator", NOBODY) != NOBODY}
-    return console, asked, folder / "page.png"
-
-
-NOBODY = "not an origin"
-
-
-def test_a_browser_opens_the_page_without_a_word_or_a_request(browser: str, judged: Study, tmp_path: Path) -> None:
-    console, asked, picture = opened(browser, page.page(judged), tmp_path)
-    assert console == []
-    assert asked == set()
-    with Image.open(picture) as image:
-        assert image.size == (1200, 2400)
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 100
-
-
-def test_a_hostile_study_stays_quiet_in_a_browser(browser: str, tmp_path: Path) -> None:
-    study = new_study(6, name=HOSTILE, search_data={**data(0, 2), "source": HOSTILE})
-    add(study, BASE, 2.0)
-    console, asked, _ = opened(browser, page.page(study), tmp_path)
-    assert console == []
-    assert asked == set()
-
-
-def test_the_browser_tells_of_what_a_page_may_not_do(browser: str, judged: Study, tmp_path: Path) -> None:
-    asks = '<img alt="" src="http://127.0.0.1:9/picture.png"><script>console.log("here")</script></main>'
-    source = page.page(judged).replace("</main>", asks)
-    console, asked, _ = opened(browser, source, tmp_path)
-    assert len(console) == 2  # the policy stops both, with a word
-    assert asked == set()
-    (tmp_path / "open").mkdir()
-    unguarded = re.sub(r"<meta http-equiv[^>]*>", "", source)
-    console, asked, _ = opened(browser, unguarded, tmp_path / "open")
-    assert any("here" in line for line in console)
-    assert asked == {"http://127.0.0.1:9/picture.png"}

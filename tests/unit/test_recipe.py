@@ -17,21 +17,9 @@ from david.errors import RecipeError
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Convention, Data, Measurement, Origin, Versions
+from tests.helpers.recipes import DESIGN_FILE, RECIPES
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no defect
-
-# The example of the design, its gaps filled: what other programs write and read.
-DESIGN_FILE = """
-{"format": "david.recipe", "version": 1,
- "base": {"model": "a Hub id, or what load_model was given", "revision": null, "architecture": "LlamaForCausalLM",
-          "num_layers": 4, "fingerprint": "sha256:0f"},
- "repeat_map": [0, 1, 1, 2, 3], "scales": [1, 1, 0.25, 1, 1], "written_as": null,
- "scores": [{"metric": "perplexity", "value": 20.1, "base": 20.3, "nll_difference": -0.01, "interval95": [-0.02, 0.0],
-             "tokens": 16352, "held_out": true, "convention": {"name": "window", "window": 512, "bos": false},
-             "data": {"source": "wikitext", "slice": "test[:200]", "sha256": "ab"}}],
- "search": {"study": "night", "trial": 17, "space": "blocks", "sampler": "TPESampler", "trials": 200, "seed": 0},
- "made_with": {"david": "0.1.0", "torch": "2.13", "transformers": "5.23", "created": "2026-01-01T00:00:00Z"}}
-"""
 
 
 def file_with(**changes: Any) -> str:
@@ -294,17 +282,6 @@ def test_it_shows_itself_in_a_line_and_as_a_picture() -> None:
     assert repr(recipe) == "Recipe(0:4, 2:8: 10 visits of 8 layers)"
     assert recipe.picture == "▁▂▃▄▃▄▅▆▇█"
     assert recipe._repr_html_().startswith("<svg")
-
-
-# Notation
-
-LAYER = st.integers(0, 200)
-SCALE = st.floats(allow_nan=False, allow_infinity=False)
-VISITS = st.lists(st.tuples(LAYER, st.just(1.0) | st.sampled_from([0.5, 0.0, -1.0]) | SCALE), min_size=1, max_size=20)
-RUNS = st.lists(st.tuples(LAYER, st.integers(1, 9), st.just(1.0) | SCALE), min_size=1, max_size=5).map(
-    lambda runs: [(layer, scale) for first, length, scale in runs for layer in range(first, first + length)]
-)
-RECIPES = (VISITS | RUNS).map(lambda visits: Recipe(*zip(*visits, strict=True)))
 
 
 @unhurried
