@@ -46,18 +46,19 @@ def measure(
     """
     if most < 2:
         raise SearchError(f"most must be at least 2; got {most}")
-    base = results.about(study)["base"]
+    found = results.StudyResults.read(study)
+    base = found.metadata.base.model_dump()
     if not same_weights(base, here := describe_base(model).model_dump()):
         raise SearchError(f"the study {study.study_name!r} was made on another model: {base}; this is {here}")
-    known = results.measured(study).get(name, {})
-    wanted = [trial for trial in _spread(results.whole(study), most) if trial.number not in known]
+    known = found.measured.get(name, {})
+    wanted = [trial for trial in _spread(found.fully_scored, most) if trial.number not in known]
     engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget)
     recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in wanted]
     whole = engine.work(recipes)
     with tqdm(total=whole, desc=name, unit="visit", unit_scale=True, disable=not progress or not wanted) as bar:
         outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n)))
     scored = {t.number: its.nll for t, its in zip(wanted, outcomes, strict=True) if not isinstance(its, DavidError)}
-    results.keep_measured(study, name, known | scored)
+    results.store_measured(study, name, known | scored)
     return tables.rank_correlations(study)[name]
 
 

@@ -18,7 +18,8 @@ from david.candidates.neighbours import STEPS, neighbours
 from david.errors import SearchError
 from david.recipe.blocks import all_blocks, blocks_of, longest_block
 from david.recipe.recipe import Recipe
-from david.storage import results, trial_attributes
+from david.storage import trial_attributes
+from david.storage.results import StudyResults
 
 Strategy = Callable[[Study, int], Sequence[Recipe]]
 
@@ -186,9 +187,10 @@ def _blocks(n_layers: int, max_length: int | None, max_visits: int | None) -> li
 
 def _scored(study: Study) -> dict[Recipe, float]:
     """The NLL of each recipe that a study has scored; infinity where it cannot be."""
-    found = dict.fromkeys(results.refused(study), math.inf)
-    found |= {trial.user_attrs["recipe"]: trial_attributes.value_of(trial) for trial in results.complete(study)}
-    return {Recipe.parse(notation): nll for notation, nll in found.items()}
+    results = StudyResults.read(study)
+    nll = dict.fromkeys(results.refused, math.inf)
+    nll |= {trial.user_attrs["recipe"]: trial_attributes.value_of(trial) for trial in results.scored}
+    return {Recipe.parse(notation): value for notation, value in nll.items()}
 
 
 def _new(recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:

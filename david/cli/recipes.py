@@ -9,7 +9,7 @@ import typer
 
 from david.cli.inputs import load_base_model, load_recipe_base, parse_recipe, require_one
 from david.cli.options import OUTPUT, Device, Dtype, Json, ModelOptions, Ratios
-from david.cli.output import print_found
+from david.cli.output import print_result
 from david.errors import RecipeError
 from david.notation.formats import FORMATS, WRITABLE, format_named, read, write
 from david.support.console import say
@@ -48,7 +48,7 @@ def explain(
         costs = read_costs(model)
     n_layers = None if costs is None else len(costs.layer_parameters)
     explanation = explain_recipe(parse_recipe(recipe, ratios, n_layers), costs)
-    print_found(explanation.to_dict(), str(explanation), as_json)
+    print_result(explanation.to_dict(), str(explanation), as_json)
 
 
 def convert(
@@ -161,7 +161,7 @@ def check(model: ModelOptions = ModelOptions(), as_json: Json = False) -> None:
     from david.sling.verify import check_model
 
     certificate = check_model(loaded, recipe=recipe)
-    print_found(certificate.to_dict(), str(certificate), as_json)
+    print_result(certificate.to_dict(), str(certificate), as_json)
     if not certificate.passed:
         raise typer.Exit(1)
 

@@ -18,7 +18,7 @@ from david.cli.options import (
     RecipeOption,
     TaskOptions,
 )
-from david.cli.output import figures, figures_text, print_found
+from david.cli.output import figures, figures_text, print_result
 from david.errors import CorpusError
 from david.metrics import units
 
@@ -53,7 +53,7 @@ def score(
     from david.engine.engine import score_recipes
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
-    from david.study.signature import data_of
+    from david.study.signature import describe_data
 
     n_layers = base_depth(loaded)
     if recipe is not None or ratios is not None:
@@ -66,7 +66,7 @@ def score(
     base = scores[0]
     result: dict[str, Any] = {
         "model": model.model,
-        "data": data_of(corpus),
+        "data": describe_data(corpus),
         "convention": {"name": base.convention, "window": corpus.window, "bos": corpus.bos},
         "tokens": base.tokens,
         **_scores_as_json(scores, recipes),
@@ -79,9 +79,9 @@ def score(
         for name, documents in loaded_tasks.each.items():
             scores = score_recipes(loaded, base_and_recipes, documents, objective=loaded_tasks, progress=True)
             measure = {"documents": len(documents), "measured": scores[0].convention, "unit": scores[0].unit}
-            result["tasks"][name] = {**measure, "data": data_of(documents), **_scores_as_json(scores, recipes)}
+            result["tasks"][name] = {**measure, "data": describe_data(documents), **_scores_as_json(scores, recipes)}
             lines += ["", f"{documents}, measured by {scores[0].convention}", *_score_lines(scores, recipes)]
-    print_found(result, "\n".join(lines), as_json)
+    print_result(result, "\n".join(lines), as_json)
 
 
 def compare(
@@ -127,7 +127,7 @@ def compare(
     from david.analysis.compare import compare as compare_recipes
     from david.analysis.compare import comparison_text
     from david.sling.in_place import base_depth
-    from david.study.signature import data_of
+    from david.study.signature import describe_data
 
     loaded, tokenizer, own_recipe = load_with_recipe(model, dtype, device)
     compared = [parse_recipe(recipe, None, base_depth(loaded), loaded) for recipe in recipes]
@@ -144,11 +144,14 @@ def compare(
     )
     rows = table.to_dict("records")
     n_recipes = len(rows) - 1
-    on = {name: {"unit": table.attrs["units"][name], "data": data_of(corpus)} for name, (_, corpus) in corpora.items()}
+    on = {
+        name: {"unit": table.attrs["units"][name], "data": describe_data(corpus)}
+        for name, (_, corpus) in corpora.items()
+    }
     result = {"model": model, "corrected_for": n_recipes, "on": on, "recipes": rows}
     note = f"differences: recipe − base, below 0 is better; ± half of a 95% interval, corrected for {n_recipes} recipe"
     notes = [f"{note}{'s' * (n_recipes != 1)}", *_single_document_notes([corpus for _, corpus in corpora.values()])]
-    print_found(result, "\n".join([comparison_text(table), "", *notes]), as_json)
+    print_result(result, "\n".join([comparison_text(table), "", *notes]), as_json)
 
 
 def _corpora_to_compare(

@@ -20,7 +20,7 @@ from david.cli.options import (
     TaskOptions,
     Top,
 )
-from david.cli.output import print_found, print_run
+from david.cli.output import print_result, print_run
 from david.cli.study_options import EvaluationOptions, JudgingOptions, ProposalOptions, SpaceOptions, StorageOptions
 from david.errors import SearchError
 from david.support import signals
@@ -107,7 +107,7 @@ def scan(
 
         engine = Engine(loaded, parts[0], objective=objective, memory_budget=evaluation.memory_bytes, keeps=True)
         cost = engine.estimate([Recipe.identity(n_layers), *recipes])
-        print_found(cost.to_dict(), str(cost), as_json)
+        print_result(cost.to_dict(), str(cost), as_json)
         return
     settings = {
         "space": Block(max_length=longest),
@@ -144,6 +144,7 @@ def run_study(
     Raises:
         typer.Exit: A signal has ended the run; the exit code is 128 plus its number.
     """
+    from david.report.study_report import StudyReport
     from david.study.search import search as run_search
 
     budget = evaluation.memory_bytes
@@ -162,7 +163,7 @@ def run_study(
             out=storage.out,
             **settings,
         )
-    print_run(study, storage.out, judging.top, as_json)
+    print_run(StudyReport.read(study, judging.top), storage.out, as_json)
     if code := signals.exit_code():
         raise typer.Exit(code)
 
@@ -193,7 +194,7 @@ def profile(
     files = write_profile(measured.layers, measured.distances, out)
     text = measured.layers.to_string(index=False, float_format="{:+.4f}".format)
     text += f"\n\n{out}: {', '.join(sorted(path.name for path in files))}"
-    print_found(
+    print_result(
         {"layers": measured.layers.to_dict("records"), "distances": measured.distances.to_numpy().tolist()},
         text,
         as_json,
@@ -219,6 +220,7 @@ def report(
     Example: david report run
     """
     from david.report import page
+    from david.report.study_report import StudyReport
     from david.storage import studies
 
     opened = studies.open_existing(folder, storage, study)
@@ -226,5 +228,6 @@ def report(
     if target is None:
         raise SearchError("no folder to write to: add --out FOLDER")
     with studies.readable(f"the study {opened.study_name!r}"):
-        page.write(opened, target, top=top)
-        print_run(opened, target, top, as_json)
+        summary = StudyReport.read(opened, top)
+        page.write_run(summary, target)
+        print_run(summary, target, as_json)

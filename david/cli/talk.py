@@ -9,7 +9,7 @@ import typer
 from david.cli.chat_repl import Session, lines, put, show_pieces, typed
 from david.cli.inputs import check_recipe_options, parse_recipe
 from david.cli.options import SAMPLING, Json, ModelOptions, Ratios, RecipesOption, Seed
-from david.cli.output import print_found
+from david.cli.output import print_result
 from david.errors import DavidError
 from david.support.text import plain, printable
 
@@ -91,7 +91,7 @@ def generate(
             head = f"{blank_line}== {plain(generator.name)}\n" if len(generators) > 1 else ""
             show_pieces(pieces, head + ("" if as_chat else printable(prompt)))
     if as_json:
-        print_found(answers, "", as_json)
+        print_result(answers, "", as_json)
 
 
 def chat(

@@ -1,19 +1,35 @@
-"""A score: the negative log-likelihood of each window of a corpus, in nats."""
+"""The score of a model on a corpus, and the attributes that a study stores of it. Needs no torch."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from david.metrics import units
+
+# Attributes of a trial; a held-out score is stored under the same keys.
+WINDOW_NLL = "window_nll"  # NLL of each window that the trial has scored, summed over the window's tokens
+WINDOW_TOKENS = "window_tokens"  # scored tokens of each of these windows
+RIGHT = "right"  # which multiple-choice questions were answered right
+UNIT = "unit"  # unit of the mean, where that is not nats a token
+CONVENTION = "convention"
+DOCUMENTS = "documents"  # of held-out scores only: those of the search windows are stored once, in the study
 
 
 @dataclass(frozen=True)
 class Score:
-    """The NLL of each window in nats, summed over its scored tokens, and how many those are.
+    """The negative log-likelihood (NLL) of each window of a corpus.
 
-    `documents` is the document each window begins in; `convention` names which tokens were scored. `window_bytes` is
-    how many UTF-8 bytes these stand for, empty where that is not known. A score of multiple-choice questions has a
-    question for a window and counts it as one token; `right` tells which were answered right. `unit` says what the mean
-    is in: nats a token, or of an objective that is no NLL what is minimised instead, such as `1 − acc`.
+    Attributes:
+        window_nll: NLL of each window in nats, summed over its scored tokens.
+        window_tokens: Number of scored tokens of each window.
+        documents: The document that each window begins in.
+        convention: Which tokens were scored.
+        window_bytes: UTF-8 bytes of the scored tokens of each window; empty if unknown.
+        right: Whether each multiple-choice question was answered right; empty for other data. Such a score has one
+            window for each question, which counts as one token.
+        unit: Unit of the mean: nats a token, or for an objective that is no NLL the quantity that is minimised, such
+            as `1 − acc`.
 
     Example:
         >>> score = Score(window_nll=(4.0, 8.0), window_tokens=(2, 2), documents=(0, 1), convention="window")
@@ -31,12 +47,12 @@ class Score:
 
     @property
     def tokens(self) -> int:
-        """Scored tokens."""
+        """Number of scored tokens."""
         return sum(self.window_tokens)
 
     @property
     def nll(self) -> float:
-        """Mean NLL in nats over the scored tokens; NaN where there are none."""
+        """Mean NLL in nats over the scored tokens; NaN if there are none."""
         return sum(self.window_nll) / self.tokens if self.tokens else math.nan
 
     @property
@@ -46,10 +62,63 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """NLL in bits over the UTF-8 bytes of the scored text, which any tokenizer has alike; NaN where not known."""
+        """NLL in bits over the UTF-8 bytes of the scored text, comparable across tokenizers; NaN if unknown."""
         return sum(self.window_nll) / math.log(2) / sum(self.window_bytes) if any(self.window_bytes) else math.nan
 
     @property
     def accuracy(self) -> float:
-        """The share of questions that were answered right; NaN of what is no multiple choice."""
-        return sum(self.right) / len(self.right) if self.right else math.nan
+        """Share of questions answered right; NaN for data that is not multiple choice."""
+        return share_right(self.right)
+
+    def to_attributes(self, *, held_out: bool = False) -> dict[str, Any]:
+        """Return the score as the JSON attributes that a study stores.
+
+        Args:
+            held_out: Return the form of a held-out score (with `documents`, without what the trial says already)
+                instead of a trial's.
+
+        Example:
+            >>> score = Score((4.0, 8.0), (2, 2), (0, 1), "window")
+            >>> score.to_attributes()
+            {'window_tokens': [2, 2], 'window_nll': [4.0, 8.0], 'convention': 'window'}
+            >>> Score.from_attributes(score.to_attributes(held_out=True), convention="window") == score
+            True
+        """
+        if held_out:
+            names = (WINDOW_NLL, WINDOW_TOKENS, DOCUMENTS, RIGHT)
+            return {name: list(getattr(self, name)) for name in names}
+        return {
+            WINDOW_TOKENS: list(self.window_tokens),
+            WINDOW_NLL: list(self.window_nll),
+            CONVENTION: self.convention,
+            **({RIGHT: list(self.right)} if self.right else {}),
+            **({} if self.unit == units.TOKEN else {UNIT: self.unit}),
+        }
+
+    @classmethod
+    def from_attributes(
+        cls, attributes: Mapping[str, Any], *, convention: str = "", unit: str = units.TOKEN
+    ) -> "Score":
+        """Return the score that `to_attributes` stored.
+
+        Args:
+            attributes: The attributes of a trial, or of a held-out score; other keys are ignored.
+            convention: The convention of a held-out score, which its trial stores.
+            unit: The unit of a held-out score, which its trial stores.
+
+        Raises:
+            KeyError: The attributes hold no score.
+        """
+        return cls(
+            window_nll=tuple(attributes[WINDOW_NLL]),
+            window_tokens=tuple(attributes[WINDOW_TOKENS]),
+            documents=tuple(attributes.get(DOCUMENTS, ())),
+            convention=attributes.get(CONVENTION, convention),
+            right=tuple(attributes.get(RIGHT, ())),
+            unit=attributes.get(UNIT, unit),
+        )
+
+
+def share_right(right: Sequence[bool]) -> float:
+    """Return the share of answers that are right; NaN without answers."""
+    return sum(right) / len(right) if right else math.nan

@@ -1,98 +1,115 @@
-"""The best recipe of a study, with its scores and origin."""
+"""The best recipe of a study with its scores and origin, as `best.json` stores it."""
 
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from optuna import Study
 from optuna.trial import FrozenTrial
 
 from david.metrics.paired_test import Difference
-from david.recipe.base_model import Base
+from david.metrics.score import Score
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Convention, Data, Measurement, Origin, Versions
 from david.report import tables
-from david.storage import results, trial_attributes
+from david.storage import trial_attributes
+from david.storage.results import StudyResults
+from david.storage.study_metadata import PERPLEXITY
+from david.storage.trial_attributes import RECIPE
+
+_LARGEST_NLL = 700  # the exponential of more is no number for a file
 
 
-def best_recipe(study: Study, *, top: int = 5) -> Recipe | None:
-    """The first of the leaderboard that is not the base, with its scores and origin; None where there is none."""
-    found = results.finalists(study, top)
-    base = results.base_trial(study)
-    if not found or base is None:
+def best_recipe(study: Study | StudyResults, *, top: int = 5) -> Recipe | None:
+    """Return the first recipe of the leaderboard that is not the base, with its scores and origin.
+
+    Args:
+        study: The study.
+        top: As in `tables.leaderboard`.
+
+    Returns:
+        The recipe; None if there is none, or the base has no score.
+
+    Raises:
+        SearchError: No search has run on the study.
+    """
+    results = StudyResults.read(study)
+    finalists, base = results.finalists(top), results.base_trial
+    if not finalists or base is None:
         return None
-    best = found[0]
-    about = results.about(study)
-    recipe = Recipe.parse(best.user_attrs["recipe"])
+    best, metadata = finalists[0], results.metadata
+    recipe = Recipe.parse(best.user_attrs[RECIPE])
     return Recipe(
         recipe.repeat_map,
         recipe.scales,
-        base=Base(**about["base"]),
-        scores=tuple(_measurements(study, best, base)),
-        search=Origin(
-            study=study.study_name,
-            trial=best.number,
-            space=about["space_name"],
-            sampler=about["sampler"],
-            strategy=best.user_attrs.get("strategy"),
-            trials=len(results.complete(study)),
-            seed=about["seed"],
+        base=metadata.base,
+        scores=tuple(_measurements(results, best, base)),
+        search=Origin.model_validate(
+            {
+                "study": results.name,
+                "trial": best.number,
+                "space": metadata.space_name,
+                "sampler": metadata.sampler,
+                "strategy": best.user_attrs.get("strategy"),
+                "trials": len(results.scored),
+                "seed": metadata.seed,
+            }
         ),
-        made_with=Versions(**about["made_with"], created=datetime.now(UTC).isoformat(timespec="seconds")),
+        made_with=Versions(**metadata.made_with, created=datetime.now(UTC).isoformat(timespec="seconds")),
     )
 
 
-def _measurements(study: Study, trial: FrozenTrial, base: FrozenTrial) -> list[Measurement]:
-    about = results.about(study)
-    convention = Convention(name=trial.user_attrs["convention"], window=about["window"], bos=about["bos"])
-    metric = about["objective"].partition("(")[0]
-    measured = []
-
-    def _add(
-        mine: float,
-        its: float,
-        tokens: int,
-        kept: Mapping[str, Any],
-        accuracies: tuple[float, float],
-        *,
-        held_out: bool,
-        difference: Difference | None,
-    ) -> None:
-        if max(mine, its) < 700:  # exp of more is no number for a file
-            measured.append(
-                Measurement(
-                    metric=metric,
-                    value=math.exp(mine) if metric == "perplexity" else mine,
-                    base=math.exp(its) if metric == "perplexity" else its,
-                    nll_difference=mine - its,
-                    interval95=_interval(difference),
-                    accuracy=_known(accuracies[0]),
-                    base_accuracy=_known(accuracies[1]),
-                    tokens=tokens,
-                    held_out=held_out,
-                    convention=convention,
-                    data=Data(**kept),
-                )
-            )
-
-    searched = sum(trial.user_attrs["window_tokens"])
-    right = trial_attributes.accuracy(trial), trial_attributes.accuracy(base)
-    nll = trial_attributes.value_of(trial), trial_attributes.value_of(base)
-    _add(*nll, searched, about["search_data"], right, held_out=False, difference=None)
-    ours, theirs = results.held_out(study, trial), results.held_out(study, base)
-    difference = tables.difference_to_base(study, trial)
-    if ours is not None and theirs is not None and difference is not None:
-        tokens, right = sum(ours.window_tokens), (ours.accuracy, theirs.accuracy)
-        _add(ours.nll, theirs.nll, tokens, about["held_out_data"], right, held_out=True, difference=difference)
-    return measured
+def _measurements(results: StudyResults, trial: FrozenTrial, base: FrozenTrial) -> list[Measurement]:
+    """Return the scores of a recipe beside the base's, on the search windows and on the held-out data."""
+    metadata = results.metadata
+    search_nll = trial_attributes.value_of(trial), trial_attributes.value_of(base)
+    search = Score.from_attributes(trial.user_attrs), Score.from_attributes(base.user_attrs)
+    measurements = [_measurement(results, search, search_nll, metadata.search_data, None)]
+    score, base_score = results.held_out(trial), results.held_out(base)
+    difference = tables.difference_to_base(results, trial)
+    if score is not None and base_score is not None and difference is not None and metadata.held_out_data is not None:
+        nll = score.nll, base_score.nll
+        measurements += [_measurement(results, (score, base_score), nll, metadata.held_out_data, difference)]
+    return [measurement for measurement in measurements if measurement is not None]
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _measurement(
+    results: StudyResults,
+    scores: tuple[Score, Score],
+    nll: tuple[float, float],
+    data: Data,
+    difference: Difference | None,
+) -> Measurement | None:
+    """Return a recipe's score beside the base's; None if one is too high for a file.
+
+    Args:
+        results: The study.
+        scores: The scores of the recipe and of the base.
+        nll: Their mean NLL as the study tells it.
+        data: What they were scored on.
+        difference: Their difference on held-out data; None on the search windows.
+    """
+    if max(nll) >= _LARGEST_NLL:
+        return None
+    metadata = results.metadata
+    is_perplexity = metadata.objective_kind == PERPLEXITY
+    value, base_value = map(math.exp, nll) if is_perplexity else nll
+    accuracy, base_accuracy = (None if math.isnan(score.accuracy) else score.accuracy for score in scores)
+    return Measurement(
+        metric=metadata.objective_name,
+        value=value,
+        base=base_value,
+        nll_difference=nll[0] - nll[1],
+        interval95=_finite_interval(difference),
+        accuracy=accuracy,
+        base_accuracy=base_accuracy,
+        tokens=scores[0].tokens,
+        held_out=difference is not None,
+        convention=Convention(name=scores[0].convention, window=metadata.window, bos=metadata.bos),
+        data=data,
+    )
 
 
-def _interval(difference: Difference | None) -> tuple[float, float] | None:
+def _finite_interval(difference: Difference | None) -> tuple[float, float] | None:
     if difference is None or not (math.isfinite(difference.low) and math.isfinite(difference.high)):
         return None
     return difference.low, difference.high

@@ -1,8 +1,8 @@
-"""A plot as an SVG that stands in a page: the page's colours, which know light from dark, and the page's font."""
+"""Plots as SVG elements of the page, with the page's font and its colours for the light and the dark theme."""
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -11,9 +11,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_INK, _LINE, _CARD, VOID = "#010203", "#010204", "#010205", "#010206"  # stand-ins that no plot uses
+# Placeholders that no plot uses: each is replaced by a colour of the page.
+_INK, _LINE, _CARD, VOID = "#010203", "#010204", "#010205", "#010206"
 _COLOURS = {_INK: "var(--muted)", _LINE: "var(--line)", _CARD: "var(--card)", VOID: "var(--void)"}
-_LOOK: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"], _INK),
     **dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color", "grid.color", "legend.edgecolor"], _LINE),
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -24,25 +25,38 @@ _LOOK: dict[Any, Any] = {
     "font.size": 10,
     "svg.fonttype": "none",
 }
-_MANY = 300  # dots: more of them are smaller as one picture than as so many elements
+_MANY_DOTS = 300  # more dots take less space as one picture than as elements
 
 
-def drawing(draw: Callable[[Axes], Axes], size: tuple[float, float], name: str, look: dict[Any, Any]) -> dict[str, Any]:
-    """A plot as an SVG that stands in a page, and its title apart, as the caption."""
-    with mpl.rc_context({**_LOOK, "svg.hashsalt": name, **look}):
+def inline_svg(
+    draw: Callable[[Axes], Axes], size: tuple[float, float], name: str, style: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Draw a plot as an SVG element of the page.
+
+    Args:
+        draw: Draws the plot on axes.
+        size: Width and height in inches.
+        name: Stands before the ids of the drawing.
+        style: Matplotlib settings beside those of the page.
+
+    Returns:
+        `svg`, the element, and `caption`, the plot's title, which is left out of the drawing.
+    """
+    settings: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name, **style}
+    with mpl.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
         ax = draw(figure.add_subplot())
         caption = re.sub(r"(\(\w+,) (\w+\))", "\\1\N{NO-BREAK SPACE}\\2", ax.get_title().replace("\n", "; "))
         ax.set_title("")
         for dots in ax.collections:
-            dots.set_rasterized(len(np.asarray(dots.get_offsets())) > _MANY)
+            dots.set_rasterized(len(np.asarray(dots.get_offsets())) > _MANY_DOTS)
         file = io.StringIO()
         figure.savefig(file, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
-    return {"caption": caption, "svg": Markup(_for_a_page(file.getvalue(), name, caption))}
+    return {"caption": caption, "svg": Markup(_as_element(file.getvalue(), name, caption))}
 
 
-def _for_a_page(svg: str, name: str, caption: str) -> str:
-    """Matplotlib's SVG file as an element: no prolog, style or metadata, the page's font, ids of its own."""
+def _as_element(svg: str, name: str, caption: str) -> str:
+    """Return Matplotlib's SVG file as an element without prolog, style, metadata or font, with unique ids."""
     svg = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL
     )
@@ -50,8 +64,8 @@ def _for_a_page(svg: str, name: str, caption: str) -> str:
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\1{name}-", svg)
-    for stand_in, colour in _COLOURS.items():
-        svg = svg.replace(stand_in, colour)
+    for placeholder, colour in _COLOURS.items():
+        svg = svg.replace(placeholder, colour)
     size = re.search(r'viewBox="[^"]*"', svg)
     assert size is not None
     opening = Markup('<svg class="plot" {} role="img" aria-label="{}">').format(Markup(size[0]), caption)

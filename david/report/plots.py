@@ -1,4 +1,13 @@
-"""Tables → matplotlib axes. Each function draws one table of `david.table` and returns the axes it drew on."""
+"""Plots of tables, with matplotlib. Each function draws one table of `david.table` and returns the axes.
+
+`STUDY_PLOTS` lists the plots of a study: to add one to the folder of a run or to its page, add an entry.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,16 +17,40 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
 from david.metrics import units
+from david.report import tables
+from david.report.inline_svg import VOID
+from david.report.study_report import StudyReport
 from david.support.text import plain
+
+__all__ = [
+    "STUDY_PLOTS",
+    "Drawing",
+    "StudyPlot",
+    "blocks",
+    "depth",
+    "drawings",
+    "history",
+    "influence",
+    "paths",
+    "profile",
+    "tradeoff",
+]
 
 _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
 
 
 def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The path of each recipe over the base's layers, from `table.paths`: a line a recipe, the best on top.
+    """Draw the path of each recipe over the base's layers: one line for each recipe, the best on top.
 
-    Dots mark the visits that are not plain, smaller where they are weaker. A recipe with the map of a better one, and
-    other strengths, is dashed over it, its dots rings around the other's.
+    Dots mark the visits whose strength is not 1; weaker visits have smaller dots. A recipe with the repeat map of a
+    better one and other strengths is dashed over it, with rings around the other's dots.
+
+    Args:
+        table: The table of `table.paths`.
+        ax: Where to draw; by default a new figure.
+
+    Returns:
+        The axes.
 
     Example:
         >>> ax = paths(table.paths(table.leaderboard(study), 30))
@@ -48,10 +81,17 @@ def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Heatmap of `table.blocks`: what repeating the block of layers i … j − 1 once does to the NLL.
+    """Draw a heatmap of what repeating the block of layers i … j − 1 once does to the NLL.
 
-    Colours are centred at the base, and saturate above the ninth tenth of the values. Dots mark estimates: the blocks
-    that a race dropped early.
+    Colours are centred at the base and saturate at the 0.9 quantile of the values. Dots mark estimates: blocks that a
+    race dropped early.
+
+    Args:
+        table: The table of `table.blocks`.
+        ax: Where to draw; by default a new figure.
+
+    Returns:
+        The axes.
 
     Example:
         >>> ax = blocks(table.blocks(study))
@@ -99,7 +139,14 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """What running each layer twice, and leaving it out, does to the NLL, from `profile.Profile.layers`.
+    """Draw what repeating each layer, and skipping it, does to the NLL.
+
+    Args:
+        table: The table `profile.Profile.layers`.
+        ax: Where to draw; by default a new figure.
+
+    Returns:
+        The axes.
 
     Example:
         >>> ax = profile(david.profile.profile(model, corpus).layers)
@@ -118,7 +165,14 @@ def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """How much each layer turns the hidden state, from `profile.Profile.layers`.
+    """Draw how much each layer turns the hidden state.
+
+    Args:
+        table: The table `profile.Profile.layers`.
+        ax: Where to draw; by default a new figure.
+
+    Returns:
+        The axes.
 
     Example:
         >>> ax = influence(david.profile.profile(model, corpus).layers)
@@ -133,7 +187,14 @@ def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """NLL of each trial of `table.trials` in the order they were made, with the best so far and the base.
+    """Draw the NLL of each trial in their order, with the best so far and the base.
+
+    Args:
+        table: The table of `table.trials`.
+        ax: Where to draw; by default a new figure.
+
+    Returns:
+        The axes.
 
     Example:
         >>> ax = history(table.trials(study))
@@ -148,9 +209,15 @@ def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | None = None) -> Axes:
-    """NLL of each trial of `table.trials` against the visits it makes: what depth costs and buys.
+    """Draw the NLL of each trial against its visits: what depth costs and buys.
 
-    A line joins those of a `front` (see `table.front`): the best that so many visits have bought.
+    Args:
+        table: The table of `table.trials`.
+        ax: Where to draw; by default a new figure.
+        front: Trials to join by a line, from `table.front`: the best for each number of visits.
+
+    Returns:
+        The axes.
 
     Example:
         >>> ax = depth(table.trials(study), front=table.front(table.trials(study)))
@@ -158,31 +225,136 @@ def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | 
         'visits (layers run for each token)'
     """
     ax = ax or _axes((8, 4.5))
-    title, across = f"{_minimised(table)} against depth", "visits (layers run for each token)"
-    return _whole_numbers(_against(table, "visits", front, ax, title, across), "x")
+    title, x_label = f"{_minimised(table)} against depth", "visits (layers run for each token)"
+    return _whole_numbers(_draw_against(table, "visits", front, ax, title, x_label), "x")
 
 
 def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: pd.DataFrame | None = None) -> Axes:
-    """NLL of each trial of `table.trials` against what a study minimises beside it, the column `also_…` of that name.
+    """Draw the NLL of each trial against an extra objective.
 
-    A line joins those of a `front` of both (see `table.front`).
+    Args:
+        table: The table of `table.trials`.
+        name: Name of the extra objective, whose column is `also_…`.
+        ax: Where to draw; by default a new figure.
+        front: Trials to join by a line: the front of both, from `table.front`.
+
+    Returns:
+        The axes.
 
     Example:
-        >>> told = table.trials(study).assign(also_visits=table.trials(study)["visits"])
-        >>> tradeoff(told, "visits").get_xlabel()
+        >>> trials = table.trials(study).assign(also_visits=table.trials(study)["visits"])
+        >>> tradeoff(trials, "visits").get_xlabel()
         'visits'
     """
-    told = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
-    return _against(table, f"also_{name}", front, ax or _axes((8, 4.5)), f"{_minimised(table)} against {told}", told)
+    label = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
+    title = f"{_minimised(table)} against {label}"
+    return _draw_against(table, f"also_{name}", front, ax or _axes((8, 4.5)), title, label)
 
 
-def _against(table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: Axes, title: str, across: str) -> Axes:
+@dataclass(frozen=True)
+class StudyPlot:
+    """A plot of a study, in its folder and on its page. The plot's title is the caption on the page.
+
+    Attributes:
+        name: Name of its file, without `.png`; `{}` stands for the name of what it is repeated for.
+        data: What to draw, from the study's report, and the name it is repeated for.
+        draw: Draws that on the axes.
+        size: Width and height of the file, in inches.
+        section: Heading of its section on the page; None if the page does not show it.
+        page_size: Width and height on the page.
+        page_style: Matplotlib settings on the page.
+        applies: Whether the study has something to draw.
+        repeated_for: Names to draw it for; by default it is drawn once.
+    """
+
+    name: str
+    data: Callable[[StudyReport, str], Any]
+    draw: Callable[[Any, Axes], Axes]
+    size: tuple[float, float] = (8, 4.5)
+    section: str | None = "The search"
+    page_size: tuple[float, float] = (5, 3.6)
+    page_style: Mapping[str, Any] = field(default_factory=lambda: {"axes.grid": True})
+    applies: Callable[[StudyReport], bool] = lambda report: not report.board.empty
+    repeated_for: Callable[[StudyReport], Sequence[str]] = lambda _: [""]
+
+
+# In the order of the page.
+STUDY_PLOTS: tuple[StudyPlot, ...] = (
+    StudyPlot(
+        "path",
+        data=lambda report, _: tables.paths(report.board, report.results.n_layers),
+        draw=paths,
+        size=(8, 5.5),
+        section=None,  # the page draws a path for each recipe instead
+    ),
+    StudyPlot("history", data=lambda report, _: report.trials, draw=history),
+    StudyPlot(
+        "depth",
+        data=lambda report, _: (report.trials, report.depth_front),
+        draw=lambda data, ax: depth(data[0], ax, front=data[1]),
+    ),
+    StudyPlot(
+        "against_{}",
+        data=lambda report, name: (report.trials, name, tables.front(report.trials, [f"also_{name}"])),
+        draw=lambda data, ax: tradeoff(data[0], data[1], ax, front=data[2]),
+        repeated_for=lambda report: report.results.extra_columns,
+    ),
+    StudyPlot(
+        "blocks",
+        data=lambda report, _: report.blocks,
+        draw=blocks,
+        size=(7.5, 6),
+        section="Repeating one block",
+        page_size=(5.6, 4.6),
+        page_style={"axes.facecolor": VOID},
+        applies=lambda report: tables.is_map(report.blocks),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot of `STUDY_PLOTS` with the data of one study.
+
+    Attributes:
+        plot: The plot.
+        name: Name of its file, without `.png`.
+        draw: Draws it on the axes.
+    """
+
+    plot: StudyPlot
+    name: str
+    draw: Callable[[Axes], Axes]
+
+
+def drawings(report: StudyReport) -> list[Drawing]:
+    """Return the plots that apply to a study.
+
+    Args:
+        report: The study's report.
+
+    Example:
+        >>> from david.report.study_report import StudyReport
+        >>> [drawing.name for drawing in drawings(StudyReport.read(study))]
+        ['path', 'history', 'depth']
+    """
+    return [
+        Drawing(plot, plot.name.format(re.sub(r"\W+", "-", name)), partial(plot.draw, plot.data(report, name)))
+        for plot in STUDY_PLOTS
+        if plot.applies(report)
+        for name in plot.repeated_for(report)
+    ]
+
+
+def _draw_against(
+    table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: Axes, title: str, x_label: str
+) -> Axes:
     scored = _scored(table)
     above = _scatter(ax, scored[column].astype(float), scored)
     if front is not None and len(front):
         line = front.sort_values(column)
         ax.step(line[column], line["nll"], where="post", color=_BEST, lw=1.5, marker="o", ms=3, label="Pareto front")
-    return _finish(ax, scored, title + above, across)
+    return _finish(ax, scored, title + above, x_label)
 
 
 def _minimised(table: pd.DataFrame) -> str:
@@ -213,12 +385,12 @@ def _scatter(ax: Axes, x: "pd.Series[float]", scored: pd.DataFrame) -> str:
     return f" (▲ {int(far.sum())} above the edge)" if far.any() else ""
 
 
-def _finish(ax: Axes, scored: pd.DataFrame, title: str, across: str) -> Axes:
+def _finish(ax: Axes, scored: pd.DataFrame, title: str, x_label: str) -> Axes:
     for nll in scored["nll"][_is_base(scored)].head(1):
         ax.axhline(nll, color=_BASE, ls="--", lw=1.2, label=f"base, {nll:.4f}")
     unit = scored.attrs.get("unit", units.TOKEN)
     what = f"NLL on the search windows ({unit})" if units.is_nll(unit) else f"{unit} in the search"
-    ax.set(title=title, xlabel=across, ylabel=what)
+    ax.set(title=title, xlabel=x_label, ylabel=what)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8)
     return ax

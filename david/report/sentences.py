@@ -1,20 +1,28 @@
-"""The findings of a study in sentences, and the leaderboard as text."""
+"""What a study found, in sentences, and the leaderboard as text for a terminal."""
 
 import math
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pandas as pd
 from optuna import Study
 
 from david.metrics import units
-from david.metrics.paired_test import BETTER, UNDECIDED
+from david.metrics.paired_test import BETTER, UNDECIDED, Correlation
 from david.metrics.selection_bias import Luck
 from david.report import tables
-from david.storage import results
+from david.report.columns import BASE, leaderboard_columns, terminal_columns
+from david.report.formatting import counted
+from david.storage.results import StudyResults
 
 
 def verdict(board: pd.DataFrame) -> str:
-    """The leaderboard in a sentence."""
-    recipes = board[board["recipe"] != tables.BASE] if not board.empty else board
+    """Return the leaderboard in a sentence.
+
+    Args:
+        board: The table of `tables.leaderboard`.
+    """
+    recipes = board[board["recipe"] != BASE] if not board.empty else board
     if recipes.empty:
         return "nothing but the base is scored yet"
     items = f"{board.attrs.get('item', 'window')}s"
@@ -23,14 +31,10 @@ def verdict(board: pd.DataFrame) -> str:
         return f"not judged yet: no recipe is measured on held-out {items}"
     better = judged[judged["verdict"] == BETTER]
     if better.empty:
-        apart = int((judged["verdict"] == UNDECIDED).sum())
-        if not apart:
-            return f"the base wins: on held-out {items} every finalist is worse ({len(judged)} of {len(judged)})"
-        return (
-            f"the base stands: on held-out {items} no finalist is better, "
-            f"{apart} of {len(judged)} cannot be told apart from it"
-        )
-    first, corrected = better.iloc[0], f"corrected for {len(judged)} finalist" + "s" * (len(judged) > 1)
+        n, undecided = len(judged), int((judged["verdict"] == UNDECIDED).sum())
+        reason = f"{undecided} of {n} inconclusive" if undecided else f"every one is worse ({n} of {n})"
+        return f"no finalist beats the base on held-out {items}: {reason}"
+    first, corrected = better.iloc[0], f"corrected for {counted(len(judged), 'finalist')}"
     by = f"{-first['nll_difference']:.4f} {units.behind(board.attrs.get('unit', units.TOKEN))}"
     return (
         f"better than the base on held-out {items}: {first['recipe']} by {by} "
@@ -38,106 +42,113 @@ def verdict(board: pd.DataFrame) -> str:
     )
 
 
-def looks(study: Study) -> str:
-    """How often the held-out windows were looked at, and for how many recipes, in a sentence; empty for never."""
-    times, recipes = results.evaluations(study), len(results.judged(study))
+def looks(study: Study | StudyResults) -> str:
+    """Return how often the held-out data were evaluated, and for how many recipes, in a sentence.
+
+    Args:
+        study: The study.
+
+    Returns:
+        The sentence; empty if they were never evaluated.
+    """
+    results = StudyResults.read(study)
+    times = results.evaluations
     if not times:
         return ""
-    often = "once" if times == 1 else f"{times} times"
-    again = "" if times == 1 else ": with each look they are less held out, and a lucky winner is likelier"
-    items = f"{results.item_of(study)}s"
-    return (
-        f"the held-out {items} were looked at {often}, for {recipes} recipe{'s' * (recipes != 1)} and the base{again}"
-    )
+    how_often = "once" if times == 1 else f"{times} times"
+    warning = "" if times == 1 else ": each further evaluation makes a lucky winner likelier"
+    return f"held-out data evaluated {how_often}, for {counted(len(results.judged), 'recipe')} and the base{warning}"
 
 
-def luck(found: Luck | None, recipes: int, unit: str = units.TOKEN, item: str = "window") -> str:
-    """The luck line of so many recipes in a sentence; empty where it cannot be told.
+def luck(line: Luck | None, recipes: int, unit: str = units.TOKEN, item: str = "window") -> str:
+    """Return the luck line in a sentence.
 
-    `unit` is what the scores are in, `item` what the search's data are counted in.
+    Args:
+        line: The luck line.
+        recipes: How many recipes were scored, without the base.
+        unit: Unit of the scores.
+        item: What the search's data are counted in.
+
+    Returns:
+        The sentence; empty if the luck line is unknown.
     """
-    if found is None or math.isnan(found.typical):
+    if line is None or math.isnan(line.typical):
         return ""
-    line = f"by luck alone the best of {recipes} recipes would show {found.typical:+.4f} {units.behind(unit)}"
-    said = f"{line} on the search {item}s"
-    if math.isnan(found.chance):
-        return said
-    return f"{said}; the best shows {found.best:+.4f}, and luck alone is as low in {found.chance:.0%} of draws"
+    typical = f"by luck alone the best of {recipes} recipes would show {line.typical:+.4f} {units.behind(unit)}"
+    sentence = f"{typical} on the search {item}s"
+    if math.isnan(line.chance):
+        return sentence
+    return f"{sentence}; the best shows {line.best:+.4f}, and luck alone is as low in {line.chance:.0%} of draws"
 
 
-def baseline(study: Study) -> str:
-    """How random recipes as deep as the best finalist do on held-out windows, in a sentence; empty where unknown."""
-    found, base = results.baseline(study), results.base_trial(study)
-    if found is None or base is None or not found.nll:
+def baseline(study: Study | StudyResults) -> str:
+    """Return how random recipes as deep as the best finalist do on the held-out data, in a sentence.
+
+    Args:
+        study: The study.
+
+    Returns:
+        The sentence; empty if none were scored.
+    """
+    results = StudyResults.read(study)
+    random, base = results.baseline, results.base_trial
+    if random is None or base is None or not random.nll:
         return ""
-    judged = next((trial for trial in results.judged(study) if trial.number == found.trial), None)
-    best = None if judged is None else results.held_out(study, judged)
-    its = results.held_out(study, base)
-    if best is None or its is None:
+    finalist = next((trial for trial in results.judged if trial.number == random.trial), None)
+    score = None if finalist is None else results.held_out(finalist)
+    base_score = results.held_out(base)
+    if score is None or base_score is None:
         return ""
-    apart = sorted(nll - its.nll for nll in found.nll.values())
-    unit, items = units.behind(results.unit_of(study)), f"{results.item_of(study)}s"
-    beaten = sum(best.nll < nll for nll in found.nll.values())
+    differences = sorted(nll - base_score.nll for nll in random.nll.values())
+    unit, items = units.behind(results.unit), f"{results.item}s"
+    n_beaten = sum(score.nll < nll for nll in random.nll.values())
     return (
-        f"random recipes as deep as the best finalist (trial {found.trial}) show {apart[0]:+.4f} to {apart[-1]:+.4f} "
-        f"{unit} on the held-out {items}; it is lower than {beaten} of {len(apart)}"
+        f"random recipes as deep as the best finalist (trial {random.trial}) show {differences[0]:+.4f} to "
+        f"{differences[-1]:+.4f} {unit} on the held-out {items}; it is lower than {n_beaten} of {len(differences)}"
     )
 
 
-def rankings(study: Study) -> list[str]:
-    """How well the search windows rank recipes for each other measure, a sentence each."""
+def rankings(study: Study | StudyResults) -> list[str]:
+    """Return how well the search windows rank the recipes for each other measure, a sentence for each.
+
+    Args:
+        study: The study.
+    """
+    return ranking_sentences(tables.rank_correlations(study))
+
+
+def ranking_sentences(correlations: Mapping[str, Correlation]) -> list[str]:
+    """Return rank correlations in sentences, without those that are unknown.
+
+    Args:
+        correlations: Correlation of the search NLL with each measure, by the measure's name.
+    """
     return [
-        f"search NLL ranks {its.pairs} recipes for {name} with a rank correlation of {its.rho:+.2f} "
-        f"(95% interval {its.low:+.2f} to {its.high:+.2f})"
-        for name, its in tables.rank_correlations(study).items()
-        if not math.isnan(its.rho)
+        f"search NLL ranks {correlation.pairs} recipes for {name} with a rank correlation of {correlation.rho:+.2f} "
+        f"(95% interval {correlation.low:+.2f} to {correlation.high:+.2f})"
+        for name, correlation in correlations.items()
+        if not math.isnan(correlation.rho)
     ]
 
 
 def board_text(board: pd.DataFrame) -> str:
-    """The leaderboard for a terminal."""
+    """Return the leaderboard as text for a terminal.
+
+    Args:
+        board: The table of `tables.leaderboard`.
+    """
     if board.empty:
         return "(nothing is scored yet)"
-    also = [str(name) for name in board if str(name).startswith("also_") and name != "also_visits"]
-    unit = board.attrs.get("unit", units.TOKEN)
-    name, _ = units.read(unit, 0.0)
-    short = "ppl" if name == "perplexity" else name
-    shown = pd.DataFrame(
-        {
-            "rank": board["rank"],
-            "trial": board["trial"],
-            "visits": board["visits"],
-            "depth": board["extra_depth"].map("{:+.0%}".format),
-            f"search {short}": board[f"search_{name}"].map(_figure),
-            f"held-out {short}": board[f"held_out_{name}"].map(_figure),
-            **{
-                f"{side.replace('_', '-')} acc": board[f"{side}_accuracy"].map(_percent)
-                for side in ("search", "held_out")
-                if f"{side}_accuracy" in board
-            },
-            **{f"search {its.removeprefix('also_')}": board[its].map("{:.4g}".format) for its in also},
-            units.delta(unit): board["nll_difference"].map("{:+.4f}".format).replace("+nan", ""),
-            "95% interval": [
-                "" if math.isnan(low) else f"{low:+.4f} … {high:+.4f}"
-                for low, high in zip(board["low95"], board["high95"], strict=True)
-            ],
-            _left("verdict", board["verdict"]): board["verdict"],
-            _left("recipe", board["recipe"]): board["recipe"],
-        }
-    )
-    to_the_left = {name: f"{{:<{len(name)}}}".format for name in shown.columns[-2:]}
-    lines = str(shown.to_string(index=False, formatters=to_the_left)).splitlines()
+    extra = [str(name).removeprefix("also_") for name in board if str(name).startswith("also_")]
+    columns = terminal_columns(leaderboard_columns(board.attrs.get("unit", units.TOKEN), extra))
+    rows = cast(list[dict[str, Any]], board.to_dict("records"))
+    shown, to_the_left = {}, {}
+    for column in columns:
+        cells = [column.cell(row) for row in rows]
+        heading = column.heading or ""
+        if column.is_text:
+            heading = heading.ljust(max(map(len, cells)))
+            to_the_left[heading] = f"{{:<{len(heading)}}}".format
+        shown[heading] = cells
+    lines = str(pd.DataFrame(shown).to_string(index=False, formatters=to_the_left)).splitlines()
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _left(name: str, values: "pd.Series[str]") -> str:
-    """A column's name, as wide as its widest value."""
-    return name.ljust(int(values.str.len().max()))
-
-
-def _figure(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}" if value < 1e5 else f"{value:.2e}"
-
-
-def _percent(share: float) -> str:
-    return "" if math.isnan(share) else f"{share:.1%}"

@@ -1,4 +1,7 @@
-"""A study as pandas tables, and the numbers that sum it up."""
+"""A study as pandas tables: `trials`, `leaderboard`, `blocks`, `front`, and the luck line of the search.
+
+Functions that take a study also take its `StudyResults`, which are then not read again.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,135 +18,130 @@ from david.metrics.selection_bias import Luck
 from david.metrics.selection_bias import luck as luck_of
 from david.recipe.blocks import blocks_of
 from david.recipe.recipe import Recipe
-from david.storage import results, trial_attributes
-from david.storage.trial_attributes import PARTIAL, RIGHT, WINDOW_NLL, WINDOW_TOKENS
+from david.report.columns import BASE, Entry, leaderboard_columns
+from david.storage import trial_attributes
+from david.storage.results import StudyResults
+from david.storage.trial_attributes import DUPLICATE_OF, PARTIAL, RECIPE, RIGHT, WINDOW_NLL, WINDOW_TOKENS
 
-BASE = "base"
+__all__ = [
+    "BASE",
+    "blocks",
+    "difference_to_base",
+    "front",
+    "is_map",
+    "leaderboard",
+    "luck",
+    "paths",
+    "rank_correlations",
+    "trials",
+]
 
 
-def trials(study: Study) -> pd.DataFrame:
-    """A row for each trial, in order: recipe, depth, NLL (nats a token), perplexity and the difference to the base.
+def trials(study: Study | StudyResults) -> pd.DataFrame:
+    """Return a row for each trial, in order.
 
-    `accuracy` is the share of multiple-choice questions answered right, `also_…` what the study minimises beside the
-    NLL. `partial` is the number of windows that a recipe dropped early has seen; its NLL is then an estimate. `seconds`
-    is from when a trial was asked for until it was told: recipes that are scored together have their batch's.
-    `attrs["unit"]` is what is minimised: nats a token, or of an objective that is no NLL something else, such as
-    `1 − acc`. Then `nll` holds that, and instead of the perplexity stands what a person reads of it, here `acc`.
+    Args:
+        study: The study.
+
+    Returns:
+        A table with the columns
+
+        - `trial`, `state`, `recipe`, `visits`, `extra_depth` (visits over the base's, minus 1);
+        - `nll` (mean, nats a token), `perplexity` and `nll_difference` (recipe minus base);
+        - `accuracy`: share of multiple-choice questions answered right;
+        - `also_…`: what the study minimises beside the NLL;
+        - `partial`: number of windows that a recipe dropped early has scored; its NLL is then an estimate;
+        - `duplicate_of`: number of the trial that had the same recipe before;
+        - `seconds` between asking for the trial and its result: recipes scored together have their batch's;
+        - `param_…`: the parameters of the space.
+
+        `attrs["unit"]` is the unit of what is minimised. If the objective is no NLL, `nll` holds its value (such as
+        `1 − acc`), and the metric that people read of it (`acc`) replaces `perplexity`.
+
+    Raises:
+        SearchError: No search has run on the study.
 
     Example:
         >>> trials(study)[["trial", "visits"]].head(1).values.tolist()
         [[0, 30]]
     """
-    unit = results.unit_of(study)
-    n_layers = results.depth_of(study)
-    base = results.base_trial(study)
-    base_nll = math.nan if base is None else trial_attributes.value_of(base)
-    names = results.also(study)
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        notation = trial.user_attrs.get("recipe")
-        recipe = None if notation is None else Recipe.parse(notation)
-        nll = trial_attributes.value_of(trial)
-        rows.append(
-            {
-                "trial": trial.number,
-                "state": trial.state.name.lower(),
-                "recipe": notation,
-                "visits": None if recipe is None else len(recipe),
-                "extra_depth": None if recipe is None else len(recipe) / n_layers - 1,
-                "nll": nll,
-                **dict([units.read(unit, nll)]),
-                "nll_difference": nll - base_nll,
-                **({"accuracy": trial_attributes.accuracy(trial)} if RIGHT in trial.user_attrs else {}),
-                **{
-                    f"also_{name}": value
-                    for name, value in zip(names, trial_attributes.values_of(trial)[1:], strict=False)
-                },
-                "partial": trial.user_attrs.get(PARTIAL),
-                "duplicate_of": trial.user_attrs.get("duplicate_of"),
-                "seconds": trial.duration.total_seconds() if trial.duration is not None else math.nan,
-                **{f"param_{name}": value for name, value in trial.params.items()},
-            }
-        )
+    results = StudyResults.read(study)
+    base_nll = math.nan if results.base_trial is None else trial_attributes.value_of(results.base_trial)
+    rows = [_trial_row(results, trial, base_nll) for trial in results.trials]
     columns = ["trial", "state", "recipe", "visits", "extra_depth", "nll", "perplexity", "nll_difference"]
     table = pd.DataFrame(rows, columns=None if rows else [*columns, "partial", "duplicate_of", "seconds"])
     table = table.astype({"visits": "Int64", "partial": "Int64", "duplicate_of": "Int64", "extra_depth": "float64"})
-    table.attrs["unit"] = unit
+    table.attrs["unit"] = results.unit
     return table
 
 
-def leaderboard(study: Study, top: int = 5) -> pd.DataFrame:
-    """The base and the best recipes, best first, as judged on held-out windows where they have been.
+def leaderboard(study: Study | StudyResults, top: int = 5) -> pd.DataFrame:
+    """Return the base and the best recipes, best first: by held-out NLL where they were judged.
 
-    Differences are recipe minus base in nats a token; the interval is the paired 95% one on held-out windows,
-    corrected for the number of finalists; `verdict` is better, worse, not told apart, or not judged. Of multiple
-    choice, each question counts as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered
-    right. `attrs["unit"]`, and the columns of an objective that is no NLL, are as in `trials`; `attrs["item"]` is what
-    the data are counted in: windows, questions, or the documents of tasks.
+    Args:
+        study: The study.
+        top: How many of the search's best to include, if they are not judged yet.
+
+    Returns:
+        A table with the columns of `columns.leaderboard_columns`. `nll_difference` is recipe minus base in nats a
+        token on the held-out data; `low95` and `high95` are its paired 95% interval, corrected for the number of
+        finalists; `verdict` is better, worse, not told apart, or not judged. In multiple choice each question counts
+        as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered right.
+
+        `attrs["unit"]`, and the columns of an objective that is no NLL, are as in `trials`; `attrs["item"]` is what
+        the data are counted in: windows, questions, or the documents of tasks.
+
+    Raises:
+        SearchError: No search has run on the study.
 
     Example:
         >>> board = leaderboard(study)
         >>> board["rank"].tolist(), set(board["verdict"]) <= {"", "better", "worse", "not told apart"}
         ([1, 2, 3, 4, 5, 6], True)
     """
-    base = results.base_trial(study)
-    ranked = results.finalists(study, top)
-    n_layers = results.depth_of(study)
+    results = StudyResults.read(study)
+    base = results.base_trial
+    columns = leaderboard_columns(results.unit, results.metadata.extra_objectives)
     rows: list[dict[str, Any]] = []
-    chosen = [*([base] if base is not None else []), *ranked]
-    unit, names = results.unit_of(study), results.also(study)
-    asked = unit == units.QUESTION
-    for trial in chosen:
-        recipe = Recipe.parse(trial.user_attrs["recipe"])
-        kept = results.held_out(study, trial)
-        difference = difference_to_base(study, trial)
-        rows.append(
-            {
-                "rank": 0,
-                "trial": trial.number,
-                "recipe": BASE if trial is base else str(recipe),
-                "visits": len(recipe),
-                "extra_depth": len(recipe) / n_layers - 1,
-                "search_nll": trial_attributes.value_of(trial),
-                **_told("search", unit, trial_attributes.value_of(trial)),
-                "held_out_nll": math.nan if kept is None else kept.nll,
-                **_told("held_out", unit, math.nan if kept is None else kept.nll),
-                **({"search_accuracy": trial_attributes.accuracy(trial)} if asked else {}),
-                **({"held_out_accuracy": math.nan if kept is None else kept.accuracy} if asked else {}),
-                **{
-                    f"also_{name}": value
-                    for name, value in zip(names, trial_attributes.values_of(trial)[1:], strict=False)
-                },
-                "nll_difference": math.nan if difference is None else difference.mean,
-                "low95": math.nan if difference is None else difference.low,
-                "high95": math.nan if difference is None else difference.high,
-                "verdict": "" if trial is base else "not judged" if difference is None else difference.word,
-            }
+    for trial in [*([base] if base is not None else []), *results.finalists(top)]:
+        entry = Entry(
+            trial,
+            Recipe.parse(trial.user_attrs[RECIPE]),
+            is_base=trial is base,
+            n_layers=results.n_layers,
+            held_out=results.held_out(trial),
+            difference=difference_to_base(results, trial),
         )
+        rows.append({column.name: column.value(entry) for column in columns})
     rows.sort(key=lambda row: (math.isnan(row["held_out_nll"]), row["held_out_nll"], row["search_nll"]))
     for rank, row in enumerate(rows, start=1):
         row["rank"] = rank
     board = pd.DataFrame(rows)
-    board.attrs |= {"unit": unit, "item": results.item_of(study)}
+    board.attrs |= {"unit": results.unit, "item": results.item}
     return board
 
 
-def blocks(study: Study) -> pd.DataFrame:
-    """NLL minus the base's (nats a token) of every single block (i, j) run twice: rows i, columns j, NaN where unknown.
+def blocks(study: Study | StudyResults) -> pd.DataFrame:
+    """Return what repeating each single block (i, j) once does to the NLL.
 
-    Empty where the study has no such trial. `attrs["partial"]` lists the (i, j) whose value is an estimate, since a
-    race dropped them early; `attrs["unit"]` is what the differences are in.
+    Args:
+        study: The study.
+
+    Returns:
+        NLL minus the base's in nats a token: rows i, columns j, NaN where unknown; empty if the study has no such
+        trial. `attrs["partial"]` lists the (i, j) whose value is an estimate, since a race dropped them early;
+        `attrs["unit"]` is the unit of the differences.
 
     Example:
         >>> blocks(study).shape
         (30, 30)
     """
-    base = results.base_trial(study)
-    n_layers = results.depth_of(study)
+    results = StudyResults.read(study)
+    base, n_layers = results.base_trial, results.n_layers
     cells: dict[tuple[int, int], float] = {}
     partial: list[tuple[int, int]] = []
-    for trial in results.complete(study):
-        parts = blocks_of(Recipe.parse(trial.user_attrs["recipe"]), n_layers)
+    for trial in results.scored:
+        parts = blocks_of(Recipe.parse(trial.user_attrs[RECIPE]), n_layers)
         if base is not None and parts and len(parts) == 1 and parts[0][2:] == (2, 1.0):
             cells[parts[0][:2]] = trial_attributes.value_of(trial) - trial_attributes.value_of(base)
             if PARTIAL in trial.user_attrs:
@@ -153,12 +151,12 @@ def blocks(study: Study) -> pd.DataFrame:
     table = pd.Series(cells).unstack()  # noqa: PD010  # one value a cell: nothing to aggregate
     table.index.name, table.columns.name = "i", "j"
     table = table.reindex(index=range(n_layers), columns=range(1, n_layers + 1)).astype("float64")
-    table.attrs |= {"partial": partial, "unit": results.unit_of(study)}
+    table.attrs |= {"partial": partial, "unit": results.unit}
     return table
 
 
 def is_map(grid: pd.DataFrame) -> bool:
-    """Whether the scores of single blocks make a map worth drawing: as many as the base has layers, at least.
+    """Return whether the table of `blocks` is worth drawing: at least as many values as the base has layers.
 
     Example:
         >>> is_map(blocks(study))  # a search of six recipes
@@ -168,10 +166,17 @@ def is_map(grid: pd.DataFrame) -> bool:
 
 
 def front(trials: pd.DataFrame, costs: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of `trials` that no other recipe beats in both NLL and all `costs` (the Pareto front), shallowest first.
+    """Return the Pareto front of `trials`: the rows that no other recipe beats in both NLL and all costs.
 
-    Left out, the costs are the columns of what the study minimises beside the NLL, `also_…`; where it has none, the
-    visits. On the search windows: the best of many is low by luck too. What a race dropped is left out.
+    The values are those of the search windows: the best of many is low by luck too. Recipes that a race dropped early
+    are left out.
+
+    Args:
+        trials: The table of `trials`.
+        costs: Columns to minimise beside the NLL; by default `also_…`, or if there are none the visits.
+
+    Returns:
+        Rows of `trials`, fewest visits first.
 
     Example:
         >>> int(front(trials(study))["visits"].min())
@@ -185,7 +190,14 @@ def front(trials: pd.DataFrame, costs: Sequence[str] | None = None) -> pd.DataFr
 
 
 def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:
-    """A row for each visit of each recipe of a leaderboard: its recipe, the number of the visit, layer and scale.
+    """Return a row for each visit of each recipe of a leaderboard.
+
+    Args:
+        board: The table of `leaderboard`.
+        n_layers: Number of layers of the base.
+
+    Returns:
+        A table with the columns `recipe`, `visit` (its number), `layer` and `scale`.
 
     Example:
         >>> paths(leaderboard(study, top=1), 30).columns.tolist()
@@ -198,74 +210,121 @@ def paths(board: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def difference_to_base(study: Study, trial: FrozenTrial) -> Difference | None:
-    """A finalist minus the base on the held-out windows, corrected for the number of finalists.
+def difference_to_base(study: Study | StudyResults, trial: FrozenTrial) -> Difference | None:
+    """Return a finalist's held-out NLL minus the base's, with an interval corrected for the number of finalists.
+
+    Args:
+        study: The study.
+        trial: The trial of the finalist.
+
+    Returns:
+        The difference; None for the base itself, and if one of the two was not judged.
 
     Example:
         >>> difference_to_base(study, study.trials[0]) is None  # the base itself
         True
     """
-    base = results.base_trial(study)
-    mine, its = results.held_out(study, trial), None if base is None else results.held_out(study, base)
-    if mine is None or its is None or base is None or trial.number == base.number:
+    results = StudyResults.read(study)
+    base = results.base_trial
+    if base is None or trial.number == base.number:
+        return None
+    score, base_score = results.held_out(trial), results.held_out(base)
+    if score is None or base_score is None:
         return None
     return paired_difference(
-        mine.window_nll, its.window_nll, its.window_tokens, documents=its.documents, finalists=results.picked(study)
+        score.window_nll,
+        base_score.window_nll,
+        base_score.window_tokens,
+        documents=base_score.documents,
+        finalists=results.n_picked,
     )
 
 
-def luck(study: Study) -> Luck | None:
-    """How low the best recipe's NLL on the search windows would be by luck alone, were none better than the base.
+def luck(study: Study | StudyResults) -> Luck | None:
+    """Return how low the best NLL on the search windows would be by luck alone, if no recipe beat the base.
 
-    Made of all recipes that were scored. None where none was, or the base has no finite score. Where the study does not
-    tell the documents of its search windows (`search_documents`), each window counts as one.
+    It is computed from all recipes that were scored. If the study does not store the documents of its search windows
+    (`search_documents`), each window counts as one.
+
+    Args:
+        study: The study.
+
+    Returns:
+        The luck line; None if no recipe was scored, or the base has no finite score.
 
     Example:
         >>> found = luck(study)
         >>> found.extreme <= found.typical, 0 <= found.chance <= 1
         (True, True)
     """
-    base = results.base_trial(study)
+    results = StudyResults.read(study)
+    base = results.base_trial
     if base is None or not np.all(np.isfinite(base.user_attrs[WINDOW_NLL])):
         return None
     others = [
         trial
-        for trial in results.complete(study)
-        if trial.number != base.number and _pairs(trial.user_attrs, base.user_attrs)
+        for trial in results.scored
+        if trial.number != base.number and _is_paired(trial.user_attrs, base.user_attrs)
     ]
     if not others:
         return None
-    its, tokens = np.array(base.user_attrs[WINDOW_NLL]), base.user_attrs[WINDOW_TOKENS]
-    differences = np.full((len(others), len(its)), math.nan)
+    base_nll, tokens = np.array(base.user_attrs[WINDOW_NLL]), base.user_attrs[WINDOW_TOKENS]
+    differences = np.full((len(others), len(base_nll)), math.nan)
     for row, trial in zip(differences, others, strict=True):
-        seen = trial.user_attrs[WINDOW_NLL]
-        row[: len(seen)] = seen - its[: len(seen)]
-    documents = results.about(study).get("search_documents")  # an objective of one's own may have windows of its own
+        nll = trial.user_attrs[WINDOW_NLL]
+        row[: len(nll)] = nll - base_nll[: len(nll)]
+    documents = results.metadata.search_documents  # an objective of a user may have windows of its own
     return luck_of(differences, tokens, documents if documents and len(documents) == len(tokens) else None)
 
 
-def _pairs(mine: Mapping[str, Any], its: Mapping[str, Any]) -> bool:
-    """Whether a trial has scored the base's windows, or the first of them."""
-    seen = len(mine.get(WINDOW_NLL, []))
-    return 0 < seen <= len(its[WINDOW_NLL]) and mine[WINDOW_TOKENS][:seen] == its[WINDOW_TOKENS][:seen]
+def rank_correlations(study: Study | StudyResults) -> dict[str, Correlation]:
+    """Return how well the NLL on the search windows ranks the recipes for each other measure.
 
+    Args:
+        study: The study.
 
-def rank_correlations(study: Study) -> dict[str, Correlation]:
-    """How alike the NLL on the search windows and each other measure rank the recipes.
+    Returns:
+        A rank correlation for each measure of `david.measure`, by its name.
 
     Example:
         >>> rank_correlations(study)  # of a study whose recipes were measured on nothing else
         {}
     """
-    values = {trial.number: trial_attributes.value_of(trial) for trial in results.whole(study)}
-    found = {}
-    for name, nll in results.measured(study).items():
+    results = StudyResults.read(study)
+    values = {trial.number: trial_attributes.value_of(trial) for trial in results.fully_scored}
+    correlations = {}
+    for name, nll in results.measured.items():
         both = [number for number in nll if number in values]
-        found[name] = rank_correlation([values[number] for number in both], [nll[number] for number in both])
-    return found
+        correlations[name] = rank_correlation([values[number] for number in both], [nll[number] for number in both])
+    return correlations
 
 
-def _told(side: str, unit: str, mean: float) -> dict[str, float]:
-    """What a person reads of a mean on one side, as a column."""
-    name, value = units.read(unit, mean)
-    return {f"{side}_{name}": value}
+def _trial_row(results: StudyResults, trial: FrozenTrial, base_nll: float) -> dict[str, Any]:
+    notation = trial.user_attrs.get(RECIPE)
+    recipe = None if notation is None else Recipe.parse(notation)
+    nll, *extra = trial_attributes.values_of(trial) or [math.nan]
+    return {
+        "trial": trial.number,
+        "state": trial.state.name.lower(),
+        "recipe": notation,
+        "visits": None if recipe is None else len(recipe),
+        "extra_depth": None if recipe is None else len(recipe) / results.n_layers - 1,
+        "nll": nll,
+        **dict([units.read(results.unit, nll)]),
+        "nll_difference": nll - base_nll,
+        **({"accuracy": trial_attributes.accuracy(trial)} if RIGHT in trial.user_attrs else {}),
+        **{f"also_{name}": value for name, value in zip(results.metadata.extra_objectives, extra, strict=False)},
+        "partial": trial.user_attrs.get(PARTIAL),
+        "duplicate_of": trial.user_attrs.get(DUPLICATE_OF),
+        "seconds": trial.duration.total_seconds() if trial.duration is not None else math.nan,
+        **{f"param_{name}": value for name, value in trial.params.items()},
+    }
+
+
+def _is_paired(attributes: Mapping[str, Any], base_attributes: Mapping[str, Any]) -> bool:
+    """Return whether a trial has scored the windows of the base, or the first of them."""
+    n = len(attributes.get(WINDOW_NLL, []))
+    return (
+        0 < n <= len(base_attributes[WINDOW_NLL])
+        and attributes[WINDOW_TOKENS][:n] == base_attributes[WINDOW_TOKENS][:n]
+    )

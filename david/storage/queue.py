@@ -104,7 +104,7 @@ def requeue(study: Study, trial: FrozenTrial, *, was_lost: bool) -> None:
     lost = request.lost + was_lost
     recipe = trial.user_attrs.get("recipe")
     with suppress(UpdateFinishedTrialError):  # another worker may do the same at once
-        if lost >= _LOST_BEFORE_FAILURE and recipe not in (None, results.base_of(study)):
+        if lost >= _LOST_BEFORE_FAILURE and recipe not in (None, results.base_notation(study)):
             reason = f"{lost} workers ended while they scored it"
             study._storage.set_trial_user_attr(trial._trial_id, trial_attributes.ERROR, reason)
             say(f"trial {trial.number} failed: {reason}")

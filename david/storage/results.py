@@ -1,15 +1,15 @@
-"""What a search keeps in a study, besides Optuna's own, and how it is read back.
+"""The results of a study: `StudyResults.read(study)` reads all of them at once, the other functions store them.
 
-On the study: `david` (see `study.search`); a finalist's score on the held-out windows as `held_out:<trial>` (Optuna
-closes a finished trial), and how often they were looked at as `held_out_looks`. On a trial: `recipe` (its notation),
-`window_nll`, `window_tokens` and `convention` of its score on the search windows, `duplicate_of` where another
-trial had the recipe before, and `error` where it failed. What workers keep of themselves, `workers` and `claims` tell.
+Attributes of a study: `david` (its metadata), `held_out:<trial>` (the held-out score of a finalist; Optuna closes a
+finished trial), `held_out_looks` (the trials of each evaluation of the held-out data), `baseline`, `measured:<name>`.
+Attributes of a trial: see `trial_attributes`. What workers store of themselves: see `heartbeat` and `trial_claims`.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,195 +18,288 @@ from optuna.trial import FrozenTrial, TrialState
 
 from david.errors import SearchError
 from david.metrics import units
+from david.metrics.score import Score
 from david.recipe.recipe import Recipe
-from david.storage.trial_attributes import ERROR, NO_MEMORY, PARTIAL, UNIT, HeldOut, unbeaten, value_of, values_of
+from david.storage.study_metadata import METADATA, MULTIPLE_CHOICE, TASKS, StudyMetadata
+from david.storage.trial_attributes import (
+    CONVENTION,
+    DUPLICATE_OF,
+    ERROR,
+    NO_MEMORY,
+    PARTIAL,
+    RECIPE,
+    UNIT,
+    unbeaten,
+    value_of,
+    values_of,
+)
 
-_NO_MEMORY_TWICE = 2  # times that recipes are tried which lack memory
-_LOOKS = "held_out_looks"  # of a study
+_TRIES_WITHOUT_MEMORY = 2  # trials that a recipe gets which lacks memory
+_HELD_OUT = "held_out:"  # before the number of a trial
+_EVALUATIONS = "held_out_looks"
 _BASELINE = "baseline"
-_MEASURED = "measured:"  # … behind which the name of another measure stands
-
-
-def about(study: Study) -> Mapping[str, Any]:
-    """What a search wrote of itself into the study: base, space, data, versions."""
-    found: Mapping[str, Any] | None = study.user_attrs.get("david")
-    if found is None:
-        raise SearchError(f"the study {study.study_name!r} is not one of David's: no search has run on it")
-    return found
-
-
-def depth_of(study: Study) -> int:
-    """Layers of the base that a study was made on."""
-    return int(about(study)["base"]["num_layers"])
-
-
-def also(study: Study) -> list[str]:
-    """The names of what a study minimises beside the NLL."""
-    return [name for name, _ in about(study).get("also", [])]
-
-
-def traded(study: Study) -> list[str]:
-    """Of these, the ones that the tables do not have anyway, as they have the visits."""
-    return [name for name in also(study) if name != "visits"]
-
-
-def unit_of(study: Study) -> str:
-    """What is minimised: nats a token, of multiple choice a question; or what the scores themselves say."""
-    if about(study)["objective"].partition("(")[0] == "multiple_choice":
-        return units.QUESTION  # studies of before do not say it
-    base = base_trial(study)
-    return units.TOKEN if base is None else str(base.user_attrs.get(UNIT, units.TOKEN))
-
-
-def item_of(study: Study) -> str:
-    """What its data are counted in: windows, questions, or the documents of tasks."""
-    objective = about(study)["objective"].partition("(")[0]
-    return {"multiple_choice": "question", "tasks": "document"}.get(objective, "window")
-
-
-def complete(study: Study) -> list[FrozenTrial]:
-    """The finished trials with a recipe of their own: of one recipe the first that saw all windows, or the first."""
-    first: dict[str, FrozenTrial] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if "recipe" in trial.user_attrs and "duplicate_of" not in trial.user_attrs:
-            before = first.setdefault(trial.user_attrs["recipe"], trial)
-            if PARTIAL in before.user_attrs and PARTIAL not in trial.user_attrs:
-                first[trial.user_attrs["recipe"]] = trial
-    return list(first.values())
-
-
-def refused(study: Study) -> dict[str, FrozenTrial]:
-    """By its recipe, the first trial that found why that cannot be scored; for want of memory, where several did.
-
-    The base is never one of these: without it nothing can be compared.
-    """
-    first: dict[str, FrozenTrial] = {}
-    times = Counter[str]()
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-        if {"recipe", ERROR} <= trial.user_attrs.keys():
-            recipe = trial.user_attrs["recipe"]
-            first.setdefault(recipe, trial)
-            times[recipe] += 1 if NO_MEMORY in trial.user_attrs else _NO_MEMORY_TWICE
-    base = base_of(study)
-    return {recipe: trial for recipe, trial in first.items() if times[recipe] >= _NO_MEMORY_TWICE and recipe != base}
-
-
-def base_of(study: Study) -> str:
-    """The notation of the base itself."""
-    return str(Recipe.identity(depth_of(study)))
-
-
-def base_trial(study: Study) -> FrozenTrial | None:
-    """The finished trial of the base itself."""
-    base = base_of(study)
-    return next((trial for trial in complete(study) if trial.user_attrs["recipe"] == base), None)
-
-
-def whole(study: Study) -> list[FrozenTrial]:
-    """The trials that saw all search windows, the base among them, lowest NLL first; none with an infinite one."""
-    scored = [t for t in complete(study) if PARTIAL not in t.user_attrs and math.isfinite(value_of(t))]
-    return sorted(scored, key=lambda trial: (value_of(trial), trial.number))
-
-
-def best_of_search(study: Study, top: int) -> list[FrozenTrial]:
-    """The `top` recipes with the lowest NLL on all search windows, the base left out, lowest first.
-
-    Where more than the NLL is minimised, of those that no other one of them beats in all of it.
-    """
-    base = base_of(study)
-    scored = [trial for trial in whole(study) if trial.user_attrs["recipe"] != base]
-    if scored and also(study):
-        best = unbeaten(np.array([values_of(trial) for trial in scored]))
-        scored = [trial for trial, is_best in zip(scored, best, strict=True) if is_best]
-    return scored[:top]
-
-
-def held_out(study: Study, trial: FrozenTrial) -> HeldOut | None:
-    """The held-out score of a trial, where it has one."""
-    kept = study.user_attrs.get(f"held_out:{trial.number}")
-    return None if kept is None else HeldOut(**{name: tuple(values) for name, values in kept.items()})
-
-
-def keep_held_out(study: Study, trial: FrozenTrial, score: HeldOut) -> None:
-    """Keep a trial's held-out score in the study."""
-    study.set_user_attr(f"held_out:{trial.number}", {name: list(values) for name, values in vars(score).items()})
-
-
-def log_evaluation(study: Study, picked: Sequence[FrozenTrial]) -> None:
-    """Remember that held-out windows are looked at once more, for these; the same again is a broken look going on."""
-    before, now = study.user_attrs.get(_LOOKS, []), [trial.number for trial in picked]
-    if before[-1:] != [now]:
-        study.set_user_attr(_LOOKS, [*before, now])
-
-
-def evaluations(study: Study) -> int:
-    """How often a study's held-out windows have been looked at: the more often, the less they are held out."""
-    return len(study.user_attrs.get(_LOOKS, []))
-
-
-def judged(study: Study) -> list[FrozenTrial]:
-    """The recipes that have been measured on held-out windows, the base left out."""
-    base, kept = base_of(study), study.user_attrs  # read once: Optuna copies all of it each time
-    return [
-        trial for trial in complete(study) if trial.user_attrs["recipe"] != base and f"held_out:{trial.number}" in kept
-    ]
-
-
-def judged_best(study: Study) -> FrozenTrial | None:
-    """The recipe that is lowest on the held-out windows, the base left out; None where none was judged."""
-    return min(judged(study), key=lambda trial: (_held_out_nll(study, trial), trial.number), default=None)
-
-
-def finalists(study: Study, top: int = 5) -> list[FrozenTrial]:
-    """The recipes judged on held-out windows, best there first; behind them those of the `top` best not judged yet.
-
-    Never the base.
-    """
-    done = sorted(judged(study), key=lambda trial: (_held_out_nll(study, trial), trial.number))
-    numbers = {trial.number for trial in done}
-    return done + [trial for trial in best_of_search(study, top) if trial.number not in numbers]
-
-
-def picked(study: Study) -> int:
-    """How many recipes were ever picked to be judged, the base left out: what intervals are corrected for."""
-    base = base_trial(study)
-    numbers = {number for look in study.user_attrs.get(_LOOKS, []) for number in look}
-    numbers |= {trial.number for trial in judged(study)}
-    return len(numbers - ({base.number} if base is not None else set()))
+_MEASURED = "measured:"  # before the name of a measure
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The mean NLL on the held-out windows of random recipes as deep as the finalist `trial`; `asked` were drawn."""
+    """Random recipes as deep as a finalist, scored on the held-out data.
+
+    Attributes:
+        trial: Number of the finalist's trial.
+        asked: How many recipes were to be drawn.
+        nll: Mean NLL of each recipe, by its notation.
+    """
 
     trial: int
     asked: int
     nll: Mapping[str, float]
 
 
-def baseline(study: Study) -> Baseline | None:
-    """What random recipes as deep as the best finalist have, where that was measured."""
-    kept = study.user_attrs.get(_BASELINE)
-    return None if kept is None else Baseline(**kept)
+@dataclass(frozen=True, eq=False)
+class StudyResults:
+    """The results of a study at one moment: read from its storage once, then only computed from.
+
+    Attributes:
+        name: The study's name.
+        metadata: What the study was made on.
+        trials: All trials, in order.
+        attributes: The study's attributes.
+    """
+
+    name: str
+    metadata: StudyMetadata
+    trials: Sequence[FrozenTrial]
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, study: "Study | StudyResults") -> "StudyResults":
+        """Read a study; results that were read already are returned as they are.
+
+        Raises:
+            SearchError: No search has run on the study.
+            ValueError: Its metadata are damaged.
+        """
+        if isinstance(study, StudyResults):
+            return study
+        attributes = study.user_attrs  # before the trials, so that no score is of a trial that is not there
+        metadata = _parse_metadata(study.study_name, attributes)
+        return cls(study.study_name, metadata, study.get_trials(deepcopy=False), attributes)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers of the base."""
+        return self.metadata.base.num_layers
+
+    @property
+    def extra_columns(self) -> list[str]:
+        """Names of the extra objectives that need a column: the tables have the visits anyway."""
+        return [name for name in self.metadata.extra_objectives if name != "visits"]
+
+    @cached_property
+    def unit(self) -> str:
+        """Unit of what is minimised: nats a token, nats a question, or what the scores themselves name."""
+        if self.metadata.objective_kind == MULTIPLE_CHOICE:
+            return units.QUESTION  # old studies do not store it
+        return units.TOKEN if self.base_trial is None else str(self.base_trial.user_attrs.get(UNIT, units.TOKEN))
+
+    @property
+    def item(self) -> str:
+        """What the data are counted in: `window`, `question` or `document`."""
+        return {MULTIPLE_CHOICE: "question", TASKS: "document"}.get(self.metadata.objective_kind, "window")
+
+    @cached_property
+    def base_notation(self) -> str:
+        """Notation of the base's own recipe."""
+        return _base_notation(self.metadata)
+
+    @cached_property
+    def scored(self) -> list[FrozenTrial]:
+        """One complete trial of each recipe: the first that scored all windows, else the first."""
+        return _first_of_each_recipe(self.trials)
+
+    @cached_property
+    def base_trial(self) -> FrozenTrial | None:
+        """The complete trial of the base."""
+        return next((trial for trial in self.scored if trial.user_attrs[RECIPE] == self.base_notation), None)
+
+    @cached_property
+    def fully_scored(self) -> list[FrozenTrial]:
+        """The trials that scored all search windows with a finite NLL, the base among them, lowest NLL first."""
+        whole = [t for t in self.scored if PARTIAL not in t.user_attrs and math.isfinite(value_of(t))]
+        return sorted(whole, key=lambda trial: (value_of(trial), trial.number))
+
+    @cached_property
+    def refused(self) -> dict[str, FrozenTrial]:
+        """By its recipe, the first trial that found that the recipe cannot be scored.
+
+        A recipe that lacked memory counts once several trials have failed. The base never counts: nothing can be
+        compared without it.
+        """
+        first: dict[str, FrozenTrial] = {}
+        times = Counter[str]()
+        for trial in self.trials:
+            if trial.state == TrialState.FAIL and {RECIPE, ERROR} <= trial.user_attrs.keys():
+                recipe = trial.user_attrs[RECIPE]
+                first.setdefault(recipe, trial)
+                times[recipe] += 1 if NO_MEMORY in trial.user_attrs else _TRIES_WITHOUT_MEMORY
+        return {
+            recipe: trial
+            for recipe, trial in first.items()
+            if times[recipe] >= _TRIES_WITHOUT_MEMORY and recipe != self.base_notation
+        }
+
+    def best_of_search(self, top: int) -> list[FrozenTrial]:
+        """Return the best recipes on the search windows without the base, lowest NLL first.
+
+        If the study has extra objectives, these are of the recipes that no other beats in all objectives.
+
+        Args:
+            top: How many to return at most.
+        """
+        candidates = [trial for trial in self.fully_scored if trial.user_attrs[RECIPE] != self.base_notation]
+        if candidates and self.metadata.also:
+            is_best = unbeaten(np.array([values_of(trial) for trial in candidates]))
+            candidates = [trial for trial, best in zip(candidates, is_best, strict=True) if best]
+        return candidates[:top]
+
+    def held_out(self, trial: FrozenTrial) -> Score | None:
+        """Return the held-out score of a trial, if it has one."""
+        return self._held_out_scores.get(trial.number)
+
+    @cached_property
+    def judged(self) -> list[FrozenTrial]:
+        """The recipes with a held-out score, without the base."""
+        scores = self._held_out_scores
+        return [t for t in self.scored if t.user_attrs[RECIPE] != self.base_notation and t.number in scores]
+
+    @property
+    def judged_best(self) -> FrozenTrial | None:
+        """The recipe with the lowest held-out NLL, without the base."""
+        return next(iter(self._judged_by_nll), None)
+
+    def finalists(self, top: int = 5) -> list[FrozenTrial]:
+        """Return the recipes of the leaderboard, without the base.
+
+        Args:
+            top: How many of the search's best stand behind the judged ones, if they are not judged yet.
+
+        Returns:
+            The judged recipes, lowest held-out NLL first, then those of the `top` best that are not judged.
+        """
+        numbers = {trial.number for trial in self.judged}
+        return self._judged_by_nll + [trial for trial in self.best_of_search(top) if trial.number not in numbers]
+
+    @property
+    def evaluations(self) -> int:
+        """How many times the held-out data were evaluated: the more often, the less they are held out."""
+        return len(self.attributes.get(_EVALUATIONS, []))
+
+    @cached_property
+    def n_picked(self) -> int:
+        """How many recipes were ever picked to be judged, without the base: intervals are corrected for this number."""
+        numbers = {number for evaluation in self.attributes.get(_EVALUATIONS, []) for number in evaluation}
+        numbers |= {trial.number for trial in self.judged}
+        return len(numbers - ({self.base_trial.number} if self.base_trial is not None else set()))
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """The random recipes beside the best finalist, if they were scored."""
+        stored = self.attributes.get(_BASELINE)
+        return None if stored is None else Baseline(**stored)
+
+    @cached_property
+    def measured(self) -> dict[str, dict[int, float]]:
+        """The NLL of trials, by their numbers, for each measure of `analysis.remeasure`."""
+        names = [key.removeprefix(_MEASURED) for key in self.attributes if key.startswith(_MEASURED)]
+        return {name: {int(n): nll for n, nll in self.attributes[_MEASURED + name].items()} for name in names}
+
+    @cached_property
+    def _held_out_scores(self) -> dict[int, Score]:
+        scores = {}
+        for trial in self.trials:
+            stored = self.attributes.get(f"{_HELD_OUT}{trial.number}")
+            if stored is not None:
+                convention = trial.user_attrs.get(CONVENTION, "")
+                unit = trial.user_attrs.get(UNIT, units.TOKEN)
+                scores[trial.number] = Score.from_attributes(stored, convention=convention, unit=unit)
+        return scores
+
+    @cached_property
+    def _judged_by_nll(self) -> list[FrozenTrial]:
+        return sorted(self.judged, key=lambda trial: (self._held_out_scores[trial.number].nll, trial.number))
 
 
-def keep_baseline(study: Study, found: Baseline) -> None:
-    """Keep what random recipes have."""
-    study.set_user_attr(_BASELINE, vars(found))
+def read_metadata(study: Study) -> StudyMetadata:
+    """Return what a study was made on, without reading its trials.
+
+    Raises:
+        SearchError: No search has run on the study.
+        ValueError: The metadata are damaged.
+    """
+    return _parse_metadata(study.study_name, study.user_attrs)
 
 
-def measured(study: Study) -> dict[str, dict[int, float]]:
-    """By each measure that `measures.measure` made, the NLL of trials by their numbers."""
-    attrs = study.user_attrs
-    names = [key.removeprefix(_MEASURED) for key in attrs if key.startswith(_MEASURED)]
-    return {name: {int(number): nll for number, nll in attrs[_MEASURED + name].items()} for name in names}
+def base_notation(study: Study) -> str:
+    """Return the notation of the base's own recipe, without reading the study's trials."""
+    return _base_notation(read_metadata(study))
 
 
-def keep_measured(study: Study, name: str, nll: Mapping[int, float]) -> None:
-    """Keep what a measure found."""
+def scored_trials(study: Study) -> list[FrozenTrial]:
+    """Return `StudyResults.scored` of a study; reads its complete trials alone."""
+    return _first_of_each_recipe(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def store_held_out(study: Study, trial: FrozenTrial, score: Score) -> None:
+    """Store the held-out score of a trial in the study."""
+    study.set_user_attr(f"{_HELD_OUT}{trial.number}", score.to_attributes(held_out=True))
+
+
+def log_evaluation(study: Study, trials: Sequence[FrozenTrial]) -> None:
+    """Record one more evaluation of the held-out data.
+
+    Args:
+        study: The study.
+        trials: What is evaluated. The same trials as the last time mean that an interrupted evaluation goes on.
+    """
+    before, now = study.user_attrs.get(_EVALUATIONS, []), [trial.number for trial in trials]
+    if before[-1:] != [now]:
+        study.set_user_attr(_EVALUATIONS, [*before, now])
+
+
+def store_baseline(study: Study, baseline: Baseline) -> None:
+    """Store the scores of random recipes in the study."""
+    study.set_user_attr(_BASELINE, vars(baseline))
+
+
+def store_measured(study: Study, name: str, nll: Mapping[int, float]) -> None:
+    """Store the NLL of trials by another measure in the study.
+
+    Args:
+        study: The study.
+        name: Name of the measure.
+        nll: NLL by the number of the trial.
+    """
     study.set_user_attr(_MEASURED + name, {str(number): value for number, value in nll.items()})
 
 
-def _held_out_nll(study: Study, trial: FrozenTrial) -> float:
-    kept = held_out(study, trial)
-    return math.inf if kept is None else kept.nll
+def _parse_metadata(name: str, attributes: Mapping[str, Any]) -> StudyMetadata:
+    stored = attributes.get(METADATA)
+    if stored is None:
+        raise SearchError(f"the study {name!r} is not one of David's: no search has run on it")
+    return StudyMetadata.model_validate(stored)
+
+
+def _base_notation(metadata: StudyMetadata) -> str:
+    return str(Recipe.identity(metadata.base.num_layers))
+
+
+def _first_of_each_recipe(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    first: dict[str, FrozenTrial] = {}
+    for trial in trials:
+        attributes = trial.user_attrs
+        if trial.state == TrialState.COMPLETE and RECIPE in attributes and DUPLICATE_OF not in attributes:
+            before = first.setdefault(attributes[RECIPE], trial)
+            if PARTIAL in before.user_attrs and PARTIAL not in attributes:
+                first[attributes[RECIPE]] = trial
+    return list(first.values())

@@ -16,8 +16,9 @@ from optuna.samplers import BaseSampler
 from david.candidates.pruner import RacingPruner
 from david.errors import SearchError
 from david.report import tables
-from david.storage import results, studies
+from david.storage import studies
 from david.storage.backend import open_storage, without_creation_log
+from david.storage.results import StudyResults
 from david.support import files
 from david.support.text import brief, plain
 
@@ -65,8 +66,9 @@ def open_study(
                 storage=opened, study_name=name, directions=["minimize"] * values, load_if_exists=True
             )
         if "david" in study.user_attrs:
-            tables.trials(study)
-            results.finalists(study)
+            results = StudyResults.read(study)
+            tables.trials(results)  # raises where the study is damaged
+            results.finalists()
     study.sampler = sampler if isinstance(sampler, BaseSampler) else sampler_named(sampler, seed, len(study.trials))
     return study
 

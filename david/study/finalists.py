@@ -13,7 +13,7 @@ from david.models.load import changed
 from david.recipe.blocks import scattered
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
-from david.storage import results, trial_attributes
+from david.storage import results
 from david.storage.lock import exclusive_lock
 from david.study.run import Run
 from david.support import signals
@@ -27,9 +27,10 @@ def judge_finalists(study: Study, run: Run, held_out: Corpus, *, top: int, basel
 
 
 def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, progress: bool) -> None:
-    base = results.base_trial(study)
-    picked = [*([base] if base is not None else []), *results.best_of_search(study, top)]
-    wanted = [trial for trial in picked if results.held_out(study, trial) is None]
+    found = results.StudyResults.read(study)
+    base = found.base_trial
+    picked = [*([base] if base is not None else []), *found.best_of_search(top)]
+    wanted = [trial for trial in picked if found.held_out(trial) is None]
     if not wanted and not _baseline_is_due(study, baseline):
         return
     if said := changed(run.model):
@@ -42,15 +43,14 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, pr
         for trial in wanted:
             signals.raise_if_asked()
             [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
-            its = None if base is None else results.held_out(study, base)
-            if not isinstance(score, DavidError):
-                measured = trial_attributes.HeldOut(score.window_nll, score.window_tokens, score.documents, score.right)
-            elif its is None:
-                raise score
-            else:
+            if isinstance(score, DavidError):
+                base_score = None if base is None else results.StudyResults.read(study).held_out(base)
+                if base_score is None:
+                    raise score
                 say(f"trial {trial.number} cannot be judged, and counts as infinitely worse: {score}")
-                measured = replace(its, window_nll=(math.inf,) * len(its.window_nll), right=(False,) * len(its.right))
-            results.keep_held_out(study, trial, measured)
+                n_windows, n_questions = len(base_score.window_nll), len(base_score.right)
+                score = replace(base_score, window_nll=(math.inf,) * n_windows, right=(False,) * n_questions)
+            results.store_held_out(study, trial, score)
             bar.update()
         if _baseline_is_due(study, baseline):
             bar.set_description_str("held-out, random recipes")
@@ -59,12 +59,14 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, pr
 
 def _baseline_is_due(study: Study, n: int) -> bool:
     """Whether the best finalist has no random recipes beside it yet."""
-    best, known = results.judged_best(study), results.baseline(study)
+    found = results.StudyResults.read(study)
+    best, known = found.judged_best, found.baseline
     return best is not None and n > (0 if known is None or known.trial != best.number else known.asked)
 
 
 def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
-    best = results.judged_best(study)
+    found = results.StudyResults.read(study)
+    best, known = found.judged_best, found.baseline
     assert best is not None
     recipe = Recipe.parse(best.user_attrs["recipe"])
     draw, drawn = Random(f"{run.seed} {recipe}"), dict[Recipe, None]()
@@ -72,9 +74,8 @@ def _measure_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
         other = scattered(recipe, run.n_layers, draw)
         if other not in (recipe, Recipe.identity(run.n_layers)) and len(drawn) < n:
             drawn[other] = None
-    known = results.baseline(study)
     nll = dict(known.nll) if known is not None and known.trial == best.number else {}
     new = [other for other in drawn if str(other) not in nll]
     scores = zip(new, engine.outcomes(new), strict=True)
     nll |= {str(other): score.nll for other, score in scores if not isinstance(score, DavidError)}
-    results.keep_baseline(study, results.Baseline(best.number, n, nll))
+    results.store_baseline(study, results.Baseline(best.number, n, nll))

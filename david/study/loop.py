@@ -19,7 +19,6 @@ from david.study import create, signature
 from david.study.extra_objectives import extra_values
 from david.study.rounds import run_step
 from david.study.run import Run, in_hand
-from david.study.tell import score_attributes
 from david.support import signals
 from david.support.console import say, set_bar_total
 
@@ -32,13 +31,13 @@ _WAIT = 0.5  # seconds between two looks at what other workers do
 def run_loop(study: Study, run: Run, n_trials: int, progress: bool) -> None:
     """Ask, score and tell until `n_trials` distinct recipes are scored."""
     stale = failures = here = 0
-    scored = len(results.complete(study))
+    scored = len(results.scored_trials(study))
     with tqdm(unit="visit", unit_scale=True, smoothing=0.1, disable=not progress or scored >= n_trials) as bar:
         while True:
             signals.raise_if_asked()
             with cached_reads(study):
                 requeue_orphaned(study, run.heart, unsigned=not run.by_hand)
-                if (scored := len(results.complete(study))) >= n_trials:
+                if (scored := len(results.scored_trials(study))) >= n_trials:
                     break
                 if stale >= _REPEATS_BEFORE_END:
                     say(f"the space is used up: nothing new in {stale} proposals, {scored} recipes scored")
@@ -112,7 +111,7 @@ def begin_study(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     base = Recipe.identity(run.n_layers)
     running = {trial.user_attrs.get("recipe") for trial in in_hand(study, run)}
     waits = str(base) in running or first_queued(study) in (None, _asked(run, base))
-    if results.base_trial(study) is None and not waits:
+    if results.StudyResults.read(study).base_trial is None and not waits:
         _score_base(study, run, base)  # a queue that was left behind would come before it
     _enqueue(study, run, [base, *queue])
     finished = (TrialState.COMPLETE, TrialState.WAITING)
@@ -131,7 +130,7 @@ def _score_base(study: Study, run: Run, base: Recipe) -> None:
     if isinstance(score, DavidError):
         raise score
     means = {i: nll / score.window_tokens[i] for i, nll in enumerate(score.window_nll)}
-    about = {"recipe": str(base), **score_attributes(score)}
+    about = {"recipe": str(base), **score.to_attributes()}
     [values] = extra_values(run.also, [base])
     if isinstance(values, DavidError):
         raise values
@@ -143,7 +142,7 @@ def _enqueue(
     study: Study, run: Run, recipes: Sequence[Recipe], strategy: str | None = None, room: int | None = None
 ) -> None:
     """Queue the recipes that are not scored yet, as far as there is room."""
-    known = {trial.user_attrs["recipe"] for trial in results.complete(study)}
+    known = {trial.user_attrs["recipe"] for trial in results.scored_trials(study)}
     new = [recipe for recipe in recipes if str(recipe) not in known]
     enqueue(study, [_asked(run, recipe, strategy) for recipe in new[:room]])
 
@@ -151,14 +150,15 @@ def _enqueue(
 def scored_text(study: Study) -> str:
     """Say how many recipes are scored."""
     try:
-        return f"{len(results.complete(study))} recipes are scored"
+        return f"{len(results.scored_trials(study))} recipes are scored"
     except DavidError as error:  # the storage is gone
         return str(error)
 
 
 def _standing(study: Study) -> str:
-    base, best = results.base_trial(study), results.best_of_search(study, 1)
+    found = results.StudyResults.read(study)
+    base, best = found.base_trial, found.best_of_search(1)
     parts = [f"base {trial_attributes.value_of(base):.4f}"] if base is not None else []
-    unit = results.unit_of(study)
+    unit = found.unit
     parts += [f"best {trial_attributes.value_of(trial):.4f}" for trial in best]
     return ", ".join(parts) + (" nats" if units.is_nll(unit) else f" {unit}")

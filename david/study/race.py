@@ -10,7 +10,8 @@ from optuna.trial import Trial
 from david.candidates.pruner import RacingPruner
 from david.metrics.score import Score
 from david.recipe.recipe import Recipe
-from david.storage import results, trial_attributes
+from david.storage import trial_attributes
+from david.storage.results import StudyResults
 from david.study.run import Run, Tell
 from david.study.tell import estimate_nll, tell_once, tell_score
 
@@ -32,11 +33,12 @@ class Race:
             self._nll[i] += its
             with suppress(UpdateFinishedTrialError):
                 self._report(self._racers[i][0], windows, self._nll[i])
-        base = results.base_trial(self._study)
+        results = StudyResults.read(self._study)
+        base = results.base_trial
         if windows.stop == len(engine.corpus) or base is None:
             return []
         base_recipe = Recipe.identity(engine.n_layers)
-        best = min(trial_attributes.value_of(trial) for trial in (base, *results.best_of_search(self._study, 1)))
+        best = min(trial_attributes.value_of(trial) for trial in (base, *results.best_of_search(1)))
         for i in nll:
             trial, recipe = self._racers[i]
             score = engine.score_of(self._nll[i])

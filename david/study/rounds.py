@@ -76,7 +76,7 @@ def _ask(
     outcomes: list[str] = []
     for i in range(n):
         with cached_reads(study):
-            if i and len(results.complete(study)) + len(in_hand(study, run)) >= until:
+            if i and len(results.scored_trials(study)) + len(in_hand(study, run)) >= until:
                 break  # others have asked meanwhile
         trials.append(trial := study.ask())
         if (run.strategy is not None or (i and run.batch is None)) and not was_queued(study, trial):
@@ -178,4 +178,5 @@ def _values(run: Run, recipes: Sequence[Recipe], scores: Sequence[Outcome]) -> l
 
 def _known(study: Study) -> dict[str, FrozenTrial]:
     """Of each recipe, the trial that has scored it, or found that it cannot be scored."""
-    return results.refused(study) | {trial.user_attrs["recipe"]: trial for trial in results.complete(study)}
+    found = results.StudyResults.read(study)
+    return found.refused | {trial.user_attrs["recipe"]: trial for trial in found.scored}

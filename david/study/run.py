@@ -12,9 +12,9 @@ from david.candidates.encoding import Space
 from david.candidates.strategies import Strategy
 from david.engine.engine import Engine
 from david.scoring.corpus import Corpus
-from david.storage import results
 from david.storage.heartbeat import OWNER, WorkerHeartbeat
 from david.storage.queue import queued
+from david.storage.results import StudyResults
 from david.study.extra_objectives import ExtraMeasure
 
 Tell = Callable[[float], Any]
@@ -46,7 +46,7 @@ class Run:
         """How many to ask for: the base comes alone, so that the others find its states."""
         waiting = queued(study)
         together = next((i for i, asked in enumerate(waiting) if asked.runs_isolated), None)
-        if results.base_trial(study) is None or together == 0:
+        if StudyResults.read(study).base_trial is None or together == 0:
             return 1
         n = self._recipes_at_once(len(waiting))
         return n if together is None else min(n, together)

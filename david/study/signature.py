@@ -1,4 +1,8 @@
-"""The signature of a study: the base, data, space and objective that it was made on."""
+"""The signature of a study: the base, data, space and objective that it was made on.
+
+`study_signature` returns it, `sign` stores it in the study, `check_signed` refuses a study that was made on another.
+`storage.study_metadata` reads it back.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,62 +20,76 @@ from david.errors import SearchError
 from david.models.describe import describe_base
 from david.recipe.schema import Data
 from david.scoring.corpus import Corpus
-from david.scoring.objectives import Objective, perplexity
-from david.study import signature
+from david.scoring.objectives import Objective, multiple_choice, perplexity
+from david.scoring.tasks import Tasks
+from david.storage.study_metadata import CUSTOM, METADATA, MULTIPLE_CHOICE, PERPLEXITY, TASKS
 from david.study.extra_objectives import ExtraObjective
 from david.support.console import say
 
 
-def sign(study: Study, about: dict[str, Any], once: dict[str, Any]) -> None:
-    """Write into the study what it is made on, and `once` what made it; `SearchError` where it was made on another.
+def sign(study: Study, signature: dict[str, Any], once: dict[str, Any]) -> None:
+    """Store in a study what it is made on. Another sampler or pruner may go on with it, and a note is printed.
 
-    Another sampler or pruner may go on, with a word.
+    Args:
+        study: The study.
+        signature: What every worker must have too, from `study_signature`.
+        once: What is stored by the first worker alone: sampler, pruner, seed, versions.
+
+    Raises:
+        SearchError: The study was made on another base, corpus, space or objective.
     """
-    check_signed(study, about)
-    before = study.user_attrs.get("david")
-    if before is None:
-        study.set_user_attr("david", about | once)
+    check_signed(study, signature)
+    stored = study.user_attrs.get(METADATA)
+    if stored is None:
+        study.set_user_attr(METADATA, signature | once)
         return
     for key in ("sampler", "pruner"):
-        if key in before and before[key] != once[key]:
-            say(f"the study was begun with the {key} {before[key]}, and goes on with {once[key]}")
-    if before["held_out_data"] is None:
-        study.set_user_attr("david", before | {"held_out_data": about["held_out_data"]})
+        if key in stored and stored[key] != once[key]:
+            say(f"the study was begun with the {key} {stored[key]}, and goes on with {once[key]}")
+    if stored["held_out_data"] is None:
+        study.set_user_attr(METADATA, stored | {"held_out_data": signature["held_out_data"]})
 
 
-def check_signed(study: Study, about: Mapping[str, Any]) -> None:
-    """`SearchError` where a study was made on another base, corpus, space or objective.
+def check_signed(study: Study, signature: Mapping[str, Any]) -> None:
+    """Check that a study, if it was begun, was made on the same base, data, space and objective.
 
-    Of the base, its weights count, not the place they were loaded from. Held-out data may come later.
+    The weights of the base count, not the place they were loaded from. Held-out data may come later.
+
+    Args:
+        study: The study.
+        signature: What it must have been made on, from `study_signature`.
+
+    Raises:
+        SearchError: It was made on another; the message names both.
     """
-    before = study.user_attrs.get("david", {})
-    for key, value in about.items():
-        if key not in before or (key == "held_out_data" and (value is None or before[key] is None)):
+    stored = study.user_attrs.get(METADATA, {})
+    for key, value in signature.items():
+        if key not in stored or (key == "held_out_data" and (value is None or stored[key] is None)):
             continue
-        if not (same_weights(before[key], value) if key == "base" else before[key] == value):
-            one, other = _apart(before[key], value)
+        if not (same_weights(stored[key], value) if key == "base" else stored[key] == value):
+            one, other = _difference(stored[key], value)
             raise SearchError(
                 f"the study {study.study_name!r} was made with another {key.replace('_', ' ')}: {one}, now {other}; "
                 "give the same, or another study or folder"
             )
 
 
-def _apart(one: Any, other: Any) -> tuple[str, str]:
-    """Two values as texts; of dictionaries what they differ in."""
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return str(one), str(other)
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    first, second = (", ".join(f"{key} {its.get(key)!r}" for key in keys) for its in (one, other))
-    return first, second
+def same_weights(base: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two bases have the same weights, wherever they were loaded from.
+
+    Args:
+        base: A base as `describe_base` describes it.
+        other: Another.
+    """
+    return all(base[part] == other[part] for part in ("architecture", "num_layers", "fingerprint"))
 
 
-def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two bases are one, wherever they were loaded from."""
-    return all(one[part] == other[part] for part in ("architecture", "num_layers", "fingerprint"))
+def describe_data(corpus: Corpus) -> dict[str, Any]:
+    """Return a corpus as a study stores it.
 
-
-def data_of(corpus: Corpus) -> dict[str, Any]:
-    """A corpus as a recipe file tells of it."""
+    Args:
+        corpus: The corpus.
+    """
     data = Data(
         source=corpus.source,
         slice=corpus.slice,
@@ -81,19 +99,39 @@ def data_of(corpus: Corpus) -> dict[str, Any]:
         documents=len(set(corpus.documents)),
         scored_sha256=corpus.scored_sha256,
     )
-    told: dict[str, Any] = data.model_dump(mode="json")
+    description: dict[str, Any] = data.model_dump(mode="json")
     if corpus.scored_sha256 is None:
-        del told["scored_sha256"]  # studies of before do not have it
-    return told
+        del description["scored_sha256"]  # old studies do not have the key
+    return description
 
 
 def name_of(thing: Any) -> str:
-    """A function by its name, a partial with its arguments, a space of ours as its options."""
+    """Return the name of a function, a partial with its arguments, or a space with its options.
+
+    Args:
+        thing: The function, partial or space.
+    """
     if isinstance(thing, partial):
-        given = [*map(repr, thing.args), *(f"{name}={value!r}" for name, value in thing.keywords.items())]
-        return f"{name_of(thing.func)}({', '.join(given)})"
+        options = [*map(repr, thing.args), *(f"{name}={value!r}" for name, value in thing.keywords.items())]
+        return f"{name_of(thing.func)}({', '.join(options)})"
     name = getattr(thing, "__name__", None) or repr(thing)
     return type(thing).__qualname__ if " at 0x" in name else name
+
+
+def kind_of(objective: Objective) -> str:
+    """Return the kind of an objective: `perplexity`, `multiple_choice`, `tasks` or `custom`.
+
+    Args:
+        objective: The objective; of a partial its function counts.
+    """
+    function: Any = objective
+    while isinstance(function, partial):
+        function = function.func
+    if isinstance(function, Tasks):
+        return TASKS
+    if function is perplexity:
+        return PERPLEXITY
+    return MULTIPLE_CHOICE if function is multiple_choice else CUSTOM
 
 
 def study_signature(
@@ -104,19 +142,29 @@ def study_signature(
     objective: Objective,
     also: Mapping[str, ExtraObjective],
 ) -> dict[str, Any]:
-    """What a study is made on: what every worker that joins it must have too."""
+    """Return what a study is made on: every worker that joins it must have the same.
+
+    Args:
+        model: The base.
+        space: The search space.
+        corpus: The search data.
+        held_out: The held-out data, if any.
+        objective: The objective.
+        also: The extra objectives by their names.
+    """
     return {
         "base": describe_base(model).model_dump(),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "space": signature.name_of(space),
-        "space_name": type(space).__name__.lower() if is_built_in(space) else signature.name_of(space),
-        "objective": signature.name_of(objective),
-        "also": [[name, _told(what)] for name, what in also.items()],
+        "space": name_of(space),
+        "space_name": type(space).__name__.lower() if is_built_in(space) else name_of(space),
+        "objective": name_of(objective),
+        "objective_kind": kind_of(objective),
+        "also": [[name, _describe_extra(extra)] for name, extra in also.items()],
         "window": corpus.window,
         "bos": corpus.bos,
-        "search_data": signature.data_of(corpus),
+        "search_data": describe_data(corpus),
         "search_documents": list(corpus.documents),
-        "held_out_data": None if held_out is None else signature.data_of(held_out),
+        "held_out_data": None if held_out is None else describe_data(held_out),
     }
 
 
@@ -125,10 +173,19 @@ def library_versions() -> dict[str, str]:
     return {"david": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _told(what: ExtraObjective) -> Any:
-    """What a study remembers of what it minimises beside the NLL."""
-    if isinstance(what, Corpus):
-        what = perplexity, what
-    if isinstance(what, tuple):
-        return {"objective": signature.name_of(what[0]), "data": signature.data_of(what[1])}
-    return signature.name_of(what)
+def _difference(one: Any, other: Any) -> tuple[str, str]:
+    """Return two values as texts; of dictionaries only the keys that differ."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return str(one), str(other)
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    first, second = (", ".join(f"{key} {values.get(key)!r}" for key in keys) for values in (one, other))
+    return first, second
+
+
+def _describe_extra(extra: ExtraObjective) -> Any:
+    """Return an extra objective as a study stores it."""
+    if isinstance(extra, Corpus):
+        extra = perplexity, extra
+    if isinstance(extra, tuple):
+        return {"objective": name_of(extra[0]), "data": describe_data(extra[1])}
+    return name_of(extra)

@@ -9,7 +9,6 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from david.errors import DavidError, RecipeError, SearchError, SlingError
-from david.metrics import units
 from david.metrics.score import Score
 from david.storage import results, trial_attributes
 from david.support.console import say
@@ -40,7 +39,7 @@ def tell_score(study: Study, trial: Trial, score: Score, values: Sequence[float]
     """Tell a trial its score."""
     if is_partial:
         trial.set_user_attr(trial_attributes.PARTIAL, len(score.window_nll))
-    for name, its in score_attributes(score).items():
+    for name, its in score.to_attributes().items():
         trial.set_user_attr(name, its)
     study.tell(trial, [float(value) for value in values], skip_if_finished=True)
     return "scored"
@@ -52,7 +51,7 @@ def tell_failed(study: Study, trial: Trial, error: DavidError) -> str:
     if error.__cause__ is not None and lacks_memory(error.__cause__):
         trial.set_user_attr(trial_attributes.NO_MEMORY, True)
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    if trial.user_attrs.get("recipe") == results.base_of(study):
+    if trial.user_attrs.get("recipe") == results.base_notation(study):
         raise SearchError(f"the base itself cannot be scored: {error}") from error
     say(f"trial {trial.number} failed: {error}")
     return "refused" if isinstance(error, RecipeError | SlingError) else "failed"
@@ -67,14 +66,3 @@ def tell_duplicate(study: Study, trial: Trial, notation: str, known: Mapping[str
     values, state = (None, TrialState.FAIL) if its is None else (its.values, its.state)
     study.tell(trial, values, state=state, skip_if_finished=True)
     return DUPLICATE
-
-
-def score_attributes(score: Score) -> dict[str, Any]:
-    """What a trial keeps of its score."""
-    return {
-        trial_attributes.WINDOW_TOKENS: list(score.window_tokens),
-        trial_attributes.WINDOW_NLL: list(score.window_nll),
-        "convention": score.convention,
-        **({trial_attributes.RIGHT: list(score.right)} if score.right else {}),
-        **({} if score.unit == units.TOKEN else {trial_attributes.UNIT: score.unit}),
-    }

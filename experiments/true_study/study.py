@@ -24,6 +24,7 @@ from david.recipe.blocks import all_blocks
 from david.report import page, sentences, tables
 from david.sling.in_place import base_depth
 from david.storage import results, trial_attributes
+from david.storage.results import StudyResults
 
 HEADING = re.compile(r"^ = [^=\n]+ = \n", re.MULTILINE)  # of an article; sections have more of them
 SIZES = {"wikitext": (64, 128), "gsm8k": (96, 192)}  # windows to search on, and to judge by
@@ -97,10 +98,10 @@ def run(name: str, model: Any, sides: tuple[Corpus, Corpus], out: Path, each: in
             continue
         start = time.perf_counter()
         study = search(model, seen, held_out=None, pruner="race", **shared, **options)
-        base, [best] = results.base_trial(study), results.best_of_search(study, 1)
+        base, [best] = StudyResults.read(study).base_trial, StudyResults.read(study).best_of_search(1)
         assert base is not None
         found[part_name] = Recipe.parse(best.user_attrs["recipe"])
-        part = {"part": part_name, "recipes": len(results.complete(study)), "seconds": time.perf_counter() - start}
+        part = {"part": part_name, "recipes": len(results.scored_trials(study)), "seconds": time.perf_counter() - start}
         part |= {
             "best": best.user_attrs["recipe"],
             "gain": trial_attributes.value_of(best) - trial_attributes.value_of(base),
@@ -163,7 +164,7 @@ def told(name: str, out: Path, parts: list[dict[str, Any]], sides: tuple[Corpus,
     board = tables.leaderboard(study, TOP)
     found = tables.luck(study)
     said = [sentences.verdict(board), sentences.looks(study), sentences.baseline(study)]
-    said += [sentences.luck(found, len(results.complete(study)) - 1), *sentences.rankings(study)]
+    said += [sentences.luck(found, len(results.scored_trials(study)) - 1), *sentences.rankings(study)]
     return "\n".join([*lines, "", "```", sentences.board_text(board), "", *said, "```"])
 
 

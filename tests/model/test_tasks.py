@@ -33,6 +33,7 @@ from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import sling, slung, view
 from david.sling.stacked_copy import stacked
 from david.storage import results
+from david.storage.results import StudyResults
 from david.study.search import search
 from tests.helpers.command import Run, refusal
 from tests.helpers.corpora import FILES, HEAD, random_corpus
@@ -238,7 +239,7 @@ def test_a_search_by_a_task_ends_in_a_verdict_on_documents_it_has_not_seen(
     seen, unseen = asked.corpus.hold_out(5, 7)
     options: dict[str, Any] = {"space": "block", "objective": asked, "top": 2, "baseline": 2, "progress": False}
     study = search(model, seen, held_out=unseen, n_trials=6, out=tmp_path / "run", **options)
-    for trial in results.complete(study):
+    for trial in results.scored_trials(study):
         with slung(model, Recipe.parse(trial.user_attrs["recipe"])):
             assert trial.value == asked(model, seen).nll
     board = tables.leaderboard(study, 2)
@@ -257,7 +258,7 @@ def test_a_search_by_a_task_ends_in_a_verdict_on_documents_it_has_not_seen(
     assert "5 documents of choice" in html
     assert "Held-out<br>acc" in html
     assert "nats" not in html.partition("How to read")[0].partition("<style>")[0]
-    assert "in 1 − acc" in sentences.luck(tables.luck(study), 5, results.unit_of(study))
+    assert "in 1 − acc" in sentences.luck(tables.luck(study), 5, StudyResults.read(study).unit)
     best = Recipe.load(tmp_path / "run" / "best.json")
     assert [(its.metric, its.convention.name) for its in best.scores] == [("tasks", "lm-eval choice:acc")] * 2
     with slung(model, best):
@@ -298,12 +299,12 @@ def test_tasks_stand_beside_a_search_by_perplexity(model: Any, tokenizer: Any, f
         also={"last": (asked, asked.corpus)},
         progress=False,
     )
-    for trial in results.complete(study):
+    for trial in results.scored_trials(study):
         with slung(model, Recipe.parse(trial.user_attrs["recipe"])):
             assert trial.values[1] == pytest.approx(asked(model, asked.corpus).nll)
     measure(study, model, asked.corpus, objective=asked, name="measured", progress=False)
-    kept = results.measured(study)["measured"]
-    assert kept == pytest.approx({trial.number: trial.values[1] for trial in results.complete(study)})
+    kept = StudyResults.read(study).measured["measured"]
+    assert kept == pytest.approx({trial.number: trial.values[1] for trial in results.scored_trials(study)})
 
 
 def test_data_may_lie_where_lm_eval_was_started(

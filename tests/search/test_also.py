@@ -21,7 +21,8 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import slung
 from david.sling.locate import find
-from david.storage import results, trial_attributes
+from david.storage import trial_attributes
+from david.storage.results import StudyResults
 from david.study.create import open_study
 from tests.helpers.corpora import QUESTIONS, choice_corpus, random_corpus
 from tests.helpers.searches import recipes_of, run, scored, whole_corpus
@@ -83,8 +84,8 @@ def test_the_best_are_the_front_and_they_are_judged(model: Any, sides: tuple[Cor
     assert set(rows["trial"]) == front
     assert rows["visits"].is_monotonic_increasing
     ranked = sorted(front - {0}, key=lambda number: values[number][0])
-    assert [trial.number for trial in results.best_of_search(study, 4)] == ranked[:4]
-    judged = {trial.number for trial in results.judged(study)}
+    assert [trial.number for trial in StudyResults.read(study).best_of_search(4)] == ranked[:4]
+    judged = {trial.number for trial in StudyResults.read(study).judged}
     assert judged == set(ranked[:4])
     board = tables.leaderboard(study, 4)
     assert set(board["trial"]) == judged | {0}
@@ -157,7 +158,7 @@ def test_a_base_that_beats_every_recipe_leaves_them_to_be_judged(
     board = tables.leaderboard(study, 2)
     shallowest = min(len(Recipe.parse(recipe)) for recipe in board["recipe"][1:])
     assert (len(board), shallowest) == (2, 7)  # of the recipes, none beats the other in all: the first of equals
-    assert sentences.verdict(board) == "the base wins: on held-out windows every finalist is worse (1 of 1)"
+    assert sentences.verdict(board) == "no finalist beats the base on held-out windows: every one is worse (1 of 1)"
     assert len(tables.front(tables.trials(study))) == 1
     assert (tmp_path / "run" / "front.csv").exists()
 
@@ -274,7 +275,7 @@ def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) 
     assert "held-out accuracy" in html
     assert "12 questions of" in html
     assert "18 questions of" in html
-    assert "nats a question" in sentences.luck(tables.luck(study), 5, results.unit_of(study))
+    assert "nats a question" in sentences.luck(tables.luck(study), 5, StudyResults.read(study).unit)
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert [its["metric"] for its in best["scores"]] == ["multiple_choice"] * 2
     picked = Recipe.load(tmp_path / "run" / "best.json")

@@ -16,7 +16,7 @@ from david.recipe.recipe import Recipe
 from david.report import page, sentences
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
-from david.storage import results
+from david.storage.results import StudyResults
 from david.study.search import search
 from tests.helpers.corpora import of_completions, windows
 from tests.helpers.layer_calls import counted
@@ -37,7 +37,7 @@ def recipes_of(study: Study, numbers: Any) -> list[Recipe]:
 def test_a_measure_is_each_recipes_score_and_the_correlation_is_theirs(study: Study, tiny: Any) -> None:
     answers = of_completions()
     found = measure(study, tiny, answers, name="answers", progress=False)
-    kept = results.measured(study)["answers"]
+    kept = StudyResults.read(study).measured["answers"]
     assert len(kept) == found.pairs == 12
     scores = score_recipes(tiny, recipes_of(study, kept), answers)
     assert list(kept.values()) == pytest.approx([score.nll for score in scores], rel=1e-6)
@@ -51,12 +51,13 @@ def test_a_measure_is_each_recipes_score_and_the_correlation_is_theirs(study: St
 def test_what_is_measured_is_not_measured_again(study: Study, tiny: Any) -> None:
     first = measure(study, tiny, windows(3), name="more", most=5, progress=False)
     assert first.pairs == 5
-    order = [trial.number for trial in results.whole(study)]
-    assert list(results.measured(study)["more"]) == [order[place] for place in (0, 3, 6, 8, 11)]  # from best to worst
-    before = results.measured(study)["more"]
+    order = [trial.number for trial in StudyResults.read(study).fully_scored]
+    # from best to worst
+    assert list(StudyResults.read(study).measured["more"]) == [order[place] for place in (0, 3, 6, 8, 11)]
+    before = StudyResults.read(study).measured["more"]
     second = measure(study, tiny, windows(3), name="more", progress=False)
     assert second.pairs == 12
-    assert results.measured(study)["more"].items() >= before.items()
+    assert StudyResults.read(study).measured["more"].items() >= before.items()
     with counted(tiny) as calls:
         assert measure(study, tiny, windows(3), name="more", objective=lambda *_: 1 / 0, progress=False) == second
     assert sum(calls) == 0
@@ -78,4 +79,4 @@ def test_a_study_of_another_model_is_refused(study: Study) -> None:
         measure(study, tiny_model("llama", num_hidden_layers=5), windows(1), name="x", progress=False)
     with pytest.raises(SearchError, match="most must be at least 2"):
         measure(study, tiny_model("llama"), windows(1), name="x", most=1)
-    assert results.measured(study) == {}
+    assert StudyResults.read(study).measured == {}

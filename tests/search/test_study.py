@@ -37,6 +37,7 @@ from david.sling.locate import find
 from david.sling.stacked_copy import stacked
 from david.storage import results, trial_claims
 from david.storage.heartbeat import MACHINE, OWNER, WorkerHeartbeat
+from david.storage.results import StudyResults
 from david.storage.trial_claims import TICKET
 from david.study import loop
 from david.study.create import open_study, sampler_named
@@ -523,8 +524,8 @@ def test_random_recipes_as_deep_as_the_best_stand_beside_it(
 ) -> None:
     options: dict[str, Any] = {"space": Block(max_length=2, scales=(0.1, 1)), "out": tmp_path / "run", "top": 3}
     study = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
-    best = results.judged_best(study)
-    found = results.baseline(study)
+    best = StudyResults.read(study).judged_best
+    found = StudyResults.read(study).baseline
     assert best is not None
     assert found is not None
     assert found.trial == best.number == tables.leaderboard(study, 3).query("recipe != 'base'")["trial"].iloc[0]
@@ -534,16 +535,20 @@ def test_random_recipes_as_deep_as_the_best_stand_beside_it(
         assert len(recipe) == len(Recipe.parse(best.user_attrs["recipe"]))
         with slung(tiny, recipe):
             assert nll == pytest.approx(perplexity(tiny, held_out).nll, abs=1e-6)
-    its = results.held_out(study, best)
+    its = StudyResults.read(study).held_out(best)
     assert its is not None
     said = sentences.baseline(study)
     assert f"trial {best.number}" in said
     assert said.endswith(f"it is lower than {sum(its.nll < nll for nll in found.nll.values())} of 4")
     assert said[1:] in page.page(study)
-    before, looks = lines_of(study), results.evaluations(study)
+    before, looks = lines_of(study), StudyResults.read(study).evaluations
     again = run(tiny, corpus, held_out=held_out, n_trials=8, baseline=4, **options)
-    assert (lines_of(again), results.evaluations(again), results.baseline(again)) == (before, looks, found)
-    more = results.baseline(run(tiny, corpus, held_out=held_out, n_trials=8, baseline=6, **options))
+    assert (lines_of(again), StudyResults.read(again).evaluations, StudyResults.read(again).baseline) == (
+        before,
+        looks,
+        found,
+    )
+    more = StudyResults.read(run(tiny, corpus, held_out=held_out, n_trials=8, baseline=6, **options)).baseline
     assert more is not None
     assert more.asked == 6
     assert len(more.nll) <= 6  # a block of two of six layers has four other places
@@ -573,7 +578,7 @@ def test_the_same_windows_of_another_slice_are_refused(tiny: Any, corpus: Corpus
 
 def test_a_baseline_of_none_measures_none(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
     study = run(tiny, corpus, held_out=held_out, space="block", n_trials=3, baseline=0)
-    assert results.baseline(study) is None
+    assert StudyResults.read(study).baseline is None
     assert sentences.baseline(study) == ""
     with pytest.raises(SearchError, match="baseline must be 0 or more; got -1"):
         run(tiny, corpus, n_trials=3, baseline=-1)
@@ -627,13 +632,13 @@ def test_the_best_of_the_search_are_measured_once_on_held_out_windows(
         f"held_out:{t.number}" for t in [study.trials[0], *others[:3]]
     }
 
-    assert results.evaluations(study) == 1
+    assert StudyResults.read(study).evaluations == 1
 
     run(tiny, corpus, n_trials=8, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4}
-    assert results.evaluations(study) == 1
+    assert StudyResults.read(study).evaluations == 1
     run(tiny, corpus, n_trials=14, **options)
-    assert results.evaluations(study) == 2
+    assert StudyResults.read(study).evaluations == 2
     judged = sum(key.startswith("held_out:") for key in study.user_attrs)
     assert Counter(objective.spans) == {(0, 3): 14, (3, 12): judged}
 
@@ -642,11 +647,11 @@ def test_a_look_that_is_broken_off_goes_on_as_the_same_look(tiny: Any, corpus: C
     objective, study = Counting(at=8 + 3, instead=interrupt), open_study(None)  # at the second finalist
     options = {"space": Block(max_length=3), "objective": objective, "held_out": held_out, "top": 3, "baseline": 0}
     run(tiny, corpus, n_trials=8, study=study, **options)
-    assert len(results.judged(study)) == 1
+    assert len(StudyResults.read(study).judged) == 1
     run(tiny, corpus, n_trials=8, study=study, **options)
     assert Counter(objective.spans) == {(0, 3): 8, (3, 12): 4 + 1}
-    assert len(results.judged(study)) == 3
-    assert results.evaluations(study) == 1
+    assert len(StudyResults.read(study).judged) == 3
+    assert StudyResults.read(study).evaluations == 1
 
 
 def test_the_leaderboard_is_what_one_computes_by_hand(tiny: Any, corpus: Corpus, held_out: Corpus) -> None:
@@ -738,7 +743,7 @@ def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
     assert recipes_of(study.trials) == [BASE, *map(str, all_blocks(6, 2))]
     assert all(trial.params for trial in study.trials)
     assert capsys.readouterr().err == "the strategy is at its end, 12 recipes scored\n"
-    assert len(results.judged(study)) == 5
+    assert len(StudyResults.read(study).judged) == 5
     more = run(tiny, corpus, strategy=Refine(steps=["drop"]), space=Block(max_length=2), n_trials=14, study=study)
     refined = [trial for trial in more.trials[12:] if trial.state == TrialState.COMPLETE]
     assert [Recipe.parse(recipe).repeat_map for recipe in recipes_of(refined)] == [(1, 2, 3, 4, 5), (0, 2, 3, 4, 5)]
@@ -817,9 +822,9 @@ def test_a_finalist_that_cannot_be_judged_is_infinitely_worse(
     board = tables.leaderboard(study, top=2)
     assert board["verdict"].tolist() == ["", "worse", "worse"]
     assert (
-        results.evaluations(
+        StudyResults.read(
             run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2, study=study)
-        )
+        ).evaluations
         == 1
     )
 
@@ -900,7 +905,7 @@ def test_what_a_live_worker_has_in_hand_is_waited_for_and_counts(
     monkeypatch.setattr(signals, "interruptible_sleep", pause)
     run(tiny, corpus, space=space, study=study, objective=visits, n_trials=4)
     assert len(pauses) == 1
-    assert len(results.complete(study)) == 4
+    assert len(results.scored_trials(study)) == 4
     assert not study.get_trials(states=(TrialState.WAITING,))
 
 
@@ -931,7 +936,7 @@ def test_a_recipe_that_cannot_be_scored_is_not_run_again(shallow: Any, corpus: C
 
     study = run(shallow, corpus, space=Block(max_length=3), objective=objective, n_trials=50)
     assert runs[6] == 1
-    assert len(results.complete(study)) == 6  # of seven
+    assert len(results.scored_trials(study)) == 6  # of seven
 
 
 def test_what_a_sampler_keeps_repeating_is_broken_by_random_draws(
@@ -944,7 +949,7 @@ def test_what_a_sampler_keeps_repeating_is_broken_by_random_draws(
     stubborn = Stubborn(seed=0)
     study = optuna.create_study(sampler=stubborn)
     run(shallow, corpus, study=study, space=Block(max_length=3), objective=visits, n_trials=5)
-    assert len(results.complete(study)) == 5  # the sampler alone gives nothing but the base
+    assert len(results.scored_trials(study)) == 5  # the sampler alone gives nothing but the base
     assert study.sampler is stubborn
 
 
@@ -961,7 +966,7 @@ def test_what_another_worker_scored_meanwhile_counts_once(shallow: Any, corpus: 
         return scored
 
     run(shallow, corpus, study=study, space=Block(max_length=3), objective=objective, n_trials=4)
-    recipes = recipes_of(results.complete(study))
+    recipes = recipes_of(results.scored_trials(study))
     assert len(recipes) == len(set(recipes)) == 4
     assert "duplicate_of" in study.trials[2].user_attrs
 
@@ -977,7 +982,7 @@ def test_the_same_weights_from_another_place_may_join(tiny: Any, corpus: Corpus)
     study = optuna.create_study(sampler=TPESampler(seed=0))
     run(tiny, corpus, study=study, objective=visits, n_trials=2)
     tiny.config._name_or_path = "elsewhere"
-    assert len(results.complete(run(tiny, corpus, study=study, objective=visits, n_trials=3))) == 3
+    assert len(results.scored_trials(run(tiny, corpus, study=study, objective=visits, n_trials=3))) == 3
 
 
 def test_windows_of_another_length_that_share_tokens_are_refused(tiny: Any, corpus: Corpus) -> None:
@@ -1002,7 +1007,7 @@ def test_what_was_found_after_the_judging_is_shown_as_not_judged(tiny: Any, corp
     run(tiny, corpus, held_out=held_out, study=study, n_trials=3, top=1)
     run(tiny, corpus, study=study, n_trials=12)
     board = tables.leaderboard(study, top=3)
-    assert {trial.number for trial in results.best_of_search(study, 3)} <= set(board["trial"])
+    assert {trial.number for trial in StudyResults.read(study).best_of_search(3)} <= set(board["trial"])
     assert set(board["verdict"]) >= {"not judged"}
 
 
@@ -1066,10 +1071,10 @@ def test_recipes_race_and_whoever_is_best_has_seen_every_window(pruner: str, tin
     else:
         given = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     found = run(tiny, windows, n_trials=30, held_out=others, space=Blocks(), pruner=given, batch=3, top=2)
-    scored = results.complete(found)
+    scored = results.scored_trials(found)
     dropped = [trial for trial in scored if "partial" in trial.user_attrs]
     assert 0 < len(dropped) < len(scored) == 30
-    best = results.best_of_search(found, 5)
+    best = StudyResults.read(found).best_of_search(5)
     assert {len(trial.user_attrs["window_nll"]) for trial in [*best, found.best_trial]} == {16}
     [base] = [trial for trial in scored if trial.user_attrs["recipe"] == BASE]
     for trial in dropped:
@@ -1144,7 +1149,7 @@ def test_a_race_drops_nothing_before_the_base_is_known(tiny: Any) -> None:
         other.set_user_attr(name, value)
     rounds_of(tiny, other, After(lambda: None), [Recipe((0, 1)), Recipe((2,))])
     assert [len(trial.user_attrs["window_nll"]) for trial in other.trials] == [8, 8]
-    assert results.base_trial(other) is None
+    assert StudyResults.read(other).base_trial is None
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -1163,7 +1168,7 @@ def test_of_two_workers_that_race_one_recipe_the_whole_score_counts(
             rounds_of(tiny, study, pruner, [wanted])
 
     rounds_of(tiny, study, After(other_worker), [wanted])
-    scored = [trial for trial in results.complete(study) if trial.user_attrs["recipe"] == str(wanted)]
+    scored = [trial for trial in results.scored_trials(study) if trial.user_attrs["recipe"] == str(wanted)]
     assert [len(trial.user_attrs["window_nll"]) for trial in scored] == [8 if whole else 2]
     assert all(trial.state.is_finished() for trial in study.trials)
 
@@ -1179,7 +1184,7 @@ def test_a_pruner_of_ones_own_decides(tiny: Any) -> None:
     found = run(tiny, windows, n_trials=3, space=Blocks(), pruner=Never())
     assert asked == [2, 4] * 2  # not about the base, nor where every window is seen
     assert not any("partial" in trial.user_attrs for trial in found.trials)
-    assert [len(trial.intermediate_values) for trial in results.complete(found)] == [8, 8, 8]
+    assert [len(trial.intermediate_values) for trial in results.scored_trials(found)] == [8, 8, 8]
 
 
 @pytest.mark.parametrize(

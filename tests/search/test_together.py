@@ -25,6 +25,7 @@ from david.sling.locate import find
 from david.storage import results
 from david.storage.heartbeat import MACHINE, OWNER, WorkerHeartbeat
 from david.storage.queue import QueuedTrial, enqueue, first_queued, queued, requeue_orphaned
+from david.storage.results import StudyResults
 from david.storage.trial_claims import TICKET
 from david.study import rounds
 from david.study.run import Run
@@ -142,7 +143,7 @@ def test_a_recipe_that_was_in_the_hands_of_three_workers_that_died_fails(
     assert first_queued(study) is None
     assert study.trials[-1].user_attrs["error"] == "3 workers ended while they scored it"
     assert capsys.readouterr().err == f"trial {study.trials[-1].number} failed: 3 workers ended while they scored it\n"
-    assert list(results.refused(study)) == [str(WANTED)]
+    assert list(StudyResults.read(study).refused) == [str(WANTED)]
     run(tiny, corpus, space=SPACE, study=study, objective=visits, queue=[WANTED], n_trials=3)
     assert str(WANTED) not in recipes_of(scored(study))
     assert len(scored(study)) == 3
@@ -153,7 +154,7 @@ def test_the_base_is_never_given_up(tiny: Any, corpus: Corpus, study: Study) -> 
     enqueue(study, [QueuedTrial({}, "0:6")])
     lose(study, Recipe.identity(6), 5)
     assert first_queued(study) is not None
-    assert results.refused(study) == {}
+    assert StudyResults.read(study).refused == {}
 
 
 def test_what_may_have_killed_workers_is_scored_alone(tiny: Any, corpus: Corpus, study: Study) -> None:
@@ -190,7 +191,7 @@ def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study
                     study.tell(trial, 1.0)
             requeue_orphaned(study, heart, unsigned=True)
     assert queued(study) == []
-    assert list(results.refused(study)) == [str(killer)]
+    assert list(StudyResults.read(study).refused) == [str(killer)]
 
 
 def run_of(study: Study, model: Any, corpus: Corpus, heart: WorkerHeartbeat) -> Run:
@@ -233,7 +234,7 @@ def test_a_batch_ends_at_the_target_where_others_ask_meanwhile(tiny: Any, corpus
         return next(drawn) if isinstance(trial, Trial) else Recipe.identity(6)
 
     run(tiny, corpus, space=space, study=study, objective=visits, batch=8, n_trials=9)
-    assert 9 <= len(results.complete(study)) <= 10
+    assert 9 <= len(results.scored_trials(study)) <= 10
 
 
 def test_a_trial_that_two_workers_got_is_run_by_the_one_that_signed_last(
@@ -328,7 +329,7 @@ def test_one_that_races_and_was_taken_for_dead_goes_on(tiny: Any, study: Study) 
     taken: list[int] = []
 
     run(tiny, whole_corpus().split(8, 4)[0], space=SPACE, study=study, pruner=GivesUp(), batch=2, n_trials=6)
-    assert len(results.complete(study)) >= 6
+    assert len(results.scored_trials(study)) >= 6
     assert not study.get_trials(states=(RUNNING,))
 
 

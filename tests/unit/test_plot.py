@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from david.recipe.blocks import all_blocks
 from david.recipe.recipe import Recipe
 from david.report import plots, tables
-from david.storage import results
+from david.storage.results import StudyResults
 from tests.helpers.handmade_studies import add, new_study
 
 
@@ -306,7 +306,7 @@ def test_of_any_study_with_blocks_the_heatmap_and_the_paths_are_drawn(kind: str,
     study = new_study(n_layers)
     for recipe, nll in zip([Recipe.identity(n_layers), *all_blocks(n_layers)], nlls, strict=False):
         add(study, recipe, nll)
-    plots.paths(tables.paths(tables.leaderboard(study), results.depth_of(study)), ax)
+    plots.paths(tables.paths(tables.leaderboard(study), StudyResults.read(study).n_layers), ax)
     ax.figure.canvas.draw()
     assert len(ax.lines) == min(len(nlls), 6)
     heat = plt.figure().add_subplot()

@@ -260,13 +260,13 @@ WORSE, EVEN = [21.0, 22.1, 23.0], [20.5, 20.8, 21.9]
 @pytest.mark.parametrize(
     ("first", "second", "sentence"),
     [
-        (WORSE, WORSE, "the base wins: on held-out windows every finalist is worse (2 of 2)"),
+        (WORSE, WORSE, "no finalist beats the base on held-out windows: every one is worse (2 of 2)"),
         (
             WORSE,
             EVEN,
-            "the base stands: on held-out windows no finalist is better, 1 of 2 cannot be told apart from it",
+            "no finalist beats the base on held-out windows: 1 of 2 inconclusive",
         ),
-        (EVEN, EVEN, "the base stands: on held-out windows no finalist is better, 2 of 2 cannot be told apart from it"),
+        (EVEN, EVEN, "no finalist beats the base on held-out windows: 2 of 2 inconclusive"),
     ],
 )
 def test_the_verdict_says_so_when_the_base_wins(
@@ -282,7 +282,7 @@ def test_the_verdict_counts_those_that_are_judged(judged: Study) -> None:
     board = tables.leaderboard(judged, top=5)
     assert "not judged" in set(board["verdict"])
     worse = board.assign(verdict=board["verdict"].replace({"better": "worse", "not told apart": "worse"}))
-    assert sentences.verdict(worse) == "the base wins: on held-out windows every finalist is worse (2 of 2)"
+    assert sentences.verdict(worse) == "no finalist beats the base on held-out windows: every one is worse (2 of 2)"
 
 
 @pytest.mark.parametrize("path", sorted(Path("experiments").rglob("best.json")), ids=str)
@@ -293,9 +293,9 @@ def test_every_recipe_that_is_committed_can_be_read(path: Path) -> None:
 def test_how_often_the_held_out_windows_were_looked_at_is_told(judged: Study) -> None:
     assert sentences.looks(judged) == ""
     results.log_evaluation(judged, judged.trials[:2])
-    assert sentences.looks(judged) == "the held-out windows were looked at once, for 2 recipes and the base"
+    assert sentences.looks(judged) == "held-out data evaluated once, for 2 recipes and the base"
     results.log_evaluation(judged, judged.trials[1:3])
-    assert "looked at 2 times, for 2 recipes and the base: with each look" in sentences.looks(judged)
+    assert "evaluated 2 times, for 2 recipes and the base: each further evaluation" in sentences.looks(judged)
 
 
 def test_the_luck_line_is_told_in_a_sentence() -> None:
@@ -335,7 +335,7 @@ def test_the_leaderboard_for_a_terminal_shows_the_figures(judged: Study) -> None
     best = text.splitlines()[1]
     for shown in ("+33%", f"{math.exp(1.5):.3f}", f"{math.exp(1.98):.3f}", "-0.1200", "better", BEST):
         assert shown in best
-    assert "not told apart" in text
+    assert "inconclusive" in text
 
 
 def test_an_empty_leaderboard_says_that_nothing_is_scored() -> None:

@@ -11,10 +11,12 @@ from optuna import Study
 from scipy import stats
 
 from david.errors import SearchError
+from david.metrics.score import Score
 from david.metrics.selection_bias import luck
 from david.recipe.recipe import Recipe
 from david.report import tables
-from david.storage import results, trial_attributes
+from david.storage import results
+from david.storage.results import StudyResults
 from tests.helpers.handmade_studies import add, judge, new_study
 
 BASE = "0:6"
@@ -101,8 +103,8 @@ def test_an_empty_study_is_an_empty_table_with_its_columns() -> None:
     assert found.empty
     assert tables.leaderboard(new_study()).empty
     assert tables.blocks(new_study()).empty
-    assert results.finalists(new_study()) == []
-    assert results.base_trial(new_study()) is None
+    assert StudyResults.read(new_study()).finalists() == []
+    assert StudyResults.read(new_study()).base_trial is None
 
 
 def test_without_the_base_there_is_no_difference_to_it() -> None:
@@ -165,7 +167,7 @@ def test_the_leaderboards_intervals_are_corrected_for_its_finalists(judged: Stud
 
 def test_once_judged_all_who_were_stay_on_the_leaderboard_and_what_is_better_since_stands_behind(judged: Study) -> None:
     add(judged, "0:2, 1:6", 0.5)  # found later, not judged yet
-    assert [trial.number for trial in results.finalists(judged, top=1)] == [7, 1, 8]
+    assert [trial.number for trial in StudyResults.read(judged).finalists(top=1)] == [7, 1, 8]
     board = tables.leaderboard(judged, top=1)
     assert list(board["trial"]) == [7, 0, 1, 8]
     assert board["verdict"].iloc[-1] == "not judged"
@@ -202,35 +204,35 @@ def test_the_columns_of_the_leaderboard_have_their_types(study: Study, judged: S
 
 def test_a_recipe_that_was_dropped_early_is_never_among_the_best(study: Study) -> None:
     add(study, "0:5, 3:6", 0.1, partial=1)
-    assert [trial.number for trial in results.best_of_search(study, 9)] == [1, 7]
+    assert [trial.number for trial in StudyResults.read(study).best_of_search(9)] == [1, 7]
     assert tables.trials(study)["partial"].dropna().tolist() == [1]
 
 
 def test_the_best_of_a_search_are_finite_distinct_and_never_the_base(study: Study) -> None:
-    assert [trial.number for trial in results.best_of_search(study, 9)] == [1, 7]
-    assert [trial.number for trial in results.best_of_search(study, 1)] == [1]
-    assert [trial.number for trial in results.finalists(study)] == [1, 7]
-    assert results.base_trial(study).number == 0  # type: ignore[union-attr]
+    assert [trial.number for trial in StudyResults.read(study).best_of_search(9)] == [1, 7]
+    assert [trial.number for trial in StudyResults.read(study).best_of_search(1)] == [1]
+    assert [trial.number for trial in StudyResults.read(study).finalists()] == [1, 7]
+    assert StudyResults.read(study).base_trial.number == 0  # type: ignore[union-attr]
 
 
 def test_of_equal_recipes_the_earlier_trial_is_the_better_one() -> None:
     study = new_study(6)
     for notation in ("0:6, 5", "0:1, 0:6", BASE):
         add(study, notation, 2.0)
-    assert [trial.number for trial in results.best_of_search(study, 5)] == [0, 1]
+    assert [trial.number for trial in StudyResults.read(study).best_of_search(5)] == [0, 1]
 
 
 def test_complete_trials_are_finished_have_a_recipe_and_are_no_duplicates(study: Study) -> None:
     add(study, None, 1.0)  # a stranger's trial
-    assert [trial.number for trial in results.complete(study)] == [0, 1, 2, 7]
+    assert [trial.number for trial in results.scored_trials(study)] == [0, 1, 2, 7]
 
 
 def test_a_held_out_score_is_kept_with_the_study_and_comes_back(study: Study) -> None:
     trial = study.trials[1]
-    assert results.held_out(study, trial) is None
-    results.keep_held_out(study, trial, trial_attributes.HeldOut((30.0, 60.0), (10, 30), (0, 4)))
-    kept = results.held_out(study, trial)
-    assert kept == trial_attributes.HeldOut((30.0, 60.0), (10, 30), (0, 4))
+    assert StudyResults.read(study).held_out(trial) is None
+    results.store_held_out(study, trial, Score((30.0, 60.0), (10, 30), (0, 4), "window"))
+    kept = StudyResults.read(study).held_out(trial)
+    assert kept == Score((30.0, 60.0), (10, 30), (0, 4), "window")
     assert kept.nll == 90 / 40  # over all tokens, not a mean of windows
     assert study.user_attrs["held_out:1"] == {
         "window_nll": [30.0, 60.0],
@@ -296,10 +298,10 @@ def test_there_is_no_luck_line_without_recipes_or_a_finite_base() -> None:
 
 def test_intervals_are_corrected_for_all_that_were_ever_picked(judged: Study) -> None:
     before = tables.difference_to_base(judged, judged.trials[1])
-    assert results.picked(judged) == len(results.judged(judged))
+    assert StudyResults.read(judged).n_picked == len(StudyResults.read(judged).judged)
     results.log_evaluation(judged, judged.trials)  # of which not all came to be judged
     after = tables.difference_to_base(judged, judged.trials[1])
-    assert results.picked(judged) == len(judged.trials) - 1
+    assert StudyResults.read(judged).n_picked == len(judged.trials) - 1
     assert before is not None
     assert after is not None
     assert after.low < before.low < before.high < after.high
@@ -343,7 +345,7 @@ def test_the_block_grid_says_which_blocks_a_race_dropped(study: Study) -> None:
 
 
 def test_the_paths_have_a_row_for_each_visit_of_each_recipe(study: Study) -> None:
-    paths = tables.paths(tables.leaderboard(study), results.depth_of(study))
+    paths = tables.paths(tables.leaderboard(study), StudyResults.read(study).n_layers)
     assert list(paths.columns) == ["recipe", "visit", "layer", "scale"]
     assert list(paths["recipe"].drop_duplicates()) == ["0:4, 2:6", "0:3, 1:3*0.5, 3:6", "base"]
     damped = paths[paths["recipe"] == "0:3, 1:3*0.5, 3:6"]
@@ -358,7 +360,7 @@ def test_the_paths_know_the_base_whatever_recipe_comes_first(n_layers: int) -> N
     study = new_study(n_layers)
     add(study, Recipe.identity(n_layers), 2.0)
     add(study, Recipe.from_blocks(n_layers, [(0, n_layers, 8)]), 1.0)
-    paths = tables.paths(tables.leaderboard(study), results.depth_of(study))
+    paths = tables.paths(tables.leaderboard(study), StudyResults.read(study).n_layers)
     assert list(paths[paths["recipe"] == "base"]["layer"]) == list(range(n_layers))
 
 
@@ -367,11 +369,13 @@ def test_the_paths_know_the_base_whatever_recipe_comes_first(n_layers: int) -> N
 
 def test_a_study_tells_what_it_is_about() -> None:
     study = new_study(7, seed=3)
-    assert results.depth_of(study) == 7
-    assert results.about(study)["seed"] == 3
+    assert StudyResults.read(study).n_layers == 7
+    assert results.read_metadata(study).seed == 3
 
 
-@pytest.mark.parametrize("read", [tables.trials, tables.leaderboard, tables.blocks, results.finalists, results.about])
+@pytest.mark.parametrize(
+    "read", [tables.trials, tables.leaderboard, tables.blocks, StudyResults.read, results.read_metadata]
+)
 def test_a_study_that_no_search_has_run_on_is_refused_by_name(read: Any) -> None:
     study = optuna.create_study(study_name="mine")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)

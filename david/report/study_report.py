@@ -1,0 +1,92 @@
+"""What the files, the page and the terminal show of a study: each table and number is computed once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+from optuna import Study
+
+from david.metrics.paired_test import Correlation
+from david.metrics.selection_bias import Luck
+from david.report import sentences, tables
+from david.storage.results import StudyResults
+
+
+@dataclass(frozen=True, eq=False)
+class StudyReport:
+    """The tables and sentences of a study.
+
+    Attributes:
+        results: The study's results.
+        top: How many recipes the leaderboard shows that are not judged yet, and how many paths the page draws.
+    """
+
+    results: StudyResults
+    top: int = 5
+
+    @classmethod
+    def read(cls, study: Study | StudyResults, top: int = 5) -> "StudyReport":
+        """Read a study once.
+
+        Raises:
+            SearchError: No search has run on the study.
+        """
+        return cls(StudyResults.read(study), top)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """The table of `tables.trials`."""
+        return tables.trials(self.results)
+
+    @cached_property
+    def board(self) -> pd.DataFrame:
+        """The table of `tables.leaderboard`."""
+        return tables.leaderboard(self.results, self.top)
+
+    @cached_property
+    def blocks(self) -> pd.DataFrame:
+        """The table of `tables.blocks`."""
+        return tables.blocks(self.results)
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The Pareto front of all that the study minimises."""
+        return tables.front(self.trials)
+
+    @cached_property
+    def depth_front(self) -> pd.DataFrame:
+        """The Pareto front of the NLL and the visits."""
+        return tables.front(self.trials, ["visits"])
+
+    @cached_property
+    def luck(self) -> Luck | None:
+        """The luck line."""
+        return tables.luck(self.results)
+
+    @cached_property
+    def rank_correlations(self) -> Mapping[str, Correlation]:
+        """How well the search windows rank the recipes for each other measure."""
+        return tables.rank_correlations(self.results)
+
+    @property
+    def n_recipes(self) -> int:
+        """How many recipes were scored, without the base."""
+        return len(self.results.scored) - 1
+
+    @property
+    def luck_sentence(self) -> str:
+        """The luck line in a sentence; empty if it is unknown."""
+        return sentences.luck(self.luck, self.n_recipes, self.results.unit, self.results.item)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the study found, in sentences, the verdict first."""
+        lines = (
+            sentences.verdict(self.board),
+            sentences.looks(self.results),
+            sentences.baseline(self.results),
+            self.luck_sentence,
+            *sentences.ranking_sentences(self.rank_correlations),
+        )
+        return [line for line in lines if line]
