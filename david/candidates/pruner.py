@@ -1,4 +1,7 @@
-"""Racing: recipes that are hopeless on the first windows are given up, told by paired tests against the best so far."""
+"""Racing: stop recipes that paired tests on their first windows show to be worse than the best so far.
+
+`RacingPruner` is an Optuna pruner; `hopeless` is the test.
+"""
 
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,22 +16,31 @@ from scipy import stats
 
 from david.storage.trial_attributes import PARTIAL, WINDOW_NLL, WINDOW_TOKENS
 
-_LEVEL = 0.005  # how often a test may give up a recipe as good as the one it is held against; see experiments/engine
-_PRIOR = 2.0  # for how many windows the spread of all recipes' differences counts beside a recipe's own
+_LEVEL = 0.005  # how often a test may stop a recipe as good as the one it is compared with; see experiments/engine
+_PRIOR = 2.0  # degrees of freedom of all recipes' variance beside a recipe's own
 
 
 def hopeless(nll: NDArray[Any], finalists: int, *, level: float = _LEVEL, prior: float = _PRIOR) -> NDArray[Any]:
-    """Which recipes are worse than the last of the `finalists` best, `[R]`, of NLLs of the same windows `[R, W]`.
+    """Test which recipes are worse than the last of the `finalists` best.
 
-    By a t-test of one side on the paired differences. Since two windows tell little of a spread, its variance is
-    moderated: the median variance of all recipes' differences counts as `prior` more degrees of freedom (Smyth, Linear
-    models and empirical Bayes methods, 2004).
+    One-sided t-test on the paired differences. Since two windows say little about the variance, it is moderated: the
+    median variance of all recipes' differences counts as `prior` more degrees of freedom (Smyth, Linear models and
+    empirical Bayes methods, 2004).
+
+    Args:
+        nll: Mean NLL of each recipe on the same windows `[R, W]`, in nats per token.
+        finalists: How many recipes are never stopped.
+        level: How often the test may stop a recipe as good as the one it is compared with.
+        prior: Degrees of freedom of the common variance.
+
+    Returns:
+        For each recipe `[R]`, whether it is hopeless.
     """
     n_recipes, n_windows = nll.shape
-    ranked = np.argsort(nll.mean(axis=1), kind="stable")  # an infinite NLL is last
+    ranked = np.argsort(nll.mean(axis=1), kind="stable")  # an infinite NLL comes last
     if n_recipes <= finalists or n_windows < 2 or not np.all(np.isfinite(nll[ranked[finalists - 1]])):
         return np.zeros(n_recipes, dtype=bool)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         differences = nll - nll[ranked[finalists - 1]]
         means, variances = differences.mean(axis=1), differences.var(axis=1, ddof=1)
     others = np.delete(variances, ranked[finalists - 1])
@@ -42,12 +54,19 @@ def hopeless(nll: NDArray[Any], finalists: int, *, level: float = _LEVEL, prior:
 
 
 class RacingPruner(BasePruner):
-    """An Optuna pruner that gives up a trial when it is worse than the `finalists` best, as `hopeless` tells it.
+    """An Optuna pruner that stops a trial if `hopeless` shows it to be worse than the `finalists` best.
 
-    For studies that minimise: a trial reports the NLL of each window with the window's number for the step (David's own
-    searches keep them as `window_nll`, since each report is a transaction). It is held against all trials that have
-    seen the same windows and were not given up, running ones too: so recipes that are scored together race with one
-    another. With at most `finalists` such trials none is given up.
+    For studies that minimise. A trial reports the NLL of each window, with the window's number as the step (David's own
+    searches store them as `window_nll`, since each report is a transaction). It is compared with all trials that have
+    seen the same windows and were not stopped, running ones too, so recipes that are scored together race with one
+    another. With at most `finalists` such trials none is stopped.
+
+    Args:
+        finalists: How many of the best trials are never stopped.
+        level: How often a test may stop a recipe as good as the one it is compared with.
+
+    Raises:
+        ValueError: `finalists` is below 1, or `level` is not between 0 and 1.
 
     Example:
         >>> study = optuna.create_study(pruner=RacingPruner(finalists=5))
@@ -59,37 +78,41 @@ class RacingPruner(BasePruner):
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1; got {level}")
         self._finalists, self._level = finalists, level
-        # of a study's running trials by their numbers: how many windows they have seen, and the verdict
-        self._told: WeakKeyDictionary[Study, dict[int, tuple[int, bool]]] = WeakKeyDictionary()
+        # of a study's running trials, by number: how many windows they have seen, and the verdict
+        self._verdicts: WeakKeyDictionary[Study, dict[int, tuple[int, bool]]] = WeakKeyDictionary()
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether to give a trial up."""
+        """Return whether to stop a trial.
+
+        Raises:
+            ValueError: The study does not minimise.
+        """
         if study.direction != StudyDirection.MINIMIZE:
             raise ValueError("RacingPruner is for studies that minimise")
-        told, seen = self._told.setdefault(study, {}), _seen(trial)
-        if told.get(trial.number, (0, False))[0] != len(seen):
-            self._judge(study, set(seen), told)
-        return told.get(trial.number, (0, False))[1]
+        verdicts, window_nll = self._verdicts.setdefault(study, {}), _window_nll(trial)
+        if verdicts.get(trial.number, (0, False))[0] != len(window_nll):
+            self._judge(study, set(window_nll), verdicts)
+        return verdicts.get(trial.number, (0, False))[1]
 
-    def _judge(self, study: Study, windows: set[int], told: dict[int, tuple[int, bool]]) -> None:
-        """Reach the verdict on all trials that have seen these windows: reading a study from a storage is slow."""
+    def _judge(self, study: Study, windows: set[int], verdicts: dict[int, tuple[int, bool]]) -> None:
+        """Store the verdict on all trials that have seen these windows: reading a study from a storage is slow."""
         trials = [
-            (trial, seen)
+            (trial, window_nll)
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
-            if PARTIAL not in trial.user_attrs and windows <= (seen := _seen(trial)).keys()
+            if PARTIAL not in trial.user_attrs and windows <= (window_nll := _window_nll(trial)).keys()
         ]
-        nll = np.array([[seen[window] for window in sorted(windows)] for _, seen in trials])
+        nll = np.array([[window_nll[window] for window in sorted(windows)] for _, window_nll in trials])
         if not nll.size:
             return
-        for (trial, seen), verdict in zip(trials, hopeless(nll, self._finalists, level=self._level), strict=True):
-            if trial.state == TrialState.RUNNING and len(seen) == len(windows):
-                told[trial.number] = len(windows), bool(verdict)
+        for (trial, window_nll), verdict in zip(trials, hopeless(nll, self._finalists, level=self._level), strict=True):
+            if trial.state == TrialState.RUNNING and len(window_nll) == len(windows):
+                verdicts[trial.number] = len(windows), bool(verdict)
 
 
-def _seen(trial: FrozenTrial) -> dict[int, float]:
-    """The mean NLL of each window that a trial has seen, by its number."""
-    kept = trial.user_attrs.get(WINDOW_NLL)
-    if kept is None:
+def _window_nll(trial: FrozenTrial) -> dict[int, float]:
+    """Return the mean NLL of each window that a trial has seen, by the window's number."""
+    sums = trial.user_attrs.get(WINDOW_NLL)
+    if sums is None:
         return trial.intermediate_values
     tokens = trial.user_attrs[WINDOW_TOKENS]
-    return {window: nll / scored for window, (nll, scored) in enumerate(zip(kept, tokens, strict=False))}
+    return {window: nll / scored for window, (nll, scored) in enumerate(zip(sums, tokens, strict=False))}

@@ -1,8 +1,8 @@
-"""Ways to search that need no sampler: a full scan, a beam over blocks, refinement by neighbours.
+"""Search strategies that replace the sampler: `Scan` (all blocks), `Beam` (stacked blocks), `Refine` (hill climbing).
 
-A strategy is any function `(study, n_layers) → recipes` that says what to score next, and nothing where it is at its
-end. These here keep no state of their own: all they go by is what the study has scored, so that a search can be killed
-and taken up, and several workers can share one.
+A strategy is any function `(study, n_layers) → recipes` that returns what to score next, and nothing when it has
+finished. These keep no state: they use only what the study has scored, so that a search can be killed and resumed, and
+several workers can share one.
 """
 
 import math
@@ -23,29 +23,43 @@ from david.storage.results import StudyResults
 
 Strategy = Callable[[Study, int], Sequence[Recipe]]
 
-_STEPS = ("drop", "add", "swap", "scale", "grow", "shrink", "shift", "move", "cut", "repeat")  # few and telling first
-_COARSE, _FINE = (0.5, 2.0), (0.75, 1.0, 1.25, 1.5)  # strengths: each visit has a coarse one before any has a fine one
-_MAX_LENGTH = 8  # of visits that are cut or repeated together
-_MERGED = 16  # improvements that are tried together at most
+# first the steps with few neighbours that often help
+_STEPS = ("drop", "add", "swap", "scale", "grow", "shrink", "shift", "move", "cut", "repeat")
+_COARSE, _FINE = (0.5, 2.0), (0.75, 1.0, 1.25, 1.5)  # strengths: coarse ones for every visit before any fine one
+_MAX_LENGTH = 8  # visits that are cut or repeated together
+_MAX_MERGED = 16  # improvements that are combined
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Every block of up to `max_length` layers run twice; left out, a quarter of the base's layers."""
+    """Every block run twice.
+
+    Attributes:
+        max_length: Layers of the longest block; left out, a quarter of the base's layers.
+        max_visits: The most visits of a recipe.
+    """
 
     max_length: int | None = None
     max_visits: int | None = None
 
     def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
-        """What is not scored yet."""
-        return _new(_blocks(n_layers, self.max_length, self.max_visits), _scored(study))
+        """Return the recipes that are not scored yet."""
+        return _unscored(_blocks(n_layers, self.max_length, self.max_visits), _scored(study))
 
 
 @dataclass(frozen=True)
 class Beam:
-    """A scan of single blocks, then the `width` best with another of the best stacked on, as long as that helps.
+    """A scan of single blocks, then the best recipes with one more of the best blocks, as long as that helps.
 
-    A recipe of k blocks comes from the best of k − 1. `max_visits` bounds how deep a recipe becomes.
+    A recipe of k blocks comes from the best of k − 1.
+
+    Attributes:
+        width: How many of the best recipes of a level are extended.
+        max_length: Layers of the longest block; left out, a quarter of the base's layers.
+        max_visits: The most visits of a recipe.
+
+    Raises:
+        SearchError: `width` is below 1.
     """
 
     width: int = 8
@@ -54,23 +68,23 @@ class Beam:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise SearchError(f"a beam needs a width of at least 1; got {self.width}")
+            raise SearchError(f"the width of a beam must be at least 1; got {self.width}")
 
     def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
-        """The next level, where the one before is scored."""
+        """Return what is not scored of the first level that is not complete."""
         scored = _scored(study)
         level = _blocks(n_layers, self.max_length, self.max_visits)
         best_singles = _best(level, scored, self.width)
         before = scored.get(Recipe.identity(n_layers), math.inf)
-        while not (new := _new(level, scored)):
+        while not (new := _unscored(level, scored)):
             beam = _best(level, scored, self.width)
             if not beam or scored[beam[0]] >= before:
                 return []
             before = scored[beam[0]]
-            level = list(dict.fromkeys(self._stacked(beam, best_singles, n_layers)))
+            level = list(dict.fromkeys(self._stack(beam, best_singles, n_layers)))
         return new
 
-    def _stacked(self, beam: Sequence[Recipe], singles: Sequence[Recipe], n_layers: int) -> Iterator[Recipe]:
+    def _stack(self, beam: Sequence[Recipe], singles: Sequence[Recipe], n_layers: int) -> Iterator[Recipe]:
         for recipe in beam:
             for single in singles:
                 parts = sorted((blocks_of(recipe, n_layers) or []) + (blocks_of(single, n_layers) or []))
@@ -81,13 +95,21 @@ class Beam:
 
 @dataclass(frozen=True)
 class Refine:
-    """Hill climbing from `start` (left out, from the base): to the best neighbour, again and again.
+    """Hill climbing: from a recipe to its best neighbour, until no neighbour is better.
 
-    After the neighbours of a recipe come its improvements put together: to the best the next best, to the better of
-    that and the best alone the one behind, and so on. Where it helps to leave out single visits, the same is done once
-    more with runs of those that help. The best of all is where it goes on. `steps` are kinds of neighbours (see
-    `david.neighbours`), which are tried kind by kind: the next one where none before has helped. At most `max_length`
-    visits are cut or repeated together. It is at its end where no neighbour is better.
+    The steps are tried one after the other: the next only if none before has helped. Improvements of a recipe are then
+    combined: the best with the next best, the better of that and the best alone with the third, and so on. If it helps
+    to leave out single visits, the same is done once more with runs of visits that help. The search goes on from
+    the best of all.
+
+    Attributes:
+        start: Where to begin; left out, the base.
+        steps: Kinds of neighbours, see `david.neighbours`.
+        max_length: The most visits that are cut or repeated together.
+        max_visits: The most visits of a recipe.
+
+    Raises:
+        SearchError: A step is unknown, or there is none.
     """
 
     start: Recipe | None = None
@@ -101,42 +123,43 @@ class Refine:
             raise SearchError(f"unknown steps {unknown}: expected some of {', '.join(STEPS)}")
 
     def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
-        """The neighbours of where it stands, or their best ones put together."""
+        """Return the neighbours of the current recipe that are not scored, or a combination of improvements."""
         scored = _scored(study)
         here = self.start or Recipe.identity(n_layers)
         while here in scored:
-            step, better, new = self._better(here, scored, n_layers)
+            step, better, new = self._first_helpful_step(here, scored, n_layers)
             if new or not better:
                 return new
-            together, new = self._together(here, better, scored)
+            combined, new = self._combine(here, better, scored)
             if not new and step == "drop":
-                runs = _runs(here, scored, self.max_length)
-                new = _new(runs, scored)
+                shortened = _without_runs(here, scored, self.max_length)
+                new = _unscored(shortened, scored)
                 if not new:
-                    apart, new = self._together(here, _ahead(here, [*better, *runs], scored), scored)
-                    together = min(together, apart, key=scored.__getitem__)
+                    improvements = _improvements(here, [*better, *shortened], scored)
+                    other, new = self._combine(here, improvements, scored)
+                    combined = min(combined, other, key=scored.__getitem__)
             if new:
                 return new
-            here = together
+            here = combined
         return [here]
 
-    def _better(
+    def _first_helpful_step(
         self, here: Recipe, scored: Mapping[Recipe, float], n_layers: int
     ) -> tuple[str, list[Recipe], list[Recipe]]:
-        """The first kind of neighbours that has helped, and those that have; or what of a kind is not scored yet."""
-        for step, around in self._around(here, n_layers):
-            new = _new(around, scored)
-            if new or (better := _ahead(here, around, scored)):
+        """Return the first step that has helped, its improvements, best first, and what of it is not scored yet."""
+        for step, candidates in self._neighbours(here, n_layers):
+            new = _unscored(candidates, scored)
+            if new or (better := _improvements(here, candidates, scored)):
                 return step, [] if new else better, new
         return "", [], []
 
-    def _together(
+    def _combine(
         self, here: Recipe, better: Sequence[Recipe], scored: Mapping[Recipe, float]
     ) -> tuple[Recipe, list[Recipe]]:
-        """What improvements of a recipe, best first, make together; and what is to be scored to know it."""
+        """Return the best combination of improvements, best first, and what must be scored to know it."""
         best, merged = better[0], 0
         for other in better[1:]:
-            both = _merged(here, best, other) if merged < _MERGED else None
+            both = _merge(here, best, other) if merged < _MAX_MERGED else None
             if both is None or (self.max_visits is not None and len(both) > self.max_visits):
                 continue
             if both not in scored:
@@ -144,16 +167,16 @@ class Refine:
             best, merged = min(best, both, key=scored.__getitem__), merged + 1
         return best, []
 
-    def _around(self, here: Recipe, n_layers: int) -> Iterator[tuple[str, list[Recipe]]]:
-        """The neighbours of a recipe, kind by kind."""
+    def _neighbours(self, here: Recipe, n_layers: int) -> Iterator[tuple[str, list[Recipe]]]:
+        """Yield the neighbours of a recipe, step by step."""
         for step in self.steps:
             for scales in (_COARSE, _FINE) if step == "scale" else (_FINE,):
-                room = partial(neighbours, max_length=self.max_length, max_visits=self.max_visits)
-                yield step, room(here, n_layers, steps={step}, scales=scales)
+                limited = partial(neighbours, max_length=self.max_length, max_visits=self.max_visits)
+                yield step, limited(here, n_layers, steps={step}, scales=scales)
 
 
 def singles(n_layers: int) -> list[Recipe]:
-    """Each layer run twice, and each left out: a queue with which a search begins to know a model.
+    """Return a recipe that runs each layer twice and one that leaves it out: a good start for a search.
 
     Example:
         >>> [str(recipe) for recipe in singles(2)]
@@ -167,9 +190,23 @@ def singles(n_layers: int) -> list[Recipe]:
 def strategy_named(
     name: str, *, max_length: int | None = None, max_visits: int | None = None, start: Recipe | None = None
 ) -> Strategy:
-    """The strategy that a name on the command line stands for: `scan`, `beam` or `refine`."""
+    """Return a built-in strategy.
+
+    Args:
+        name: `"scan"`, `"beam"` or `"refine"`.
+        max_length: Layers of the longest block; for `refine`, visits that are cut or repeated together.
+        max_visits: The most visits of a recipe.
+        start: Where `refine` begins.
+
+    Raises:
+        SearchError: There is no such strategy, or another than `refine` has a start.
+
+    Example:
+        >>> strategy_named("beam", max_length=4)
+        Beam(width=8, max_length=4, max_visits=None)
+    """
     if start is not None and name != "refine":
-        raise SearchError(f"only refine starts from a recipe; got it with {name!r}")
+        raise SearchError(f"only refine starts from a recipe; got one with {name!r}")
     match name:
         case "scan":
             return Scan(max_length, max_visits)
@@ -186,29 +223,29 @@ def _blocks(n_layers: int, max_length: int | None, max_visits: int | None) -> li
 
 
 def _scored(study: Study) -> dict[Recipe, float]:
-    """The NLL of each recipe that a study has scored; infinity where it cannot be."""
+    """Return the NLL of each recipe that a study has scored; infinity if it cannot be scored."""
     results = StudyResults.read(study)
     nll = dict.fromkeys(results.refused, math.inf)
     nll |= {trial.user_attrs["recipe"]: trial_attributes.value_of(trial) for trial in results.scored}
     return {Recipe.parse(notation): value for notation, value in nll.items()}
 
 
-def _new(recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
+def _unscored(recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
     return [recipe for recipe in recipes if recipe not in scored]
 
 
 def _best(recipes: Sequence[Recipe], scored: Mapping[Recipe, float], n: int) -> list[Recipe]:
-    """The n with the lowest NLL, lowest first."""
+    """Return the n recipes with the lowest NLL, lowest first."""
     return sorted((recipe for recipe in recipes if recipe in scored), key=scored.__getitem__)[:n]
 
 
-def _ahead(here: Recipe, recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
-    """Those that are better than a recipe, best first."""
+def _improvements(here: Recipe, recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
+    """Return the recipes that are better than `here`, best first."""
     return [recipe for recipe in _best(recipes, scored, len(recipes)) if scored[recipe] < scored[here]]
 
 
-def _runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list[Recipe]:
-    """Runs of visits left out: of each length the two, apart, that promise most by what each visit left out gains."""
+def _without_runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list[Recipe]:
+    """Leave out runs of visits: of each length, two disjoint runs whose single visits gain the most together."""
     visits = list(here)
 
     def without(start: int, stop: int) -> Recipe:
@@ -216,17 +253,17 @@ def _runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list
         return Recipe(layers, scales)
 
     gains = [scored[here] - scored.get(without(i, i + 1), math.inf) for i in range(len(visits))]
-    found = []
+    shortened = []
     for length in range(2, min(max_length, len(visits) - 1) + 1):
-        promised = {start: sum(gains[start : start + length]) for start in range(len(visits) - length + 1)}
-        starts = sorted((start for start, gain in promised.items() if gain > 0), key=promised.__getitem__, reverse=True)
-        apart = next((start for start in starts if abs(start - starts[0]) >= length), None)
-        found += [without(start, start + length) for start in (*starts[:1], apart) if start is not None]
-    return found
+        sums = {start: sum(gains[start : start + length]) for start in range(len(visits) - length + 1)}
+        starts = sorted((start for start, gain in sums.items() if gain > 0), key=sums.__getitem__, reverse=True)
+        disjoint = next((start for start in starts if abs(start - starts[0]) >= length), None)
+        shortened += [without(start, start + length) for start in (*starts[:1], disjoint) if start is not None]
+    return shortened
 
 
-def _merged(here: Recipe, one: Recipe, other: Recipe) -> Recipe | None:
-    """What two recipes make of a third together, where they change it in different places."""
+def _merge(here: Recipe, one: Recipe, other: Recipe) -> Recipe | None:
+    """Apply the changes of two recipes to a third; None if they change the same place."""
     visits = list(here)
     edits = []
     for changed in (list(one), list(other)):

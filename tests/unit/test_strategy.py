@@ -179,7 +179,7 @@ def test_a_strategy_goes_by_its_name() -> None:
         strategy_named("beam", start=start)
     with pytest.raises(SearchError, match=r"unknown steps \['jump'\]"):
         Refine(steps=["drop", "jump"])
-    with pytest.raises(SearchError, match="width of at least 1"):
+    with pytest.raises(SearchError, match="width of a beam must be at least 1"):
         Beam(width=0)
 
 
