@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from david import David, Recipe, load_model
 from david.metrics import units
-from david.scoring import tasks
+from david import tasks
 
 RECIPE = Recipe.parse("0:12, 8:12*0.3, 12:30")
 LONGEST = 2048

@@ -19,7 +19,7 @@ from david.metrics.score import Score
 from david.models.describe import token_costs
 from david.recipe.explain import explain
 from david.recipe.recipe import Recipe
-from david.scoring import tasks
+from david import tasks
 from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import sling, slung, view
 from david.sling.stacked_copy import stacked

@@ -28,7 +28,8 @@ from david.errors import CorpusError, DavidError, ScoreError, SearchError
 from david.metrics import units
 from david.recipe.recipe import Recipe
 from david.report import page, sentences, tables
-from david.scoring import lm_eval_adapter, tasks
+from david import tasks
+from david.scoring import lm_eval_adapter, lm_eval_metrics
 from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import sling, slung, view
 from david.sling.stacked_copy import stacked
@@ -495,7 +496,7 @@ def test_tasks_are_loaded_on_a_slung_model_too(model: Any, tokenizer: Any, folde
 
 def test_a_brier_score_is_summed_over_answers() -> None:
     shares = np.array([0.2, 0.5, 0.3])
-    assert lm_eval_adapter._brier(1, shares) == pytest.approx(0.04 + 0.25 + 0.09)
+    assert lm_eval_metrics.brier_score(1, shares) == pytest.approx(0.04 + 0.25 + 0.09)
 
 
 def test_importing_lm_eval_is_left_to_who_asks_for_it() -> None:
