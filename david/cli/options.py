@@ -13,6 +13,7 @@ import typer
 
 from david.cli import inputs
 from david.errors import CorpusError, ScoreError
+from david.scoring.conventions import CONVENTIONS, DEFAULT_CONVENTION
 
 if TYPE_CHECKING:
     from david.recipe.recipe import Recipe
@@ -24,13 +25,8 @@ WORKERS, OUTPUT, SAMPLING = "Storage and workers", "Output", "Sampling"
 _LARGEST_SEED = 2**63 - 1
 
 
-class Convention(StrEnum):
-    """Which tokens of a text are scored: see `Corpus.load` and `score.perplexity`."""
-
-    window = "window"
-    llamacpp = "llamacpp"
-    strided = "strided"
-    rolling = "rolling"
+Convention = StrEnum("Convention", list(CONVENTIONS))  # type: ignore[misc]  # members from the table
+_DEFAULT_CONVENTION = Convention(DEFAULT_CONVENTION)
 
 
 def _check_seed(seed: int) -> int:
@@ -153,10 +149,11 @@ class DataOptions:
         Convention,
         typer.Option(
             metavar="NAME",
-            help="Which tokens are scored. window: all but the first of a window; llamacpp: as llama.cpp; strided: "
-            "a sliding window; rolling: as lm-eval.",
+            help="Which tokens are scored. "
+            + "; ".join(f"{convention.name}: {convention.help}" for convention in CONVENTIONS.values())
+            + ".",
         ),
-    ] = Convention.window
+    ] = _DEFAULT_CONVENTION
     stride: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Tokens between strided windows. Default: half a window."),
@@ -182,11 +179,9 @@ class DataOptions:
         """
         from david.scoring.corpus import Corpus
 
-        stride = self.stride
-        if self.convention is Convention.strided:
-            stride = stride or self.window // 2
-        elif stride is not None:
-            raise CorpusError("--stride requires strided windows: add --convention strided")
+        if self.stride is not None and not CONVENTIONS[self.convention].takes_stride:
+            strided = " or ".join(name for name, convention in CONVENTIONS.items() if convention.takes_stride)
+            raise CorpusError(f"--stride requires strided windows: add --convention {strided}")
         return Corpus.load(
             self.data if source is None else source,
             tokenizer,
@@ -196,8 +191,8 @@ class DataOptions:
             column=self.column,
             prompt=self.prompt_column,
             gold=self.gold_column,
-            stride=stride,
-            rolling=self.convention is Convention.rolling,
+            convention=self.convention.value,
+            stride=self.stride,
         )
 
     def objective(self) -> Any:
@@ -209,12 +204,12 @@ class DataOptions:
         from david.scoring.objectives import multiple_choice, perplexity
 
         if self.gold_column is not None:
-            if self.convention is not Convention.window:
+            if self.convention is not _DEFAULT_CONVENTION:
                 raise ScoreError(f"multiple choice has no conventions: leave --convention {self.convention} out")
             return multiple_choice
-        if self.convention is Convention.llamacpp:
-            return partial(perplexity, convention="llamacpp")
-        return perplexity
+        if self.convention is _DEFAULT_CONVENTION or CONVENTIONS[self.convention].first_scored is None:
+            return perplexity  # the second kind marks its scored tokens in the corpus
+        return partial(perplexity, convention=self.convention.value)
 
 
 @dataclass(frozen=True)
@@ -248,14 +243,14 @@ class TaskOptions:
             return
         if data_options:
             raise CorpusError(f"--tasks brings its own documents and measures: leave {', '.join(data_options)} out")
-        from david.scoring.tasks import check_names
+        from david.scoring.tasks import parse_task_names
 
-        check_names(self.tasks)
+        parse_task_names(self.tasks)
 
     def load(self, loaded: Any, tokenizer: Any) -> Any:
         """Return the `Tasks` for a model, or None if there are none."""
         if self.tasks is None:
             return None
-        from david.scoring.tasks import load as load_tasks
+        from david.scoring.tasks import load_tasks
 
         return load_tasks(self.tasks, loaded, tokenizer, limit=self.limit)

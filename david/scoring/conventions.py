@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from david.errors import CorpusError, ScoreError
 
 ConventionName = str  # a key of CONVENTIONS
-DEFAULT = "window"
+DEFAULT_CONVENTION = "window"
 CONSECUTIVE = "consecutive"
 
 # What the corpora and scores of other data are called: these rows are not cut from one text.
@@ -37,11 +37,11 @@ class Convention:
         help: One line for whoever chooses a convention.
         source: Who computes perplexity this way.
         cut: The key in `windows.CUTTERS` of the function that cuts a text into windows.
-        first_scored: Takes the length T of a window and returns the position (0 … T − 1) of its first scored token;
+        first_scored: Takes the length T of a window and returns the position (1 … T − 1) of its first scored token;
             all tokens from there on are scored. None if the cut itself marks which tokens are scored.
         shortest_window: The smallest T in which a token is scored.
-        takes_stride: The distance of two windows is an option: `stride` of `Corpus.load`, `--stride` of the command.
-        starts_documents: Each document begins with the tokenizer's BOS token (or else EOS), whatever `bos` says.
+        takes_stride: Whether the distance between the starts of two windows is an option (`stride`, `--stride`).
+        starts_documents: Whether each document begins with the tokenizer's BOS token (or else EOS), whatever `bos` says.
     """
 
     name: str
@@ -58,28 +58,28 @@ CONVENTIONS = {
     convention.name: convention
     for convention in (
         Convention(
-            name=DEFAULT,
+            name=DEFAULT_CONVENTION,
             help="consecutive windows, all but the first token of each",
             source="the disjoint chunks that the transformers perplexity guide begins with",
             first_scored=_all_but_first,
         ),
         Convention(
             name="llamacpp",
-            help="consecutive windows, the second half of each",
+            help="as llama.cpp: the second half of each window",
             source="llama.cpp's perplexity tool: positions T/2 + 1 … T − 1, after a context of at least T/2",
             first_scored=_second_half,
             shortest_window=3,
         ),
         Convention(
             name="strided",
-            help="a sliding window, each token once",
+            help="as the transformers guide: a sliding window, each token once",
             source="the transformers perplexity guide: windows `stride` tokens apart",
             cut="strided",
             takes_stride=True,
         ),
         Convention(
             name="rolling",
-            help="each document by itself behind BOS, each token once",
+            help="as lm-eval: each document by itself behind BOS, each token once",
             source="lm-eval's rolling log-likelihood; a window of T tokens is its max_length of T − 1",
             cut="rolling",
             starts_documents=True,
@@ -102,7 +102,7 @@ def convention_of_cut(name: ConventionName | None, *, stride: int | None, rollin
     Raises:
         CorpusError: The name is unknown, or the options contradict one another.
     """
-    inferred = "rolling" if rolling else "strided" if stride is not None else DEFAULT
+    inferred = "rolling" if rolling else "strided" if stride is not None else DEFAULT_CONVENTION
     convention = CONVENTIONS.get(inferred if name is None else name)
     if convention is None:
         raise CorpusError(f"unknown convention {name!r}: expected {', '.join(CONVENTIONS)}")

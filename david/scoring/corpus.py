@@ -17,7 +17,14 @@ from torch import Tensor
 from david.errors import CorpusError
 from david.scoring import tokens
 from david.scoring.completions import Choice, cut_completions, cut_questions
-from david.scoring.conventions import CONSECUTIVE, DEFAULT, TASKS, Convention, ConventionName, convention_of_cut
+from david.scoring.conventions import (
+    CONSECUTIVE,
+    DEFAULT_CONVENTION,
+    TASKS,
+    Convention,
+    ConventionName,
+    convention_of_cut,
+)
 from david.scoring.hold_out import draw_sides
 from david.scoring.sources import BUILT_IN, is_file, is_text, read_rows
 from david.scoring.tokens import Tokenizer
@@ -60,7 +67,7 @@ class Corpus:
     bos: bool
     numbers: tuple[int, ...] = ()
     last_documents: tuple[int, ...] = ()
-    convention: str = DEFAULT
+    convention: str = DEFAULT_CONVENTION
     scored: Tensor | None = None
     starts: tuple[int, ...] = ()
     window_bytes: tuple[int, ...] = ()

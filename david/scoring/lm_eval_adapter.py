@@ -236,7 +236,7 @@ def _load_from(manager: Any, name: str, spec: str, folder: Path, *, last: bool =
 
 
 def _reason(error: BaseException) -> str:
-    """Return the message of an error in the code of others, behind the error's kind if the message alone says little."""
+    """Return what an error in the code of others says, with the error's kind if the message alone says little."""
     if isinstance(error, StopIteration):
         return "its data have no rows"
     kind = f"{type(error).__name__}: " if isinstance(error, LookupError | TypeError | AttributeError) else ""

@@ -13,7 +13,7 @@ from torch import nn
 from david.errors import ScoreError
 from david.metrics import units
 from david.metrics.score import Score
-from david.scoring.conventions import DEFAULT, TASKS, ConventionName, first_scored_position
+from david.scoring.conventions import DEFAULT_CONVENTION, TASKS, ConventionName, first_scored_position
 from david.scoring.corpus import Corpus
 from david.scoring.likelihood import token_nll, window_sums
 from david.sling.forward import context_of, input_device
@@ -21,7 +21,9 @@ from david.sling.forward import context_of, input_device
 Objective = Callable[[nn.Module, Corpus], "Score"]
 
 
-def perplexity(model: nn.Module, corpus: Corpus, *, convention: ConventionName = DEFAULT, batch: int = 1) -> Score:
+def perplexity(
+    model: nn.Module, corpus: Corpus, *, convention: ConventionName = DEFAULT_CONVENTION, batch: int = 1
+) -> Score:
     """Score a model on a corpus by the perplexity of its tokens.
 
     The model is scored as it stands: the base, slung, or a view. The cache is never used. Log-probabilities are
@@ -79,7 +81,7 @@ def multiple_choice(model: nn.Module, corpus: Corpus, *, batch: int = 1) -> Scor
         True
     """
     check_kind(corpus, questions=True)
-    return by_question(windows_score(model, corpus, DEFAULT, batch), corpus)
+    return by_question(windows_score(model, corpus, DEFAULT_CONVENTION, batch), corpus)
 
 
 def by_question(score: Score, corpus: Corpus) -> Score:
@@ -104,7 +106,9 @@ def by_question(score: Score, corpus: Corpus) -> Score:
     return Score(tuple(nll), (1,) * len(nll), questions, corpus.convention, right=tuple(right), unit=units.QUESTION)
 
 
-def windows_score(model: nn.Module, corpus: Corpus, convention: ConventionName = DEFAULT, batch: int = 1) -> Score:
+def windows_score(
+    model: nn.Module, corpus: Corpus, convention: ConventionName = DEFAULT_CONVENTION, batch: int = 1
+) -> Score:
     """Score each window by itself, as `perplexity` does, also if it is an answer to a multiple-choice question.
 
     Args:
@@ -145,7 +149,9 @@ def score_of(sums: Sequence[float], corpus: Corpus, convention: ConventionName) 
         window_tokens=scored_tokens(corpus, first)[:n],
         documents=corpus.documents[:n],
         convention=convention if corpus.scored is None else corpus.convention,
-        window_bytes=corpus.window_bytes[:n] if convention == DEFAULT else (),  # a corpus counts those of its own cut
+        window_bytes=corpus.window_bytes[:n]
+        if convention == DEFAULT_CONVENTION
+        else (),  # a corpus counts those of its own cut
     )
 
 
@@ -164,7 +170,7 @@ def first_scored(corpus: Corpus, convention: ConventionName) -> int:
     """
     if corpus.scored is None:
         return first_scored_position(convention, corpus.window)
-    if convention != DEFAULT:
+    if convention != DEFAULT_CONVENTION:
         raise ScoreError(
             f"the corpus has a convention of its own, {corpus.convention}; got {convention!r}: leave convention out"
         )

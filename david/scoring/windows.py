@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from david.errors import CorpusError
-from david.scoring.conventions import CONSECUTIVE, DEFAULT
+from david.scoring.conventions import CONSECUTIVE, DEFAULT_CONVENTION
 from david.scoring.tokens import Tokenizer, Tokens, encode
 
 Span = tuple[int, int, int]  # where a window begins and ends in the tokens, and how many at its end are scored
@@ -34,7 +34,7 @@ class CutOptions:
     window: int
     lead: int | None
     source: str
-    convention: str = DEFAULT
+    convention: str = DEFAULT_CONVENTION
     stride: int | None = None
 
 
@@ -58,7 +58,7 @@ class TokenWindows:
     documents: tuple[int, ...]
     last_documents: tuple[int, ...]
     window_bytes: tuple[int, ...] = ()
-    label: str = DEFAULT
+    label: str = DEFAULT_CONVENTION
 
 
 Cutter = Callable[[Tokenizer, Sequence[str], CutOptions], TokenWindows]
@@ -78,7 +78,7 @@ def cut_consecutive(tokenizer: Tokenizer, documents: Sequence[str], options: Cut
             "take more of it or a shorter window"
         )
     spans = [(i * window, (i + 1) * window, window - 1) for i in range(n)]
-    return _windows_of_spans(tokens, spans, options.lead, DEFAULT, masked=False)
+    return _windows_of_spans(tokens, spans, options.lead, DEFAULT_CONVENTION, masked=False)
 
 
 def cut_strided(tokenizer: Tokenizer, documents: Sequence[str], options: CutOptions) -> TokenWindows:

@@ -19,9 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers.utils import logging
 
-from david import David, Recipe, load_model
+from david import David, Recipe, load_model, tasks
 from david.metrics import units
-from david import tasks
 
 RECIPE = Recipe.parse("0:12, 8:12*0.3, 12:30")
 LONGEST = 2048

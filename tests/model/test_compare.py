@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from david import compare
+from david import compare, tasks
 from david.analysis import compare as compare_module
 from david.cli.scores import _add_corpus
 from david.engine.engine import Engine
@@ -19,7 +19,6 @@ from david.metrics.score import Score
 from david.models.describe import token_costs
 from david.recipe.explain import explain
 from david.recipe.recipe import Recipe
-from david import tasks
 from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import sling, slung, view
 from david.sling.stacked_copy import stacked

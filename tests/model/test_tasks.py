@@ -22,13 +22,13 @@ from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from david import tasks
 from david.analysis.remeasure import measure
 from david.engine.engine import score_recipes
 from david.errors import CorpusError, DavidError, ScoreError, SearchError
 from david.metrics import units
 from david.recipe.recipe import Recipe
 from david.report import page, sentences, tables
-from david import tasks
 from david.scoring import lm_eval_adapter, lm_eval_metrics
 from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import sling, slung, view
