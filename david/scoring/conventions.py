@@ -41,7 +41,7 @@ class Convention:
             all tokens from there on are scored. None if the cut itself marks which tokens are scored.
         shortest_window: The smallest T in which a token is scored.
         takes_stride: Whether the distance between the starts of two windows is an option (`stride`, `--stride`).
-        starts_documents: Whether each document begins with the tokenizer's BOS token (or else EOS), whatever `bos` says.
+        starts_documents: Whether each document begins with BOS (or else EOS), whatever the option `bos` is.
     """
 
     name: str
