@@ -6,6 +6,9 @@ import math
 import os
 import re
 import resource
+import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,17 @@ import pytest
 from optuna import Study
 from PIL import Image
 
+from david.cli import app
 from david.errors import SearchError
 from david.metrics.selection_bias import Luck
 from david.recipe.recipe import Recipe
-from david.report import artifacts, best_json, sentences, tables
+from david.report import artifacts, best_json, columns, page, page_sections, plots, sentences, tables
 from david.storage import results, studies
+from david.storage.backend import RetryingStorage
+from david.storage.results import StudyResults
 from david.support import files
 from tests.helpers.handmade_studies import add, judge, new_study
+from tests.helpers.source_tree import HOUSE, in_fresh_python
 
 BASE, BEST, OTHER = "0:6", "0:4, 2:6", "0:2, 1:3*0.5, 3:6"
 
@@ -398,3 +405,90 @@ def test_a_folder_or_a_url_not_both_nor_neither(tmp_path: Path) -> None:
     for folder, storage in ((None, None), (tmp_path, "sqlite://")):
         with pytest.raises(SearchError, match="one of the two"):
             studies.open_existing(folder, storage)
+
+
+# Read once
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: Counter[str]) -> None:
+    """Count the calls of a function or a property."""
+    original = owner.__dict__[name]
+    call = original.fget if isinstance(original, property) else original
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        calls[name] += 1
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, property(count) if isinstance(original, property) else count)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_report_reads_the_study_once_and_makes_each_table_once(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(HOUSE.parent / "tests" / "fixtures" / "study_0_1" / "search", tmp_path / "run")
+    calls = Counter[str]()
+    reads = ("get_trials", "user_attrs")
+    made = ("trials", "leaderboard", "blocks", "luck", "rank_correlations")
+    for owner, names in ((Study, reads), (RetryingStorage, ["get_all_trials"]), (tables, made)):
+        for name in names:
+            counted(monkeypatch, owner, name, calls)
+    monkeypatch.setattr(sys, "argv", ["david", "report", str(tmp_path / "run"), *options])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    assert end.value.code in (0, None), capsys.readouterr().err
+    assert calls == dict.fromkeys([*reads, *made, "get_all_trials"], 1)
+
+
+def test_results_that_were_read_serve_in_the_place_of_their_study_and_are_not_read_again(
+    judged: Study, tmp_path: Path
+) -> None:
+    read = StudyResults.read(judged)
+    assert StudyResults.read(read) is read
+    before = tables.leaderboard(judged), page.page(judged), sentences.looks(judged), best_json.best_recipe(judged)
+    add(judged, "0:2, 1:6", 1.0)
+    after = tables.leaderboard(read), page.page(read), sentences.looks(read), best_json.best_recipe(read)
+    pd.testing.assert_frame_equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert len(tables.trials(read)) + 1 == len(tables.trials(judged))
+    assert [path.name for path in page.write(read, tmp_path)][-1] == page.NAME
+
+
+@pytest.mark.parametrize("module", ["david.storage.studies", "david.study.create"])
+def test_opening_a_study_loads_no_matplotlib(module: str, tmp_path: Path) -> None:
+    url = stored(tmp_path, "night")
+    code = {
+        "david.storage.studies": f"from {module} import open_existing; open_existing(None, {url!r})",
+        "david.study.create": f"from {module} import open_study; open_study({url!r}, 'night')",
+    }[module]
+    assert in_fresh_python(f"{code}\nimport sys; print('matplotlib' in sys.modules)").splitlines()[-1] == "False"
+
+
+def test_each_column_of_the_leaderboard_and_each_plot_is_one_entry(
+    judged: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new column reaches the table, the terminal and the page; a new plot the folder and the page."""
+    column = columns.Column(
+        "seams",
+        lambda _: 7,
+        "seams",
+        lambda row: f"{row['seams']}!",
+        page=columns.PageCell(9, ("Seams", "there"), lambda row: f"{row['seams']}?"),
+    )
+    every = columns.leaderboard_columns
+
+    def extended(*args: Any) -> tuple[columns.Column, ...]:
+        return (*every(*args), column)
+
+    for module in (columns, tables, sentences, page_sections):
+        monkeypatch.setattr(module, "leaderboard_columns", extended)
+    plot = plots.StudyPlot("again", data=lambda report, _: report.trials, draw=plots.history)
+    monkeypatch.setattr(plots, "STUDY_PLOTS", (*plots.STUDY_PLOTS, plot))
+    board = tables.leaderboard(judged)
+    assert set(board["seams"]) == {7}
+    assert "7!" in sentences.board_text(board)
+    source = page.page(judged)
+    assert "Seams<br>there" in source
+    assert "7?" in source
+    assert source.count("Search history") > 1
+    assert (tmp_path / "again.png") in artifacts.write(judged, tmp_path)

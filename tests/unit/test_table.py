@@ -1,5 +1,6 @@
 """A study as tables: what each row says, what is left out, and the types of the columns."""
 
+import json
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from david.recipe.recipe import Recipe
 from david.report import tables
 from david.storage import results
 from david.storage.results import StudyResults
-from tests.helpers.handmade_studies import add, judge, new_study
+from tests.helpers.handmade_studies import add, data, judge, new_study
 
 BASE = "0:6"
 TRIALS = ["trial", "state", "recipe", "visits", "extra_depth", "nll", "perplexity", "nll_difference"]
@@ -240,6 +241,38 @@ def test_a_held_out_score_is_kept_with_the_study_and_comes_back(study: Study) ->
         "documents": [0, 4],
         "right": [],
     }
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_score_comes_back_from_what_is_stored_of_it(held_out: bool) -> None:
+    documents = (4, 5) if held_out else ()
+    for score in (
+        Score((4.0, math.inf), (2, 3), documents, "window"),
+        Score((0.5, 1.5), (1, 1), documents, "tasks", right=(True, False), unit="nats a question"),
+        Score((0.0, 1.0), (1, 1), documents, "acc", unit="1 − acc"),
+    ):
+        stored = score.to_attributes(held_out=held_out)
+        assert json.loads(json.dumps(stored)) == stored
+        assert Score.from_attributes(stored, convention=score.convention, unit=score.unit) == score
+    keys = ["window_nll", "window_tokens", "documents", "right"]
+    assert list(Score((4.0,), (2,), (0,), "window").to_attributes(held_out=True)) == keys  # no other: 0.1 reads these
+
+
+def test_metadata_of_later_versions_and_of_older_ones_are_read() -> None:
+    more = {"model": "six", "num_layers": 6, "of_tomorrow": 1}
+    study = new_study(6, base=more, search_data={**data(0, 2), "of_tomorrow": 2}, of_tomorrow=3)
+    metadata = results.read_metadata(study)
+    assert (metadata.base.num_layers, metadata.search_data.source, metadata.also) == (6, "words", [])
+    for objective, kind in (
+        ("perplexity(convention='llamacpp')", "perplexity"),
+        ("multiple_choice", "multiple_choice"),
+        ("tasks(acc of mine, max_length=9)", "tasks"),
+        ("mine", "custom"),
+    ):
+        assert results.read_metadata(new_study(6, objective=objective)).objective_kind == kind
+    assert results.read_metadata(new_study(6, objective="tasks", objective_kind="custom")).objective_kind == "custom"
+    with pytest.raises(ValueError, match="num_layers"):
+        results.read_metadata(new_study(0))
 
 
 def test_there_is_no_difference_of_the_base_to_itself_nor_of_what_is_not_judged(judged: Study) -> None:
