@@ -1,4 +1,7 @@
-"""A conversation at a terminal, or line by line from standard input: its commands, and answers shown as they come."""
+"""The chat session of `david chat`: input lines, slash commands, and answers printed as they are generated.
+
+`Session.take` runs one line; `read_lines` reads lines from a terminal or from standard input.
+"""
 
 import json
 import sys
@@ -20,14 +23,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """A conversation at a terminal; `seen` is whether a person sits there, who sees prompts and labels."""
+    """A conversation and the commands that act on it.
 
-    talk: "Chat"
+    Attributes:
+        chat: The conversation.
+        loaded: The base model.
+        interactive: Whether a person types at a terminal: then prompts and labels are printed.
+    """
+
+    chat: "Chat"
     loaded: Any
     interactive: bool
 
     def take(self, line: str) -> bool:
-        """Do what a line says; whether to go on."""
+        """Run one line: a message or a slash command.
+
+        Returns:
+            Whether the session goes on.
+
+        Raises:
+            DavidError: The command is unknown or cannot be run, or the model cannot answer.
+        """
         if not line.strip():
             return True
         if not line.startswith("/"):
@@ -36,43 +52,45 @@ class Session:
         word, _, rest = line.strip().partition(" ")
         command = _COMMANDS.get(word)
         if command is None:
-            raise DavidError(f"no command is called {word}: /help tells them; a blank before it makes it a message")
+            raise DavidError(
+                f"unknown command {word}: /help lists the commands; to send it as a message, put a space first"
+            )
         return command.run(self, rest.strip()) is not False
 
     def answer(self, text: str) -> None:
-        """Show the answer of the recipe in use."""
-        labelled = self.interactive and len(self.talk.voices) > 1
-        self.show(self.talk.stream(text), _label(self.talk.in_use) if labelled else "")
+        """Print the answer of the recipe in use to a message."""
+        labelled = self.interactive and len(self.chat.voices) > 1
+        self.show(self.chat.stream(text), _label(self.chat.in_use) if labelled else "")
 
     def show(self, pieces: Iterator[str], label: str) -> bool:
-        """Show an answer as it comes; whether it was left to end."""
+        """Print an answer as it is generated, after a label; return False if Ctrl-C stopped it."""
         try:
             show_pieces(pieces, label)
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            put("\n(stopped)\n")
+            print_now("\n(stopped)\n")
             return False
         return True
 
     def recipe(self, text: str) -> "Recipe":
-        """What a recipe's text stands for, with a note where it was made on other weights."""
-        return parse_recipe(text, None, self.talk.voices[0].recipe.n_layers, self.loaded)
+        """Return the recipe of a text; a note is printed if it was made on other weights."""
+        return parse_recipe(text, None, self.chat.voices[0].recipe.n_layers, self.loaded)
 
 
 def _use(session: Session, which: str) -> None:
     from david.chat.conversation import BASE, name_of
 
-    talk = session.talk
+    chat = session.chat
     if not which:
-        raise DavidError("/use takes the number of a recipe, base, or a recipe: /recipes lists them")
+        raise DavidError("/use requires the number of a recipe, base, or a recipe: /recipes lists them")
     if which.isascii() and which.isdigit():
-        talk.use(int(which))
+        chat.use(int(which))
     elif which == BASE:
-        talk.use(0)
+        chat.use(0)
     else:
         recipe = session.recipe(which)
-        talk.use(talk.voices.index(talk.add(recipe, name=name_of(which, recipe))))
+        chat.use(chat.voices.index(chat.add(recipe, name=name_of(which, recipe))))
     _recipes(session, "")
 
 
@@ -80,21 +98,21 @@ def _add(session: Session, which: str) -> None:
     from david.chat.conversation import name_of
 
     recipe = session.recipe(which)
-    session.talk.add(recipe, name=name_of(which, recipe))
+    session.chat.add(recipe, name=name_of(which, recipe))
     _recipes(session, "")
 
 
 def _recipes(session: Session, _: str) -> None:
-    for number, voice in enumerate(session.talk.voices):
-        mark = "*" if voice is session.talk.in_use else " "
+    for number, voice in enumerate(session.chat.voices):
+        mark = "*" if voice is session.chat.in_use else " "
         notation = "" if voice.name == str(voice.recipe) else f"  {plain(str(voice.recipe), 60)}"
-        put(f"{mark} {number}  {plain(voice.name, 60)}{notation}  ({len(voice.recipe)} visits)\n")
+        print_now(f"{mark} {number}  {plain(voice.name, 60)}{notation}  ({len(voice.recipe)} visits)\n")
 
 
 def _compare(session: Session, text: str) -> None:
     failure: DavidError | None = None
-    with nullcontext(text) if text else _again(session.talk) as message:
-        for voice, pieces in session.talk.comparing(message):
+    with nullcontext(text) if text else _last_message(session.chat) as message:
+        for voice, pieces in session.chat.comparing(message):
             try:
                 if not session.show(pieces, _label(voice)):
                     break
@@ -109,48 +127,48 @@ def _label(voice: "TextGenerator") -> str:
 
 
 def _retry(session: Session, _: str) -> None:
-    with _again(session.talk) as message:
+    with _last_message(session.chat) as message:
         session.answer(message)
 
 
 @contextmanager
-def _again(talk: "Chat") -> Iterator[str]:
-    """The last message, to be answered again; where no answer comes in its answer's place, that one stays."""
-    before = list(talk.messages)
-    message = talk.take_back()
-    last = talk.messages[-1:]
+def _last_message(chat: "Chat") -> Iterator[str]:
+    """Take the last message back, to answer it again; if it gets no new answer, restore the former one."""
+    before = list(chat.messages)
+    message = chat.take_back()
+    last = chat.messages[-1:]
     try:
         yield message
     finally:
-        if [*map(id, talk.messages[-1:])] == [*map(id, last)]:
-            talk.messages[:] = before
+        if [*map(id, chat.messages[-1:])] == [*map(id, last)]:
+            chat.messages[:] = before
 
 
 def _reset(session: Session, _: str) -> None:
-    session.talk.reset()
-    put("a new conversation\n")
+    session.chat.reset()
+    print_now("new conversation\n")
 
 
 def _system(session: Session, text: str) -> None:
-    session.talk.system = text
-    put("the system text is set\n" if text else "there is no system text any more\n")
+    session.chat.system = text
+    print_now("system message set\n" if text else "system message removed\n")
 
 
 def _save(session: Session, path: str) -> None:
     if not path:
-        raise DavidError("/save takes the name of a file that is new")
-    found = {"system": session.talk.system, "messages": session.talk.messages}
+        raise DavidError("/save requires the name of a new file")
+    conversation = {"system": session.chat.system, "messages": session.chat.messages}
     try:
         with open(expand_home(path), "x", encoding="utf-8") as file:
-            file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+            file.write(json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
     except (OSError, ValueError) as error:
         raise DavidError(f"{path} cannot be written: {reason(error)}") from None
-    put(f"{plain(path)}: {len(session.talk.messages)} messages\n")
+    print_now(f"{plain(path)}: {len(session.chat.messages)} messages\n")
 
 
 def _help(_: Session, __: str) -> None:
-    wide = max(len(command.usage) for command in _COMMANDS.values())
-    put("".join(f"{command.usage:<{wide}}  {command.what}\n" for command in _COMMANDS.values()))
+    width = max(len(command.usage) for command in _COMMANDS.values())
+    print_now("".join(f"{command.usage:<{width}}  {command.help}\n" for command in _COMMANDS.values()))
 
 
 def _quit(_: Session, __: str) -> bool:
@@ -159,36 +177,34 @@ def _quit(_: Session, __: str) -> bool:
 
 @dataclass(frozen=True)
 class _Command:
-    """A line that is no message: how it is written, what it does; False where it ends the session."""
+    """A slash command: its usage, its line in `/help`, and its function, which returns False to end the session."""
 
     usage: str
-    what: str
+    help: str
     run: Callable[[Session, str], bool | None]
 
 
 _COMMANDS = {
     command.usage.split()[0]: command
     for command in (
-        _Command("/use N|base|RECIPE", "let another recipe answer from now on", _use),
-        _Command(
-            "/compare [TEXT]", "the base and every recipe answer; without a text, the last message again", _compare
-        ),
-        _Command("/recipes", "list the recipes; the one with a star answers", _recipes),
-        _Command("/add RECIPE", "add a recipe: a JSON file, or its notation", _add),
-        _Command("/retry", "the last message again", _retry),
-        _Command("/reset", "begin a new conversation", _reset),
-        _Command("/system [TEXT]", "set a system text, or take it away", _system),
+        _Command("/use N|base|RECIPE", "select the recipe that answers from now on", _use),
+        _Command("/compare [TEXT]", "let the base and every recipe answer TEXT, or the last message again", _compare),
+        _Command("/recipes", "list the recipes; * marks the one that answers", _recipes),
+        _Command("/add RECIPE", "add a recipe: a JSON file, or a notation", _add),
+        _Command("/retry", "answer the last message again", _retry),
+        _Command("/reset", "start a new conversation", _reset),
+        _Command("/system [TEXT]", "set the system message, or remove it", _system),
         _Command("/save FILE", "write the conversation as JSON", _save),
-        _Command("/help", "this list", _help),
+        _Command("/help", "show this list", _help),
         _Command("/quit", "leave, as Ctrl-D does; Ctrl-C stops an answer", _quit),
     )
 }
 
 
-def lines(seen: bool) -> Iterator[str]:
-    """What is typed, line by line, to the end of the input; at a terminal, until Ctrl-D or two Ctrl-C."""
-    if not seen:
-        while line := typed(sys.stdin.readline):
+def read_lines(interactive: bool) -> Iterator[str]:
+    """Yield input lines to the end of the input; at a terminal, until Ctrl-D or two Ctrl-C in a row."""
+    if not interactive:
+        while line := read_text(sys.stdin.readline):
             yield line.rstrip("\r\n")
         return
     with suppress(ImportError):  # Python without it has no history
@@ -196,43 +212,43 @@ def lines(seen: bool) -> Iterator[str]:
     warned = False
     while True:
         try:
-            line = typed(lambda: input("you> "))
+            line = read_text(lambda: input("you> "))
         except EOFError:
-            put("\n")
+            print_now("\n")
             return
         except KeyboardInterrupt:
-            put("\n")
+            print_now("\n")
             if warned:
                 return
             warned = True
-            put("(Ctrl-C again, or Ctrl-D, leaves)\n")
+            print_now("(press Ctrl-C again, or Ctrl-D, to leave)\n")
         else:
             warned = False
             yield line
 
 
-def typed(read: Callable[[], str]) -> str:
-    """What `read` reads from standard input; `DavidError` where it is not text."""
+def read_text(read: Callable[[], str]) -> str:
+    """Return what `read` reads from standard input; `DavidError` if it is not text."""
     try:
         return read()
     except UnicodeDecodeError as error:
-        raise DavidError(f"what comes in is not text in {error.encoding}") from None
+        raise DavidError(f"standard input is not text in {error.encoding}") from None
 
 
-def show_pieces(pieces: Iterator[str], before: str = "") -> None:
-    """Print pieces of text as they come, and end the line; what goes before them comes with the first."""
-    last = before
+def show_pieces(pieces: Iterator[str], prefix: str = "") -> None:
+    """Print pieces of text as they come, the prefix with the first of them, and end the line."""
+    last = prefix
     try:
         for piece in pieces:
-            put(before + printable(piece))
-            last, before = piece, ""
+            print_now(prefix + printable(piece))
+            last, prefix = piece, ""
     finally:
         if isinstance(pieces, Generator):
             pieces.close()
-    put(before + ("" if last.endswith("\n") else "\n"))
+    print_now(prefix + ("" if last.endswith("\n") else "\n"))
 
 
-def put(text: str) -> None:
-    """Print text at once."""
+def print_now(text: str) -> None:
+    """Print text to standard output without delay."""
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from david.cli.chat_repl import Session, lines, put, show_pieces, typed
+from david.cli.chat_repl import Session, print_now, read_lines, read_text, show_pieces
 from david.cli.inputs import check_recipe_options, parse_recipe
 from david.cli.options import SAMPLING, Json, ModelOptions, Ratios, RecipesOption, Seed
 from david.cli.output import print_result
@@ -62,7 +62,7 @@ def generate(
     _check_recipes(recipe)
     if system is not None and not as_chat:
         raise DavidError("--system requires --chat")
-    prompt = typed(sys.stdin.read) if prompt == "-" else prompt
+    prompt = read_text(sys.stdin.read) if prompt == "-" else prompt
     from david.chat.conversation import BASE, encodable, template_tokens
     from david.chat.generation import TextGenerator
     from david.recipe.recipe import Recipe
@@ -111,17 +111,17 @@ def chat(
 
     draw = sampling.make()
     loaded, tokenizer, own_recipe = model.load_with_recipe()
-    talk = Chat(loaded, tokenizer, system=system, sampling=draw)
+    conversation = Chat(loaded, tokenizer, system=system, sampling=draw)
     for name, one in _named_recipes(loaded, model.model, own_recipe, recipe):
-        talk.add(one, name=name)
-    talk.use(min(1, len(talk.voices) - 1))
-    session = Session(talk, loaded, sys.stdin.isatty() and sys.stdout.isatty())
+        conversation.add(one, name=name)
+    conversation.use(min(1, len(conversation.voices) - 1))
+    session = Session(conversation, loaded, sys.stdin.isatty() and sys.stdout.isatty())
     if session.interactive:
-        n_recipes = len(talk.voices) - 1
+        n_recipes = len(conversation.voices) - 1
         recipes = f", the base and {n_recipes} recipe{'s'[: n_recipes > 1]} on one set of weights" if n_recipes else ""
-        put(f"{plain(model.model)}{recipes}. /help lists the commands; Ctrl-D leaves.\n")
+        print_now(f"{plain(model.model)}{recipes}. /help lists the commands; Ctrl-D leaves.\n")
     failed = False
-    for line in lines(session.interactive):
+    for line in read_lines(session.interactive):
         try:
             if not session.take(line):
                 break

@@ -434,13 +434,13 @@ def test_every_command_of_a_conversation(typed: Any, place: Path) -> None:
     compared = found[19:23]
     assert [line.partition("]")[0] for line in compared] == ["[base", f"[{AGAIN}", f"[{DAMPED}", "[six.json"]
     assert compared[3] == f"[six.json] {found[18]}"  # at temperature 0 the same again
-    assert found[23:26] == ["the system text is set", "there is no system text any more", "said.json: 4 messages"]
+    assert found[23:26] == ["system message set", "system message removed", "said.json: 4 messages"]
     said = json.loads((place / "said.json").read_text())
     (place / "said.json").unlink()
     assert [message["content"] for message in said["messages"]] == ["w5", found[0], "w6 w7", found[18]]
     assert said["messages"][3]["recipe"] == "six.json"
     assert found[26] == "* 0  base  0:6  (6 visits)"
-    assert found[30] == "a new conversation"
+    assert found[30] == "new conversation"
     assert {line.split()[0] for line in found[32:]} == {
         *("/use", "/compare", "/recipes", "/add", "/retry", "/reset", "/system", "/save", "/help", "/quit")
     }
@@ -449,9 +449,9 @@ def test_every_command_of_a_conversation(typed: Any, place: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("/sing", "no command is called /sing: /help tells them; a blank before it makes it a message"),
-        ("/", "no command is called /: "),
-        ("/use", "/use takes the number of a recipe, base, or a recipe"),
+        ("/sing", "unknown command /sing: /help lists the commands; to send it as a message, put a space first"),
+        ("/", "unknown command /: "),
+        ("/use", "/use requires the number of a recipe, base, or a recipe"),
         ("/use 7", "there is no recipe 7: expected 0, the base, to 0"),
         (f"/use {'9' * 30}", "there is no recipe 999"),
         ("/use 0:9", "layer 8 is out of range: the base has 6 layers"),
@@ -461,7 +461,7 @@ def test_every_command_of_a_conversation(typed: Any, place: Path) -> None:
         ("/add \x1b[2J", r"cannot read '\x1b[2J'"),
         ("/retry", "nothing has been said yet"),
         ("/compare", "nothing has been said yet"),
-        ("/save", "/save takes the name of a file that is new"),
+        ("/save", "/save requires the name of a new file"),
         ("/save six.json", "six.json cannot be written: File exists"),
         ("/save no/such/place", "no/such/place cannot be written: No such file or directory"),
         ("/save \x00", "cannot be written: embedded null byte"),
@@ -502,7 +502,7 @@ def test_bytes_that_are_no_text_are_told_in_a_line(place: Path) -> None:
         env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
     )  # fmt: skip
     assert found.returncode == 1
-    assert b"error: what comes in is not text in utf-8" in found.stderr
+    assert b"error: standard input is not text in utf-8" in found.stderr
     assert b"Traceback" not in found.stderr
 
 
@@ -583,7 +583,7 @@ def test_a_conversation_at_a_terminal(terminal: Any, place: Path) -> None:
     try:
         at = terminal("--recipe", AGAIN, "--max-new-tokens", "100", "--temperature", "0")
         assert (
-            "model, the base and 1 recipe on one set of weights. /help tells the commands; Ctrl-D leaves."
+            "model, the base and 1 recipe on one set of weights. /help lists the commands; Ctrl-D leaves."
             in at.until("you>")
         )
     finally:
@@ -591,12 +591,12 @@ def test_a_conversation_at_a_terminal(terminal: Any, place: Path) -> None:
     at.type("w5\n")
     assert f"[{AGAIN}] w" in at.until("you>").replace("\r", "")
     at.type("/nothing\n")
-    assert "error: no command is called /nothing" in at.until("you>")
-    at.press("\x03", "(Ctrl-C again, or Ctrl-D, leaves)")
+    assert "error: unknown command /nothing" in at.until("you>")
+    at.press("\x03", "(press Ctrl-C again, or Ctrl-D, to leave)")
     at.until("you>")
     at.type("/recipes\n")
     assert f"* 1  {AGAIN}  (8 visits)" in at.until("you>")
-    at.press("\x03", "(Ctrl-C again, or Ctrl-D, leaves)")
+    at.press("\x03", "(press Ctrl-C again, or Ctrl-D, to leave)")
     at.until("you>")
     assert at.ended("\x03") == 0
 
@@ -663,7 +663,7 @@ def test_a_prompt_from_standard_input(typed: Any, run: Run) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("generate model --system w5", "--system is of a chat: add --chat"),
+        ("generate model --system w5", "--system requires --chat"),
         ("generate model --chat", "model has no chat template: leave --chat out"),
         ("generate model --top-p 0", "top_p must be over 0 and at most 1; got 0.0"),
         ("chat model --top-p nan", "top_p must be over 0 and at most 1; got nan"),
@@ -700,11 +700,11 @@ def test_a_message_that_is_not_answered_again_keeps_its_answer(endless: Any, tok
     chat = Chat(endless, tokenizer, sampling=Sampling(max_new_tokens=2))
     chat.say("w5")
     before = list(chat.messages)
-    with contextlib.suppress(KeyboardInterrupt), chat_repl._again(chat) as message:
+    with contextlib.suppress(KeyboardInterrupt), chat_repl._last_message(chat) as message:
         assert message == "w5"
         raise KeyboardInterrupt
     assert chat.messages == before
-    with chat_repl._again(chat) as message:
+    with chat_repl._last_message(chat) as message:
         chat.say(message)
     assert len(chat.messages) == 2
 
@@ -716,11 +716,11 @@ def test_what_is_answered_again_in_less_room_is_kept_and_what_is_not_is_as_it_wa
         chat.say(word)
     before = list(chat.messages)
     chat.system = "w9 " * 100  # with which fewer turns find room
-    with contextlib.suppress(DavidError), chat_repl._again(chat) as message:
+    with contextlib.suppress(DavidError), chat_repl._last_message(chat) as message:
         next(chat.comparing(message))
         raise DavidError
     assert chat.messages == before
-    with chat_repl._again(chat) as message:
+    with chat_repl._last_message(chat) as message:
         answer = chat.say(message)
     assert notes
     assert len(chat.messages) < len(before)
@@ -741,7 +741,7 @@ def test_what_is_said_meanwhile_stays_and_an_answer_that_has_not_begun_is_none(e
     assert [its["content"] for its in chat.messages[::2]] == ["w7"]
     before = list(chat.messages)
     chat.in_use.write = lambda *_, **__: _stopped(chat.in_use)  # type: ignore[method-assign]
-    with contextlib.suppress(KeyboardInterrupt), chat_repl._again(chat) as message:
+    with contextlib.suppress(KeyboardInterrupt), chat_repl._last_message(chat) as message:
         chat.say(message)
     assert chat.messages == before
 
