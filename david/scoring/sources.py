@@ -8,7 +8,6 @@ import importlib
 import io
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from david.errors import CorpusError
+from david.support.console import say
 from david.support.text import brief, one_line
 
 BUILT_IN = "python-topics"
@@ -153,7 +153,7 @@ def _read_hub(source: str, rows: str | None, columns: Sequence[str]) -> dict[str
 
     name, _, configuration = source.partition(":")
     split = None if rows is None else _parse_slice(rows)[0]
-    sys.stderr.write(f"no file here is called {source}: asking the Hub for a dataset\n")
+    say(f"no file here is called {source}: asking the Hub for a dataset")
     try:
         loaded = datasets.load_dataset(name, configuration or None, split=split)
     except Exception as error:

@@ -1,5 +1,9 @@
-"""Lines to the person in front of the screen, while something runs."""
+"""What David tells a person on stderr while something runs.
 
+`say` prints every note of David; `UnfailingStream` keeps a full disk from ending a run.
+"""
+
+import logging
 import sys
 from contextlib import suppress
 from typing import Any
@@ -9,13 +13,35 @@ from tqdm.auto import tqdm
 from david.support.text import plain
 
 
+class _StderrHandler(logging.Handler):
+    """Prints records above a progress bar, to what `sys.stderr` is at the moment: it may have been redirected."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message; control characters are escaped."""
+        tqdm.write(plain(record.getMessage()), file=sys.stderr)
+
+
+_logger = logging.getLogger("david")
+_logger.addHandler(_StderrHandler())
+_logger.propagate = False  # or a program with logging of its own would print each note twice
+if _logger.level == logging.NOTSET:
+    _logger.setLevel(logging.INFO)
+
+
 def say(line: str) -> None:
-    """A line to stderr, above a bar."""
-    tqdm.write(plain(line), file=sys.stderr)
+    """Print a note to stderr, above a progress bar if there is one.
+
+    A note is a record of the logger `david` at level INFO: `logging.getLogger("david").setLevel("WARNING")` silences
+    David, and a handler that you add gets every note.
+
+    Args:
+        line: The note.
+    """
+    _logger.info("%s", line)
 
 
 def set_bar_total(bar: Any, total: float) -> None:
-    """Let a bar end there. In a notebook it is drawn by a widget, which has its own end and must be told."""
+    """Set the total of a progress bar. In a notebook a widget draws the bar and holds a total of its own."""
     bar.total = total
     if (drawn := getattr(bar, "container", None)) is not None:
         widget = drawn.children[1]
@@ -23,19 +49,19 @@ def set_bar_total(bar: Any, total: float) -> None:
 
 
 class UnfailingStream:
-    """A stream on which nothing fails: a log on a full disk loses lines, and ends no search."""
+    """A stream that drops what cannot be written: a log on a full disk loses lines, but ends no search."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, where that goes."""
+        """Write the text if that is possible."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, where that goes."""
+        """Flush if that is possible."""
         with suppress(OSError):
             self._stream.flush()
 
