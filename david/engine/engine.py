@@ -1,11 +1,14 @@
-"""Scores many recipes of one model on one corpus: each distinct visit once, or else sling, score, reset."""
+"""Score many recipes of one model on one corpus, and run each distinct visit once.
+
+`score_recipes` is for one list of recipes, `Engine` for one list after another. An engine schedules recipes, checks
+once that shared visits give the scores of slinging by hand (the self-check), runs the schedule batch by batch, and
+falls back to scoring one recipe at a time if the self-check or a run fails.
+"""
 
 import math
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,45 +16,31 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from david.engine.estimate import Estimate
+from david.engine.memory_budget import MemoryBudget, window_batches
 from david.engine.meter import Meter
-from david.engine.prefix_tree import Cost, Plan, groups
+from david.engine.one_by_one import Outcome, error_as_outcome
+from david.engine.prefix_tree import Cost
 from david.engine.runner import Runner
+from david.engine.schedule import Schedule, total_cost
+from david.engine.scorer import Scorer
 from david.engine.self_check import checked_runner
-from david.engine.state_cache import State
+from david.engine.state_cache import StateCache
+from david.engine.token_objective import TokenObjective
 from david.errors import DavidError, ScoreError
 from david.metrics.score import Score
 from david.models import offload
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
-from david.scoring.objectives import (
-    Objective,
-    by_question,
-    check_fits,
-    check_kind,
-    first_scored,
-    multiple_choice,
-    perplexity,
-    score_of,
-    scored_tokens,
-    windows_score,
-)
+from david.scoring.objectives import Objective, perplexity, scored_tokens
 from david.sling.forward import input_device
-from david.sling.in_place import base_depth, base_layers, check_recipe, running_base, slung
+from david.sling.in_place import base_depth, base_layers, running_base, slung
 from david.support import memory
 from david.support.console import say
-from david.support.memory import lacks_memory
-from david.support.text import one_line
 
-Path = tuple[tuple[int, float], ...]  # the visits (layer, scale) that lead to a state
-Outcome = Score | DavidError
 Drop = Callable[[range, Mapping[int, Sequence[float]]], Collection[int]]
 Done = Callable[[float], Any]
 
-_TOKENS_AT_ONCE = 1024  # go through a layer together: with more, two cores are no faster
-_TOKENS_AT_ONCE_WIDE = 8192  # … on an accelerator, or where a layer is loaded for them
 _CHECK_PASSES = 10  # forward passes of a window that the self-check costs, about
-_NOTHING = Cost(0, 0, 0, 0, 0, 0, 0)
-_BEST = 8  # recipes whose states are kept between calls, besides the base's
 
 
 def score_recipes(
@@ -63,32 +52,46 @@ def score_recipes(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> list[Score]:
-    """The score of each recipe, in their order. The model is afterwards what it was, also when a score raises.
+    """Score recipes of a model on a corpus.
 
-    With `perplexity` or `multiple_choice` (or a `functools.partial` of them) as the objective, recipes that share
-    beginnings share the work: each distinct visit is made once for all of them, where that saves more than the engine's
-    self-check costs. Any other objective `(model, corpus) → Score` is called on the slung model, recipe by recipe.
-    `memory_budget` is how many bytes of hidden states may be held at once (left out, a quarter of the memory that is
-    free); a smaller one costs visits, never exactness.
+    With `perplexity` or `multiple_choice` (or a `functools.partial` of them) as the objective, recipes that begin alike
+    share visits: each distinct visit runs once for all of them, if that saves more than the engine's self-check costs.
+    Any other objective is called on the slung model, one recipe at a time.
 
-    Raises `RecipeError` or `SlingError` for a recipe that the model cannot run, and `ScoreError` where one cannot be
-    scored; what a model or an objective raises comes out as it is.
+    Args:
+        model: A loaded model, slung or not; afterwards it is what it was, also when scoring raises.
+        recipes: Recipes of the model's base.
+        corpus: The windows to score.
+        objective: A function `(model, corpus) → Score`.
+        memory_budget: Bytes of hidden states that may be held at once; if None, a quarter of the free memory. A smaller
+            budget costs visits, never exactness.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The score of each recipe, in the order of `recipes`.
+
+    Raises:
+        RecipeError: A recipe does not fit the model.
+        SlingError: The model cannot run a recipe.
+        ScoreError: A recipe cannot be scored.
+        Exception: What the model or the objective raises comes out unchanged.
 
     Example:
         >>> base, deeper = score_recipes(model, [Recipe.identity(30), Recipe.parse("0:12, 8:30")], corpus)
         >>> base.nll == perplexity(model, corpus).nll, deeper.tokens == base.tokens
         (True, True)
     """
-    for recipe in recipes:
-        check_recipe(model, recipe)
-    cost = Plan.of(recipes, base_depth(model)).cost
-    saved = (cost.visits_one_by_one - cost.visits) * len(corpus)
-    worth = saved > _CHECK_PASSES * base_depth(model) or offload.is_offloaded(base_layers(model))
-    engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget, shared=worth)
+    schedule = Schedule.of(model, recipes)
+    for refusal in schedule.refusals.values():
+        raise refusal
+    cost = total_cost(schedule.groups())
+    visits_saved = (cost.visits_one_by_one - cost.visits) * len(corpus)
+    pays = visits_saved > _CHECK_PASSES * schedule.n_layers or offload.is_offloaded(base_layers(model))
+    engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget, shared=pays)
     scores = []
-    whole = engine.work(recipes)
-    with tqdm(total=whole, unit="visit", unit_scale=True, disable=not progress) as bar:
-        for outcome in engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n))):
+    total = engine.work(schedule)
+    with tqdm(total=total, unit="visit", unit_scale=True, disable=not progress) as bar:
+        for outcome in engine.outcomes(schedule, done=lambda work: bar.update(min(work, total - bar.n))):
             if isinstance(outcome, DavidError):
                 raise outcome if outcome.__cause__ is None else outcome.__cause__
             scores.append(outcome)
@@ -96,13 +99,30 @@ def score_recipes(
 
 
 class Engine:
-    """Scores recipes of a model on a corpus, call after call.
+    """Score recipes of a model on a corpus, call after call.
 
-    With `keeps`, states of the base's beginning and of the best recipes' are kept between calls, so that a recipe costs
-    only what follows its first difference from them. `batches` are the ranges of windows that go through a layer
-    together; with `rung`, the first is so many windows, and at each further rung as many again as were seen before, so
-    that recipes can be dropped early. Where the engine does not fit the model or the objective, or is not `shared`,
-    recipes are scored one by one: sling, score, reset.
+    Recipes share visits if the objective is `perplexity` or `multiple_choice`, `shared` is true and the self-check
+    passes. Otherwise they are scored one by one: sling, score, reset.
+
+    Args:
+        model: A loaded model, slung or not; after each call it is what it was.
+        corpus: The windows to score.
+        objective: A function `(model, corpus) → Score`.
+        memory_budget: Bytes of hidden states that may be held at once; if None, a quarter of the free memory.
+        rung: Windows of the first rung; each further rung has as many windows as all before it, so that recipes can be
+            dropped early. If None, all windows are one rung.
+        shared: Whether recipes may share visits.
+        keeps: Whether to keep states of the base and of the best recipes between calls, so that a recipe costs only
+            what follows its first difference from them.
+
+    Attributes:
+        n_layers: Layers of the base.
+        batches: The ranges of windows that go through a layer together; a rung is one batch or more.
+        end_visits: What an end costs, in visits, as the self-check measures it.
+        meter: What all calls have cost so far.
+
+    Raises:
+        ScoreError: The budget is less than a byte, or the objective cannot score the corpus on this model.
     """
 
     def __init__(
@@ -120,313 +140,196 @@ class Engine:
             raise ScoreError(f"memory_budget must be at least 1 byte; got {memory_budget}")
         self.model, self.corpus, self.objective = model, corpus, objective
         self.n_layers, self.meter = base_depth(model), Meter()
-        self.end_visits = 1.0  # what an end costs, as the self-check finds it
+        self.batches = [range(len(corpus))]
+        self.end_visits = 1.0
         self._reason: str | None = None  # why recipes are scored one by one
-        self._runner: Runner | None = None
-        self._window_bytes = corpus.window  # of the state of one window, as the self-check finds it
-        self._keeps = keeps
-        self._kept: dict[range, dict[Path, State]] = {}
-        self._best: list[tuple[float, Recipe]] = []
-        function, options = _known(objective)
-        self._options = options if function else None
-        if self._options is None:
+        self._schedule = Schedule.of(model, [])  # of the last list of recipes
+        self._budget = MemoryBudget(memory_budget or 0, window_bytes=corpus.window, keeps=keeps)
+        self._cache = StateCache(self._budget, self.meter, self.n_layers)
+        self._token_objective = TokenObjective.of(objective)
+        runner = self._checked_runner(shared)
+        self._scorer = Scorer(model, corpus, self._token_objective, runner, self._budget, self._cache, self.meter)
+        if self._token_objective is not None:
+            self._plan_batches(memory_budget, rung)
+
+    def _checked_runner(self, shared: bool) -> Runner | None:
+        """Return the runner, if recipes may share visits and it gives the scores of slinging by hand."""
+        if self._token_objective is None:
             self._reason = "the objective may do anything with the model and the corpus"
-            self.batches = [range(len(corpus))]
-            return
-        self._by_question = function is multiple_choice
-        check_kind(corpus, questions=self._by_question)
-        self._convention = self._options.get("convention", "window")
-        self._first = first_scored(corpus, self._convention)
-        check_fits(model, corpus)
-        if shared:
-            self._attach(self._options)
-        device = torch.device("cpu") if self.streamed else input_device(model)
-        self._budget = memory_budget or memory.free(device) // 4
-        self.batches = list(_batches(len(corpus), self._windows_at_once(), rung))
+            return None
+        self._token_objective.check(self.model, self.corpus)
+        if not shared:
+            return None
+        first = self._token_objective.first_position(self.corpus)
+        checked = checked_runner(self.model, self.corpus, first, self._token_objective.options)
+        if isinstance(checked, str):
+            self._reason = checked
+            say(f"{type(self.model).__name__}: recipes are scored one by one, without the engine ({checked})")
+            return None
+        self.end_visits, self._budget.window_bytes = checked.end_visits, checked.window_bytes
+        return checked.runner
+
+    def _plan_batches(self, memory_budget: int | None, rung: int | None) -> None:
+        """Set the budget, and the batches of windows that fit into it."""
+        if memory_budget is None:
+            device = torch.device("cpu") if self.streamed else input_device(self.model)
+            self._budget.total = memory.free(device) // 4
+        wide = self.streamed or input_device(self.model).type != "cpu"
+        at_once = self._budget.windows_at_once(self.corpus.window, wide=wide)
+        self.batches = list(window_batches(len(self.corpus), at_once, rung))
 
     @property
     def window_tokens(self) -> tuple[int, ...]:
         """Scored tokens of each window."""
-        return scored_tokens(self.corpus, self._first)
+        assert self._token_objective is not None
+        return scored_tokens(self.corpus, self._token_objective.first_position(self.corpus))
 
     @property
     def shares(self) -> bool:
         """Whether recipes share visits; else they are scored one by one."""
-        return self._runner is not None
+        return self._scorer.runner is not None
 
     @property
     def streamed(self) -> bool:
         """Whether layers are loaded for each call, so that all recipes of a batch go through them together."""
-        return self._runner is not None and self._runner.streamed
+        return self._scorer.streamed
 
-    def work(self, recipes: Sequence[Recipe]) -> float:
-        """What scoring these costs, in visits of one window; an end is `end_visits` of them."""
-        refused = dict(self._refusals(recipes))
-        plans = self._plans([recipe for i, recipe in enumerate(recipes) if i not in refused])
-        return self._work(sum((plan.cost for plan in plans), start=_NOTHING))
+    # ---- the schedule and what it costs
+
+    def work(self, recipes: Sequence[Recipe] | Schedule) -> float:
+        """Return what scoring recipes costs, in visits of one window; an end counts as `end_visits` of them.
+
+        Args:
+            recipes: Recipes of the base, or their schedule; those that the model cannot run cost nothing.
+        """
+        groups = self._scorer.groups(self._schedule_of(recipes), max(self.batches, key=len))
+        return self._window_visits(total_cost(groups))
 
     def estimate(self, recipes: Sequence[Recipe]) -> Estimate:
-        """What scoring these is going to cost, measured on the base, which is scored for it."""
+        """Estimate what scoring recipes costs; the base is scored to measure the time of a visit.
+
+        Args:
+            recipes: Recipes of the base; those that the model cannot run cost nothing.
+
+        Returns:
+            Visits, states, loads and seconds.
+        """
+        groups = self._scorer.groups(self._schedule_of(recipes), max(self.batches, key=len))
+        base = Schedule.of(self.model, [Recipe.identity(self.n_layers)])
         before, start = replace(self.meter), time.perf_counter()
-        self.outcomes([self._base])
-        loading = self.meter.load_seconds - before.load_seconds
-        seconds = (time.perf_counter() - start - loading) / self.work([self._base])
-        plans = list(self._plans(recipes))
-        cost = sum((plan.cost for plan in plans), start=_NOTHING)
-        stops = sum(plan.stops(self._order(plan, {})) for plan in plans)
-        loads = stops * len(self.batches) if self.streamed else 0
+        self.outcomes(base)
+        load_seconds = self.meter.load_seconds - before.load_seconds
+        visit_seconds = (time.perf_counter() - start - load_seconds) / self.work(base)
+        cost = total_cost(groups)
+        loads = sum(group.stops for group in groups) * len(self.batches) if self.streamed else 0
         return Estimate(
             cost=cost,
-            groups=len(plans),
+            groups=len(groups),
             windows=len(self.corpus),
             batches=len(self.batches),
             end_visits=self.end_visits,
-            state_bytes=self._window_bytes * max(map(len, self.batches)),
+            state_bytes=self._budget.window_bytes * max(map(len, self.batches)),
             loads=loads,
-            seconds=seconds * self._work(cost) + (loads * loading / (self.meter.loads - before.loads) if loads else 0),
+            seconds=visit_seconds * self._window_visits(cost)
+            + (loads * load_seconds / (self.meter.loads - before.loads) if loads else 0),
             reason=self._reason,
         )
 
-    def _plans(self, recipes: Sequence[Recipe]) -> Iterator[Plan]:
-        """The plans of the groups that recipes are run in, on the largest batch."""
-        groups_ = self._groups(recipes, max(self.batches, key=len)) if self._runner else [range(len(recipes))]
-        return (Plan.of([recipes[i] for i in numbers], self.n_layers) for numbers in groups_)
+    def _schedule_of(self, recipes: Sequence[Recipe] | Schedule) -> Schedule:
+        """Return the schedule of recipes; the list of the last call is not scheduled again."""
+        if isinstance(recipes, Schedule):
+            return recipes
+        if tuple(recipes) != self._schedule.recipes:
+            self._schedule = Schedule.of(self.model, recipes)
+        return self._schedule
 
-    def _work(self, cost: Cost) -> float:
-        visits, ends = (cost.visits, cost.ends) if self._runner else (cost.visits_one_by_one, cost.recipes)
+    def _window_visits(self, cost: Cost) -> float:
+        visits, ends = (cost.visits, cost.ends) if self.shares else (cost.visits_one_by_one, cost.recipes)
         return (visits + self.end_visits * ends) * len(self.corpus)
 
-    def _windows_at_once(self) -> int:
-        """Windows in a batch: as many as make a layer's call efficient, and a run's two states fit into its budget."""
-        wide = self.streamed or input_device(self.model).type != "cpu"
-        efficient = (_TOKENS_AT_ONCE_WIDE if wide else _TOKENS_AT_ONCE) // self.corpus.window
-        return max(1, min(efficient, self._budget // ((4 if self._keeps else 2) * self._window_bytes)))
+    # ---- runs
 
     def outcomes(
         self,
-        recipes: Sequence[Recipe],
+        recipes: Sequence[Recipe] | Schedule,
         *,
         drop: Drop | None = None,
         done: Done = lambda _visits: None,
     ) -> list[Outcome]:
-        """The score of each recipe, or why it has none.
+        """Score recipes, and return an error in place of a score that cannot be made.
 
-        After each batch of windows `drop` is told the batch, and by its number the NLL that each recipe has on each of
-        its windows; the scores of the numbers that it returns end there, with fewer windows than the corpus has. `done`
-        is told the work as it is done, in visits of a window.
+        Args:
+            recipes: Recipes of the base, or their schedule.
+            drop: Called after each batch with the range of its windows, and the NLL in nats of each of these windows by
+                the place of the recipe in `recipes`. It returns the places of recipes to score no further: their scores
+                have the windows seen so far.
+            done: Called as work is done, with the work in visits of one window.
+
+        Returns:
+            The score of each recipe, or why it has none, in the order of `recipes`.
+
+        Raises:
+            ScoreError: The device has failed, and needs a new process.
         """
-        failed = dict(self._refusals(recipes))
-        if self._options is None:
-            return [failed.get(i) or self._by_objective(recipe, done) for i, recipe in enumerate(recipes)]
-        found: list[list[float]] = [[] for _ in recipes]
-        alive = [i for i in range(len(recipes)) if i not in failed]
+        schedule = self._schedule_of(recipes)
+        everything, failures = schedule.recipes, dict(schedule.refusals)
+        if self._token_objective is None:
+            return [failures.get(i) or self._score_with_objective(recipe, done) for i, recipe in enumerate(everything)]
+        nll: list[list[float]] = [[] for _ in everything]
         place = 0
+
+        def count(visits: int, ends: int, windows: int) -> None:
+            done((visits + self.end_visits * ends) * windows)
+
         with running_base(self.model), torch.inference_mode():
-            while place < len(self.batches) and alive:
-                batch = self.batches[place]
-                values = self._try_batch([recipes[i] for i in alive], batch, done)
-                if isinstance(values, Exception):
-                    if lacks_memory(values) and self._reduce_batch(place):
-                        continue
-                    each = {i: self._alone(recipes[i], batch, done) for i in alive}
-                else:
-                    each = dict(zip(alive, values, strict=True))
+            while place < len(self.batches) and schedule.numbers:
+                values = self._scorer.score_batch(schedule, self.batches, place, count)
+                scored = {number: value for number, value in values.items() if not isinstance(value, DavidError)}
+                failures |= {number: value for number, value in values.items() if isinstance(value, DavidError)}
+                for number, value in scored.items():
+                    nll[number] += value
+                dropped = set(drop(self.batches[place], scored) if drop is not None and scored else ())
+                schedule = schedule.only([number for number in scored if number not in dropped])
                 place += 1
-                failed |= {i: its for i, its in each.items() if isinstance(its, DavidError)}
-                scored = {i: its for i, its in each.items() if not isinstance(its, DavidError)}
-                for i, its in scored.items():
-                    found[i] += its
-                dropped = set(drop(batch, scored) if drop is not None and scored else ())
-                alive = [i for i in scored if i not in dropped]
-        outcomes = [failed.get(i) or self.score_of(nll) for i, nll in enumerate(found)]
-        self._keep_best(recipes, outcomes)
+        outcomes = [failures.get(number) or self.score_of(values) for number, values in enumerate(nll)]
+        n_items = len(self.corpus.items())
+        self._cache.keep_best(
+            (recipe, score.nll)
+            for recipe, score in zip(everything, outcomes, strict=True)
+            if isinstance(score, Score) and len(score.window_nll) == n_items  # of all windows
+        )
         return outcomes
 
-    def clear_cache(self) -> None:
-        """Keep no states any longer."""
-        self._kept.clear()
-        self.meter.held = 0
-
     def score_of(self, nll: Sequence[float]) -> Outcome:
-        """The score that the NLL of the first windows of the corpus make, or of all; or why they make none."""
-        wrong = next((i for i, value in enumerate(nll) if math.isnan(value)), None)
-        if wrong is not None:
-            return ScoreError(f"the NLL of window {wrong} is not a number: the model's logits hold NaN")
-        score = score_of(nll, self.corpus, self._convention)
-        return by_question(score, self.corpus) if self._by_question else score
+        """Return the score of the first windows of the corpus, or of all.
 
-    def _refusals(self, recipes: Sequence[Recipe]) -> Iterator[tuple[int, DavidError]]:
-        for i, recipe in enumerate(recipes):
+        Args:
+            nll: NLL in nats of each of these windows.
+
+        Returns:
+            The score; a `ScoreError` if an NLL is not a number.
+        """
+        assert self._token_objective is not None
+        return self._token_objective.score(nll, self.corpus)
+
+    def clear_cache(self) -> None:
+        """Drop all states that are kept between calls."""
+        self._cache.clear()
+
+    def _score_with_objective(self, recipe: Recipe, done: Done) -> Outcome:
+        """Score a recipe by calling the objective on the slung model."""
+
+        def score() -> Score | DavidError:
             try:
-                check_recipe(self.model, recipe)
+                with slung(self.model, recipe):
+                    return self.objective(self.model, self.corpus)
             except DavidError as error:
-                yield i, error
+                return error
 
-    def _by_objective(self, recipe: Recipe, done: Done) -> Outcome:
-        try:
-            with slung(self.model, recipe):
-                score = self.objective(self.model, self.corpus)
-        except DavidError as error:
-            return error
-        except Exception as error:  # any kind: the caller's own code
-            self._recover(error)
-            return error_as_outcome("scoring", error)
+        outcome = self._scorer.attempt(score)
+        if isinstance(outcome, DavidError):
+            return outcome
+        if isinstance(outcome, Exception):
+            return error_as_outcome("scoring", outcome)
         done((len(recipe) + self.end_visits) * len(self.corpus))
-        return score if not math.isnan(score.nll) else ScoreError("the objective's NLL is not a number")
-
-    def _values(self, recipes: Sequence[Recipe], batch: range, done: Done) -> Sequence[list[float] | DavidError]:
-        """The NLL of each window of a batch, of each recipe; or why there is none."""
-        if self._runner is None:
-            return [self._one_by_one(recipe, batch, done) for recipe in recipes]
-        found: dict[int, list[float]] = {}
-        for numbers in self._groups(recipes, batch):
-            plan = Plan.of([recipes[i] for i in numbers], self.n_layers)
-            paths = plan.paths() if self._keeps else {}
-            pool = self._kept.setdefault(batch, {})
-            known = {node: pool[path] for node, path in paths.items() if path in pool}
-            nll = self._runner.nll(
-                plan,
-                self._order(plan, known),
-                self.corpus.part(batch.start, batch.stop),
-                meter=self.meter,
-                known=known,
-                keep=partial(self._keep, pool, paths),
-                tick=lambda is_end: done((self.end_visits if is_end else 1.0) * len(batch)),
-            )
-            found |= {i: nll[end] for i, end in zip(numbers, plan.ends, strict=True)}
-        return [found[i] for i in range(len(recipes))]
-
-    def _try_batch(
-        self, recipes: Sequence[Recipe], batch: range, done: Done
-    ) -> Sequence[list[float] | DavidError] | Exception:
-        """The same; or what the model raises, with nothing held any longer."""
-        try:
-            return self._values(recipes, batch, done)
-        except Exception as error:  # any kind: the code of any model
-            self._recover(error)
-            return error
-
-    def _alone(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
-        """The same of one recipe, so that one that the model cannot run takes no other with it."""
-        found = self._try_batch([recipe], batch, done)
-        return error_as_outcome("scoring", found) if isinstance(found, Exception) else found[0]
-
-    def _recover(self, error: Exception) -> None:
-        """Let go of all that an error has left behind; it comes out again where the device itself has failed."""
-        if isinstance(error, torch.AcceleratorError) and not lacks_memory(error):
-            raise ScoreError(f"the device failed, and needs a new process: {one_line(error)}") from error
-        traceback.clear_frames(error.__traceback__)  # they hold states
-        self.clear_cache()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _one_by_one(self, recipe: Recipe, batch: range, done: Done) -> list[float] | DavidError:
-        windows = self.corpus.part(batch.start, batch.stop)
-        try:
-            with slung(self.model, recipe):
-                score = windows_score(self.model, windows, **self._options or {})
-        except DavidError as error:
-            return error
-        done((len(recipe) + self.end_visits) * len(batch))
-        return list(score.window_nll)
-
-    def _order(self, plan: Plan, known: Mapping[int, State]) -> list[int]:
-        return plan.elevator(known) if self.streamed else plan.depth_first(known)
-
-    def _groups(self, recipes: Sequence[Recipe], batch: range) -> Iterator[list[int]]:
-        """Recipes, by their numbers, that are run together: all, where the budget holds their states."""
-        kept = max(self.meter.held, self._budget // 2) if self._keeps else self.meter.held
-        states = max(1, (self._budget - kept) // (self._window_bytes * len(batch)))
-        plan = Plan.of(recipes, self.n_layers)
-        if plan.peak(self._order(plan, {})) <= states:
-            yield list(range(len(recipes)))
-        else:
-            yield from groups(recipes, self.n_layers, states, elevator=self.streamed)
-
-    def _keep(self, pool: dict[Path, State], paths: Mapping[int, Path], node: int, state: State) -> bool:
-        """Take a state into a pool, where there is room; every k-th of a path, where there is not room for all."""
-        share = self._budget // (2 * len(self.batches))  # the other half is for the run itself
-        stride = -(-self.n_layers * state.nbytes // max(1, share))
-        path = paths.get(node)
-        if path is None or len(path) % stride or self.meter.held + state.nbytes > self._budget // 2:
-            return False
-        pool[path] = state
-        self.meter.hold(state.nbytes)
-        return True
-
-    def _keep_best(self, recipes: Sequence[Recipe], outcomes: Sequence[Outcome]) -> None:
-        """Remember the best recipes, and where states become many, let go of all but theirs and the base's."""
-        if not self._keeps:
-            return
-        whole = [
-            (-math.inf if recipe == self._base else score.nll, recipe)
-            for recipe, score in zip(recipes, outcomes, strict=True)
-            if isinstance(score, Score) and len(score.window_nll) == len(self.corpus.items())
-        ]
-        self._best = sorted([*self._best, *whole], key=lambda scored: scored[0])[: _BEST + 1]
-        if self.meter.held <= self._budget // 4:
-            return
-        ways = {tuple(recipe)[:depth] for _, recipe in self._best for depth in range(1, len(recipe) + 1)}
-        for pool in self._kept.values():
-            for path in [path for path in pool if path not in ways]:
-                self.meter.hold(-pool.pop(path).nbytes)
-
-    def _reduce_batch(self, place: int) -> bool:
-        """Whether fewer windows or states can be held from this place on, where there is no memory for so many."""
-        if self._runner is None:
-            return False
-        batch = self.batches[place]
-        if len(batch) > 1:
-            half = len(batch) // 2
-            say(f"no memory for {len(batch)} windows at once: going on with {half}")
-            rest = [batch[i : i + half] for batch in self.batches[place:] for i in range(0, len(batch), half)]
-            self.batches[place:] = rest
-            self._budget = max(1, self._budget // 2)
-        elif self._budget > (least := 2 * self._window_bytes):
-            say("no memory for so many states of a window: going on with as few as can be")
-            self._budget = least
-        else:
-            return False
-        return True
-
-    def _attach(self, options: Mapping[str, Any]) -> None:
-        """Make the runner, where it is held against the plain way and gives the same."""
-        found = checked_runner(self.model, self.corpus, self._first, options)
-        if isinstance(found, str):
-            self._reason, model = found, type(self.model).__name__
-            say(f"{model} does not go through the engine ({found}): its recipes are scored one by one")
-        else:
-            self._runner, self._window_bytes, self.end_visits = found.runner, found.window_bytes, found.end_visits
-
-    @property
-    def _base(self) -> Recipe:
-        return Recipe.identity(self.n_layers)
-
-
-def error_as_outcome(what: str, error: Exception) -> ScoreError:
-    """What another's code has raised at something, as why there is no score."""
-    failure = ScoreError(f"{what} raised {type(error).__name__}: {one_line(error)}")
-    failure.__cause__ = error
-    return failure
-
-
-def is_token_objective(objective: Objective) -> bool:
-    """Whether an objective is a sum over windows, so that recipes can be dropped early."""
-    function, _ = _known(objective)
-    return function is perplexity
-
-
-def _known(objective: Objective) -> tuple[Objective | None, dict[str, Any]]:
-    """Which of ours an objective is, and its options; None where it is none that is made of tokens' NLLs."""
-    whole = isinstance(objective, partial) and not objective.args
-    function = objective.func if whole else objective  # type: ignore[attr-defined]
-    options = dict(objective.keywords) if whole else {}  # type: ignore[attr-defined]
-    return (function if function in (perplexity, multiple_choice) else None), options
-
-
-def _batches(n_windows: int, at_once: int, rung: int | None) -> Iterator[range]:
-    start, stop = 0, rung or n_windows
-    while start < n_windows:
-        stop = min(stop, n_windows)
-        yield from (range(low, min(low + at_once, stop)) for low in range(start, stop, at_once))
-        start, stop = stop, 2 * stop
+        return outcome if not math.isnan(outcome.nll) else ScoreError("the objective's NLL is not a number")

@@ -1,4 +1,4 @@
-"""What scoring recipes is going to cost, before it is done."""
+"""The estimated cost of scoring recipes, and its text on the screen."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,11 +8,18 @@ from david.engine.prefix_tree import Cost
 
 @dataclass(frozen=True)
 class Estimate:
-    """What scoring recipes on a corpus is going to cost: of their plan, the `windows` in `batches`, bytes and seconds.
+    """The estimated cost of scoring recipes on a corpus.
 
-    Where the memory budget does not hold the states of all, they run in `groups`, whose costs are added up. An end
-    costs as much as `end_visits` visits; `state_bytes` is the hidden state of one batch, `seconds` the whole, loading
-    of `loads` layers included where they are offloaded. A `reason` says why no visit is shared.
+    Attributes:
+        cost: Visits, ends and states for one batch of windows, summed over the groups.
+        groups: Groups of recipes that run one after another; several if the memory budget does not hold all states.
+        windows: Windows of the corpus.
+        batches: Batches that the windows are scored in.
+        end_visits: What an end costs, in visits.
+        state_bytes: Bytes of the hidden state of one batch.
+        loads: Loads of a layer (or of the end), if layers are offloaded.
+        seconds: Seconds of the whole, loads included.
+        reason: Why no visit is shared; None if visits are shared.
     """
 
     cost: Cost
@@ -26,12 +33,14 @@ class Estimate:
     reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"ratio": self.ratio}
+        """Return plain values for JSON."""
+        values = asdict(self) | {"ratio": self.ratio}
+        values["cost"]["elevator_states"] = values["cost"].pop("sweep_states")  # the key that readers of the JSON know
+        return values
 
     @property
     def ratio(self) -> float:
-        """How many times less work than recipe by recipe."""
+        """How many times less work this is than one recipe at a time."""
         return self.cost.ratio(self.end_visits) if self.reason is None else 1.0
 
     def __str__(self) -> str:
@@ -42,7 +51,7 @@ class Estimate:
             f"ends      {cost.ends:,} a batch, each as costly as {self.end_visits:.1f} visits",
             f"work      {self.ratio:.2f} times less than recipe by recipe{why}",
         ]
-        states = cost.elevator_states if self.loads else cost.states
+        states = cost.sweep_states if self.loads else cost.states
         at_once = f"states    {states} at once, {states * self.state_bytes / 1e6:,.1f} MB"
         if self.loads:
             lines.append(f"{at_once}; {cost.sweeps} sweeps, {self.loads:,} loads of a layer or the end")

@@ -1,4 +1,4 @@
-"""What scoring has cost so far, counted and timed."""
+"""Count and time what scoring costs: visits, ends, loads of weights, and bytes of hidden states."""
 
 import time
 from collections.abc import Iterator
@@ -10,9 +10,19 @@ import torch
 
 @dataclass
 class Meter:
-    """What runs have cost: visits, ends, and loads of a layer that is offloaded, with their seconds.
+    """What runs have cost so far.
 
-    And the bytes of states: held now, held at most, of the largest.
+    Attributes:
+        visits: Visits that ran.
+        ends: Ends (norm, head) that ran.
+        loads: Loads of a layer (or of the end) that is offloaded.
+        visit_seconds: Seconds of all visits.
+        end_seconds: Seconds of all ends.
+        load_seconds: Seconds of all loads.
+        held: Bytes of states that are held now.
+        peak: Bytes of states that were held at once at most.
+        largest: Bytes of the largest state.
+        exact: Whether to wait for the accelerator after each visit, end and load, so that seconds are exact.
     """
 
     visits: int = 0
@@ -24,20 +34,20 @@ class Meter:
     held: int = 0
     peak: int = 0
     largest: int = 0
-    exact: bool = False  # wait for the device after each
+    exact: bool = False
 
     @contextmanager
-    def timing(self, what: str) -> Iterator[None]:
-        """Count a `visit`, an `end` or a `load`, and how long it takes."""
+    def timing(self, kind: str) -> Iterator[None]:
+        """Count a `visit`, an `end` or a `load`, and the seconds of the `with`."""
         start = time.perf_counter()
         yield
         if self.exact and torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        state = vars(self)
-        state[f"{what}s"] += 1
-        state[f"{what}_seconds"] += time.perf_counter() - start
+        counts = vars(self)
+        counts[f"{kind}s"] += 1
+        counts[f"{kind}_seconds"] += time.perf_counter() - start
 
     def hold(self, nbytes: int) -> None:
-        """Count a state that is held from now on, or with a negative number one that no longer is."""
+        """Count bytes of a state that is held from now on; a negative number for one that is dropped."""
         self.held += nbytes
         self.peak, self.largest = max(self.peak, self.held), max(self.largest, nbytes)

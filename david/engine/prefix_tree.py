@@ -1,26 +1,35 @@
-"""Many recipes of one base as one tree of visits: what is done once for all of them, in which order, and what it costs.
+"""The prefix tree of recipes: each distinct visit is one node, and recipes share the nodes of a common beginning.
 
-Two recipes with the same first visits (layers and scales) have the same hidden states there. So recipes become a tree
-with a node for each distinct beginning, and one for the end (norm, head) of each distinct recipe.
+Two recipes that begin with the same visits (layers and scales) have the same hidden states there, so each node needs to
+run once for all of them. A tree has a node for each distinct beginning, and one for the end (norm, head) of each
+distinct recipe. `PrefixTree.of` builds it, `depth_first_order` and `layer_sweep_order` order its nodes, and
+`PrefixTree.cost` counts what it costs.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
 
+from david.errors import RecipeError
 from david.recipe.recipe import Recipe
 
-ROOT = -1  # the parent of first visits: what the embedding gives
+ROOT = -1  # the parent of first visits: the state that the embedding gives
+Path = tuple[tuple[int, float], ...]  # the visits (layer, scale) that lead to a state
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs for one batch of windows.
+    """What prefix trees cost for one batch of windows.
 
-    `visits` are the distinct ones, `visits_one_by_one` those of all recipes together, `ends` the distinct recipes;
-    `sweeps` is how often the elevator walks up the layers. `states` are the hidden states held at once at most, depth
-    first, and `elevator_states` those that the elevator holds.
+    Attributes:
+        recipes: Recipes, duplicates included.
+        visits: Distinct visits.
+        visits_one_by_one: Visits of all recipes together, if each is run by itself.
+        ends: Distinct recipes; the end of each runs once.
+        sweeps: How often the layer-sweep order walks up the layers.
+        states: Hidden states held at once at most, in depth-first order.
+        sweep_states: Hidden states held at once at most, in layer-sweep order.
     """
 
     recipes: int
@@ -29,28 +38,39 @@ class Cost:
     ends: int
     sweeps: int
     states: int
-    elevator_states: int
+    sweep_states: int
 
     def __add__(self, other: "Cost") -> "Cost":
-        """What one plan costs and then another: all is added up, but of the states held at once the most counts."""
-        most = {"states", "elevator_states"}
-        pairs = ((name, mine, getattr(other, name)) for name, mine in vars(self).items())
-        return Cost(**{name: max(mine, its) if name in most else mine + its for name, mine, its in pairs})
+        """Return the cost of two trees run one after the other: sums, except that the larger peak of states counts."""
+        peaks = {"states", "sweep_states"}
+        pairs = ((name, value, getattr(other, name)) for name, value in vars(self).items())
+        return Cost(**{name: max(a, b) if name in peaks else a + b for name, a, b in pairs})
 
     def ratio(self, end: float) -> float:
-        """How many times less work this is than recipe by recipe, where an end costs as much as `end` visits."""
+        """Return how many times less work this is than one recipe at a time.
+
+        Args:
+            end: What an end costs, in visits.
+        """
         return (self.visits_one_by_one + end * self.recipes) / (self.visits + end * self.ends)
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """Recipes as a tree. Of each node the layer and the scale of its visit, and its parent, which comes before it.
+class PrefixTree:
+    """Recipes of one base as a tree of visits.
 
-    An end is a node too, with `n_layers` for its layer. `ends` holds the end of each recipe.
+    A node is a number; its parent has a smaller one.
+
+    Attributes:
+        n_layers: Layers of the base.
+        parents: The parent of each node, or `ROOT`.
+        layers: The layer that each node visits; `n_layers` for the end of a recipe.
+        scales: The scale of each visit; 1 for an end.
+        ends: The node of the end of each recipe, in the order of the recipes.
 
     Example:
-        >>> plan = Plan.of([Recipe.parse("0:4"), Recipe.parse("0:2, 1:4")], 4)
-        >>> plan.cost.visits, plan.cost.visits_one_by_one
+        >>> tree = PrefixTree.of([Recipe.parse("0:4"), Recipe.parse("0:2, 1:4")], 4)
+        >>> tree.cost.visits, tree.cost.visits_one_by_one
         (7, 9)
     """
 
@@ -61,17 +81,26 @@ class Plan:
     ends: tuple[int, ...]
 
     @classmethod
-    def of(cls, recipes: Sequence[Recipe], n_layers: int) -> "Plan":
-        """The tree of some recipes of a base of `n_layers` layers."""
+    def of(cls, recipes: Sequence[Recipe], n_layers: int) -> "PrefixTree":
+        """Build the tree of recipes.
+
+        Args:
+            recipes: Recipes in any order, duplicates allowed.
+            n_layers: Layers of their base.
+
+        Raises:
+            RecipeError: A recipe visits a layer that the base does not have.
+        """
         parents: list[int] = []
         visits: list[tuple[int, float]] = []
-        known: dict[tuple[int, int, float], int] = {}
+        nodes: dict[tuple[int, int, float], int] = {}
         ends = []
         for recipe in recipes:
-            recipe.check(n_layers)
+            if (deepest := max(recipe.repeat_map)) >= n_layers:
+                raise RecipeError(f"layer {deepest} is out of range: the base has {n_layers} layers")
             node = ROOT
             for layer, scale in (*recipe, (n_layers, 1.0)):
-                child = known.setdefault((node, layer, scale), len(parents))
+                child = nodes.setdefault((node, layer, scale), len(parents))
                 if child == len(parents):
                     parents.append(node)
                     visits.append((layer, scale))
@@ -80,144 +109,144 @@ class Plan:
         layers, scales = zip(*visits, strict=True) if visits else ((), ())
         return cls(n_layers, tuple(parents), layers, scales, tuple(ends))
 
+    def subset(self, start: int, stop: int) -> "PrefixTree":
+        """Return the tree of the recipes `start` to `stop - 1`, whose nodes keep their relative order.
+
+        If the recipes of this tree are sorted, the result equals the tree that `of` builds from that slice.
+        """
+        ends = self.ends[start:stop]
+        nodes = sorted(self._nodes_above(ends))
+        numbers = {ROOT: ROOT} | {node: number for number, node in enumerate(nodes)}
+        return PrefixTree(
+            self.n_layers,
+            tuple(numbers[self.parents[node]] for node in nodes),
+            tuple(self.layers[node] for node in nodes),
+            tuple(self.scales[node] for node in nodes),
+            tuple(numbers[end] for end in ends),
+        )
+
     @cached_property
     def children(self) -> dict[int, list[int]]:
-        """The nodes that come behind a node, or behind ROOT."""
-        found: dict[int, list[int]] = {node: [] for node in range(ROOT, len(self.parents))}
+        """The children of each node, and of ROOT."""
+        children: dict[int, list[int]] = {node: [] for node in range(ROOT, len(self.parents))}
         for node, parent in enumerate(self.parents):
-            found[parent].append(node)
-        return found
+            children[parent].append(node)
+        return children
 
     def is_end(self, node: int) -> bool:
-        """Whether a node is the end of a recipe rather than a visit."""
+        """Return whether a node is the end of a recipe rather than a visit."""
         return node != ROOT and self.layers[node] == self.n_layers
 
-    def paths(self) -> dict[int, tuple[tuple[int, float], ...]]:
-        """The visits from the embedding to each node that is one, its own included."""
-        found: dict[int, tuple[tuple[int, float], ...]] = {ROOT: ()}
+    def paths(self) -> dict[int, Path]:
+        """Return the visits from the embedding to each node that is a visit, including the node's own visit."""
+        paths: dict[int, Path] = {ROOT: ()}
         for node, parent in enumerate(self.parents):
             if not self.is_end(node):
-                found[node] = (*found[parent], (self.layers[node], self.scales[node]))
-        del found[ROOT]
-        return found
+                paths[node] = (*paths[parent], (self.layers[node], self.scales[node]))
+        del paths[ROOT]
+        return paths
 
-    def depth_first(self, known: Collection[int] = ()) -> list[int]:
-        """Every node that is to be run, in the order that holds the fewest states; nothing before a `known` node is.
+    def depth_first_order(self, cached: Collection[int] = ()) -> list[int]:
+        """Return the nodes to run, in the order that holds the fewest states at once.
 
-        At each node the subtree that needs the most comes last, when the node's own state is needed no more (Sethi
-        and Ullman, 1970). A full scan of blocks then holds two states at once, a single recipe one.
+        At each node the subtree that needs the most states comes last, when the node's own state is needed no more
+        (Sethi and Ullman, 1970). A full scan of blocks then holds two states at once, a single recipe one.
+
+        Args:
+            cached: Nodes whose states exist already: neither they nor what leads to them is run.
         """
-        wanted = self._wanted(known)
-        needs = dict.fromkeys(range(ROOT, len(self.parents)), 0)
+        pending = self._nodes_above(self.ends, cached)
+        needs = dict.fromkeys(range(ROOT, len(self.parents)), 0)  # states that the subtree of a node needs
         for node in range(len(self.parents) - 1, ROOT - 1, -1):
             if not self.is_end(node):
-                below = sorted(needs[child] for child in self.children[node] if child in wanted)
+                below = sorted(needs[child] for child in self.children[node] if child in pending)
                 needs[node] = max([1, *(need + 1 for need in below[:-1]), *below[-1:]])
         order: list[int] = []
-        todo = sorted((n for n in (ROOT, *known) if n == ROOT or self.children[n]), key=lambda n: -needs[n])
-        while todo:
-            node = todo.pop()
-            if node in wanted:
+        starts = (node for node in (ROOT, *cached) if node == ROOT or self.children[node])
+        stack = sorted(starts, key=lambda node: -needs[node])
+        while stack:
+            node = stack.pop()
+            if node in pending:
                 order.append(node)
-            below = [child for child in self.children[node] if child in wanted]
-            todo += sorted(below, key=lambda child: (-needs[child], child))
+            below = [child for child in self.children[node] if child in pending]
+            stack += sorted(below, key=lambda child: (-needs[child], child))
         return order
 
-    def elevator(self, known: Collection[int] = ()) -> list[int]:
-        """The same nodes in sweeps over the layers 0 … N − 1 and the end: at each, all that wait for it."""
-        wanted = self._wanted(known)
+    def layer_sweep_order(self, cached: Collection[int] = ()) -> list[int]:
+        """Return the nodes to run in sweeps over the layers 0 … N − 1 and the end: at each, all that wait for it.
+
+        Args:
+            cached: Nodes whose states exist already: neither they nor what leads to them is run.
+        """
+        pending = self._nodes_above(self.ends, cached)
         waiting: list[list[int]] = [[] for _ in range(self.n_layers + 1)]
 
-        def reach(node: int) -> None:
+        def queue_children(node: int) -> None:
             for child in self.children[node]:
-                if child in wanted:
+                if child in pending:
                     waiting[self.layers[child]].append(child)
 
-        for node in (ROOT, *known):
-            reach(node)
+        for node in (ROOT, *cached):
+            queue_children(node)
         order: list[int] = []
         while any(waiting):
             for at_layer in waiting:
                 while at_layer:
                     node = at_layer.pop(0)
                     order.append(node)
-                    reach(node)
+                    queue_children(node)
         return order
 
-    def sweeps(self, order: Sequence[int]) -> int:
-        """How often an order walks up the layers."""
+    def count_sweeps(self, order: Sequence[int]) -> int:
+        """Return how often an order walks up the layers."""
         stops = [self.layers[node] for node in order]
         return (1 if stops else 0) + sum(after < before for before, after in pairwise(stops))
 
-    def stops(self, order: Sequence[int]) -> int:
-        """At how many layers, or the end, an order stops, all that it does there at once counted as one."""
+    def count_stops(self, order: Sequence[int]) -> int:
+        """Return at how many layers (or the end) an order stops; consecutive nodes of one layer are one stop."""
         return sum(1 for _ in groupby(order, key=lambda node: self.layers[node]))
 
-    def peak(self, order: Sequence[int], known: Collection[int] = ()) -> int:
-        """How many states an order holds at most: each from its visit on until its last child is made."""
-        left = self.uses(order)
+    def peak_states(self, order: Sequence[int], cached: Collection[int] = ()) -> int:
+        """Return how many states an order holds at most: each from its visit until its last child has run."""
+        left = self.child_counts(order)
         held = peak = 1 if left.get(ROOT) else 0
         for node in order:
             parent = self.parents[node]
             left[parent] -= 1
-            held -= left[parent] == 0 and parent not in known
+            held -= left[parent] == 0 and parent not in cached
             held += left.get(node, 0) > 0
             peak = max(peak, held)
         return peak
 
-    def uses(self, order: Sequence[int]) -> dict[int, int]:
-        """How many of the nodes of an order come directly behind each."""
-        found: dict[int, int] = {}
+    def child_counts(self, order: Sequence[int]) -> dict[int, int]:
+        """Return how many nodes of an order are children of each node; nodes without any are left out."""
+        counts: dict[int, int] = {}
         for node in order:
-            found[self.parents[node]] = found.get(self.parents[node], 0) + 1
-        return found
+            counts[self.parents[node]] = counts.get(self.parents[node], 0) + 1
+        return counts
 
     @cached_property
     def cost(self) -> Cost:
-        """What this plan costs; see `Cost`."""
-        depth_first, elevator = self.depth_first(), self.elevator()
-        distinct, depths = len(set(self.ends)), {ROOT: -1}
+        """The cost of this tree for one batch of windows."""
+        depth_first, layer_sweep = self.depth_first_order(), self.layer_sweep_order()
+        n_ends, depths = len(set(self.ends)), {ROOT: -1}
         for node, parent in enumerate(self.parents):
             depths[node] = depths[parent] + 1  # visits before it
         return Cost(
             recipes=len(self.ends),
-            visits=len(self.parents) - distinct,
+            visits=len(self.parents) - n_ends,
             visits_one_by_one=sum(depths[end] for end in self.ends),
-            ends=distinct,
-            sweeps=self.sweeps(elevator),
-            states=self.peak(depth_first),
-            elevator_states=self.peak(elevator),
+            ends=n_ends,
+            sweeps=self.count_sweeps(layer_sweep),
+            states=self.peak_states(depth_first),
+            sweep_states=self.peak_states(layer_sweep),
         )
 
-    def _wanted(self, known: Collection[int]) -> set[int]:
-        """The nodes between what is known and the ends."""
-        wanted: set[int] = set()
-        for node in self.ends:
-            while node != ROOT and node not in wanted and node not in known:
-                wanted.add(node)
+    def _nodes_above(self, ends: Sequence[int], cached: Collection[int] = ()) -> set[int]:
+        """Return the ends, and the nodes between them and the root or the nearest cached node."""
+        nodes: set[int] = set()
+        for node in ends:
+            while node != ROOT and node not in nodes and node not in cached:
+                nodes.add(node)
                 node = self.parents[node]
-        return wanted
-
-
-def groups(recipes: Sequence[Recipe], n_layers: int, states: int, *, elevator: bool) -> Iterator[list[int]]:
-    """Recipes, by their numbers, in groups whose plan holds no more states at once than that; one recipe at least.
-
-    Recipes that share beginnings come together.
-    """
-    alike = sorted(range(len(recipes)), key=lambda i: tuple(recipes[i]))
-
-    def fits(numbers: list[int]) -> bool:
-        plan = Plan.of([recipes[i] for i in numbers], n_layers)
-        order = plan.elevator() if elevator else plan.depth_first()
-        return plan.peak(order) <= states
-
-    while alike:
-        size = 1
-        while size < len(alike) and fits(alike[: 2 * size]):
-            size = min(2 * size, len(alike))
-        step = size  # the largest that fits lies before size + step, as far as halving finds it
-        while (step := step // 2) > 0:
-            if size + step <= len(alike) and fits(alike[: size + step]):
-                size += step
-        yield alike[:size]
-        alike = alike[size:]
+        return nodes

@@ -1,4 +1,8 @@
-"""Runs a plan on a batch of windows: each layer is called with what the model's own forward gives it, once a visit."""
+"""Run a prefix tree on a batch of windows: one call of a layer for each visit.
+
+`Runner.of` records what each layer returns. `Runner.nll` takes from the model's own forward what it gives its layers,
+calls the layers in the order of the tree, and the model's own end (norm, head) for each recipe.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -11,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from david.engine.meter import Meter
-from david.engine.prefix_tree import ROOT, Plan
-from david.engine.state_cache import State, StateCache
+from david.engine.prefix_tree import ROOT, PrefixTree
+from david.engine.state_cache import RunStates, State
 from david.models import offload
 from david.scoring.corpus import Corpus
 from david.scoring.likelihood import end_nll, ends_by_position, window_sums
@@ -20,14 +24,22 @@ from david.sling import locate
 from david.sling.forward import Call, Given, given, input_device, outputs
 from david.sling.views import hidden
 
-_FORM_TOKENS = 8
+_FORM_TOKENS = 8  # read to see what each layer returns
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A base whose layers can be called one by one. Made by `Runner.of`; the model must stand as its base in all calls.
+    """A base whose layers can be called one by one.
 
-    `forms` are what each layer hands on, of a few tokens; `first` is the first scored position of a window.
+    Made by `Runner.of`. The model must run its base, not a sling, in all calls.
+
+    Attributes:
+        model: The model.
+        home: The layers of its base.
+        forms: What each layer returns, for a few tokens: the form that the model's end takes a state in.
+        by_position: Whether the model's end treats each position by itself.
+        first: The first scored position of a window.
+        streamed: Whether the weights of a layer are loaded for each call.
     """
 
     model: nn.Module
@@ -39,7 +51,13 @@ class Runner:
 
     @classmethod
     def of(cls, model: nn.Module, windows: Tensor, first: int) -> "Runner | str":
-        """The runner of a base that stands as such, or why it has none. A few tokens of `windows` are read."""
+        """Return the runner of a model that runs its base, or the reason why it has none.
+
+        Args:
+            model: A loaded model.
+            windows: Tokens `[B, T]`, of which a few are read.
+            first: The first scored position of a window.
+        """
         home = locate.find(model).layers
         if locate.is_coupled(model):
             return "its layers hand on more than a hidden state"
@@ -52,47 +70,56 @@ class Runner:
 
     def nll(
         self,
-        plan: Plan,
+        tree: PrefixTree,
         order: Sequence[int],
         corpus: Corpus,
         *,
         meter: Meter,
-        known: Mapping[int, State] | None = None,
+        cached: Mapping[int, State] | None = None,
         keep: Callable[[int, State], bool] = lambda _node, _state: False,
         tick: Callable[[bool], None] = lambda _is_end: None,
     ) -> dict[int, list[float]]:
-        """NLL in nats of each window of a corpus at each end of a plan: the nodes of `order` are run one by one.
+        """Run the nodes of a tree on a corpus.
 
-        `known` are states that need not be made; `keep` is offered each that was, and says whether it holds it from now
-        on; `tick` is called for each node with whether it was an end.
+        Args:
+            tree: The prefix tree of recipes.
+            order: The nodes to run, parents first.
+            corpus: The windows to score.
+            meter: Counts visits, ends, loads and states.
+            cached: States of nodes that are not run.
+            keep: Offered the state of each visit; returns whether it holds that state from now on.
+            tick: Called after each node, with whether it is an end.
+
+        Returns:
+            The NLL in nats of each window, by the node of the end.
         """
         windows = corpus.windows.to(input_device(self.model))
-        told = given(self.model, windows, list(self.forms))
-        calls, device = told.calls, told.state.device
-        start = self._put(told.state, _empty_mappings(told))
-        del told  # and its state, which is held from here on as long as it is needed
-        held = StateCache(plan, order, meter, known or {}, keep)
-        found: dict[int, list[float]] = {}
+        inputs = given(self.model, windows, list(self.forms))
+        calls, device = inputs.calls, inputs.state.device
+        start = self._stored(inputs.state, _empty_mappings(inputs))
+        del inputs  # and its state, which is held from here on as long as it is needed
+        held = RunStates(tree, order, meter, cached or {}, keep)
+        nll: dict[int, list[float]] = {}
         try:
             held.put(ROOT, start)
             del start
-            for layer, nodes in groupby(order, key=lambda node: plan.layers[node]):
+            for layer, nodes in groupby(order, key=lambda node: tree.layers[node]):
                 with self._loaded(layer, meter):
                     for node in nodes:
-                        state = self._at_hand(held.states[plan.parents[node]], device)
-                        with meter.timing("end" if plan.is_end(node) else "visit"):
-                            if plan.is_end(node):
-                                found[node] = window_sums(self._end(state, windows), corpus, self.first)
+                        state = self._on_device(held.states[tree.parents[node]], device)
+                        with meter.timing("end" if tree.is_end(node) else "visit"):
+                            if tree.is_end(node):
+                                nll[node] = window_sums(self._end(state, windows), corpus, self.first)
                             else:
-                                held.put(node, self._visit(calls[layer], layer, plan.scales[node], state))
-                        held.used(plan.parents[node])
-                        tick(plan.is_end(node))
+                                held.put(node, self._visit(calls[layer], layer, tree.scales[node], state))
+                        held.count_child(tree.parents[node])
+                        tick(tree.is_end(node))
         finally:
             held.release()
-        return found
+        return nll
 
     def _visit(self, call: Call, layer: int, scale: float, state: State) -> State:
-        """The state behind a visit: `h + scale · (layer(h) − h)`, as `views.damp` has it."""
+        """Return the state after a visit: `h + scale · (layer(h) − h)`, the formula of `views.damp`."""
         args, kwargs = call
         carried = {name: copy.copy(value) for name, value in state.carried.items()}
         if args:
@@ -103,22 +130,23 @@ class Runner:
         if scale != 1:
             before = state.hidden.to(after.device)
             after = before + scale * (after - before)
-        return self._put(after, carried)
+        return self._stored(after, carried)
 
     def _end(self, state: State, windows: Tensor) -> Tensor:
+        """Return the NLL of the scored tokens `[B, T − first]` of finished states."""
         return end_nll(self.model, self.forms[-1], state.hidden, windows, self.first, by_position=self.by_position)
 
-    def _put(self, state: Tensor, carried: Mapping[str, Any]) -> State:
-        """A state where states wait: in the host's memory where layers are streamed through the device's."""
+    def _stored(self, state: Tensor, carried: Mapping[str, Any]) -> State:
+        """Return a state as it waits: in the host's memory if layers are streamed through the device's."""
         return State(state.to("cpu") if self.streamed else state, carried)
 
-    def _at_hand(self, state: State, device: torch.device) -> State:
-        """A state where the layers that are streamed through a device want it."""
+    def _on_device(self, state: State, device: torch.device) -> State:
+        """Return a state on the device that streamed layers run on; without streaming, as it is."""
         return replace(state, hidden=state.hidden.to(device)) if self.streamed else state
 
     @contextmanager
     def _loaded(self, layer: int, meter: Meter) -> Iterator[None]:
-        """The weights of a layer, or of the end, in hand."""
+        """Load the weights of a layer, or of the end, for the length of a `with`, if they are streamed."""
         with ExitStack() as stack:
             if self.streamed:
                 with meter.timing("load"):
@@ -126,14 +154,14 @@ class Runner:
             yield
 
     def _modules(self, layer: int) -> Iterator[nn.Module]:
-        """The modules of a layer; of the end, all that are in none."""
+        """Return the modules of a layer; for the end, all modules that are in no layer."""
         if layer < len(self.home):
             return self.home[layer].modules()
         inside = set(self.home.modules())
         return (module for module in self.model.modules() if module not in inside)
 
 
-def _empty_mappings(told: Given) -> dict[str, Any]:
-    """The dictionaries that are empty when the first layer is called: layers fill them for one another."""
-    _, kwargs = told.calls[0]
+def _empty_mappings(inputs: Given) -> dict[str, Any]:
+    """Return the dictionaries that are empty when the first layer is called: layers fill them for one another."""
+    _, kwargs = inputs.calls[0]
     return {name: value for name, value in kwargs.items() if isinstance(value, MutableMapping) and not value}

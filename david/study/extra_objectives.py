@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import nn
 
-from david.engine.engine import Engine, Outcome, error_as_outcome
+from david.engine.engine import Engine
+from david.engine.one_by_one import Outcome, error_as_outcome
 from david.errors import DavidError, ScoreError, SearchError
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus

@@ -9,7 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from david.engine.engine import Outcome, error_as_outcome
+from david.engine.one_by_one import Outcome, error_as_outcome
 from david.errors import DavidError, ModelError, StorageError
 from david.metrics.score import Score
 from david.models import file_stamps

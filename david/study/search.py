@@ -15,7 +15,8 @@ from david.candidates.encoding import Space
 from david.candidates.spaces import params_of, space_named
 from david.candidates.strategies import Refine, Strategy
 from david.candidates.strategies import strategy_named as strategy_named
-from david.engine.engine import Engine, is_token_objective
+from david.engine.engine import Engine
+from david.engine.token_objective import is_token_objective
 from david.errors import DavidError, SearchError
 from david.recipe.recipe import Recipe
 from david.recipe.schema import ranges_of

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model
 from david.engine.engine import Engine
-from david.engine.prefix_tree import Plan
+from david.engine.prefix_tree import PrefixTree
 from david.recipe.blocks import all_blocks
 
 ALL = 465  # the blocks of 30 layers
@@ -47,7 +47,7 @@ def measure(tokenizer: Any, given: dict[str, int]) -> dict[str, float]:
     before, start = engine.meter.visits, time.perf_counter()
     engine.outcomes(recipes)
     seconds = time.perf_counter() - start
-    cost = Plan.of(recipes, n_layers).cost
+    cost = PrefixTree.of(recipes, n_layers).cost
     assert engine.meter.visits - before == cost.visits * len(engine.batches), "visits that are no distinct ones"
     work = cost.visits + engine.end_visits * cost.ends
     return given | {"recipes": len(recipes), "visits": cost.visits, "ends": cost.ends, "work": work, "seconds": seconds}

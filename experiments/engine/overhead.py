@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from david import Corpus, load_model
 from david.engine.engine import Engine
-from david.engine.prefix_tree import ROOT, Plan
+from david.engine.prefix_tree import ROOT, PrefixTree
 from david.recipe.blocks import all_blocks
 from david.sling.in_place import base_depth
 
@@ -22,24 +22,24 @@ WINDOW = 128
 GROUP = 31  # recipes that either way scores before it is the other's turn
 
 
-def bare(model: Any, plan: Plan, tokens: Tensor) -> dict[int, float]:
-    """The NLL at each end: the layers of a Llama, its norm and its head, called by hand in the plan's own order."""
+def bare(model: Any, tree: PrefixTree, tokens: Tensor) -> dict[int, float]:
+    """The NLL at each end: the layers of a Llama, its norm and its head, called by hand in the tree's own order."""
     inner, found = model.model, {}
     embedded = inner.embed_tokens(tokens)  # [B, T, D]
     angles = inner.rotary_emb(embedded, torch.arange(tokens.shape[1])[None])
-    states, left = {ROOT: embedded}, plan.uses(order := plan.depth_first())
+    states, left = {ROOT: embedded}, tree.child_counts(order := tree.depth_first_order())
     for node in order:
-        parent = plan.parents[node]
+        parent = tree.parents[node]
         state = states[parent]
         left[parent] -= 1
         if not left[parent]:
             del states[parent]
-        if plan.is_end(node):
+        if tree.is_end(node):
             logits = model.lm_head(inner.norm(state))[:, :-1]
             pairs = zip(logits, tokens[:, 1:], strict=True)  # one window after the other, which is quicker
             found[node] = float(sum(torch.nn.functional.cross_entropy(*pair, reduction="sum") for pair in pairs))
         else:
-            states[node] = inner.layers[plan.layers[node]](state, attention_mask=None, position_embeddings=angles)
+            states[node] = inner.layers[tree.layers[node]](state, attention_mask=None, position_embeddings=angles)
     return found
 
 
@@ -65,7 +65,7 @@ def main() -> None:
         ours = theirs = visits = ends = 0.0
         for start in tqdm(range(0, given.groups * GROUP, GROUP), desc=f"{windows} windows", unit="group"):
             group = recipes[start : start + GROUP]
-            plan = Plan.of(group, base_depth(model))
+            tree = PrefixTree.of(group, base_depth(model))
             seconds = {}
             for way in ("engine", "bare") if start // GROUP % 2 else ("bare", "engine"):
                 begin = time.perf_counter()
@@ -73,12 +73,12 @@ def main() -> None:
                     scores = engine.outcomes(group)
                 else:
                     with torch.inference_mode():
-                        found = bare(model, plan, corpus.windows)
+                        found = bare(model, tree, corpus.windows)
                 seconds[way] = time.perf_counter() - begin
-            for score, end in zip(scores, plan.ends, strict=True):
+            for score, end in zip(scores, tree.ends, strict=True):
                 assert abs(score.nll * score.tokens / found[end] - 1) < 1e-5, "the two ways do not tell the same"
             ours, theirs = ours + seconds["engine"], theirs + seconds["bare"]
-            visits, ends = visits + plan.cost.visits, ends + plan.cost.ends
+            visits, ends = visits + tree.cost.visits, ends + tree.cost.ends
         rows.append(
             {
                 "windows": f"{windows}",

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from david import Corpus, Recipe, load_model, perplexity, search
 from david.candidates.spaces import Block, Blocks
 from david.engine.engine import Engine
-from david.engine.prefix_tree import Plan
+from david.engine.prefix_tree import PrefixTree
 from david.errors import DavidError
 from david.recipe.blocks import all_blocks
 from david.sling.in_place import base_depth, slung
@@ -60,7 +60,7 @@ def scan(model: Any, corpus: Corpus, recipes: list[Recipe]) -> dict[str, str]:
         ours += seconds(engine.outcomes, recipes)
         if not window % 2:
             plain += seconds(one_by_one, model, recipes, part, 1)
-    cost, end = Plan.of(recipes, engine.n_layers).cost, sum(costs) / len(costs)
+    cost, end = PrefixTree.of(recipes, engine.n_layers).cost, sum(costs) / len(costs)
     return row("scan", len(recipes), len(corpus), plain, ours, f"{cost.ratio(end):.2f} (an end: {end:.1f} visits)")
 
 
@@ -87,7 +87,7 @@ def tpe(model: Any, corpus: Corpus, space: Blocks, what: str, n_trials: int) -> 
                 seen[recipe] = score.nll
                 bar.update()
             study.tell(trial, seen[recipe])
-    cost = Plan.of(list(seen), engine.n_layers).cost
+    cost = PrefixTree.of(list(seen), engine.n_layers).cost
     done = (engine.meter.visits + engine.end_visits * engine.meter.ends) / len(engine.batches)
     kept = (cost.visits_one_by_one + engine.end_visits * cost.recipes) / done
     return row(

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from david import Recipe
 from david.candidates.pruner import hopeless
-from david.engine.prefix_tree import Plan
+from david.engine.prefix_tree import PrefixTree
 
 LANDSCAPE = Path(__file__).parent / "landscape.csv"
 RUNGS = (0, 2, 4, 8, 16, 24, 32)  # windows that the engine has scored at each decision; 8 of 128 tokens go at once
@@ -49,9 +49,9 @@ class Landscape:
 
     def work(self, alive: NDArray[Any]) -> NDArray[Any]:
         """Distinct visits, and these with ends, of one window of some recipes."""
-        plan = Plan.of([self.recipes[i] for i in alive], len(self.recipes[0]))
-        ends = len(set(plan.ends))
-        visits = len(plan.parents) - ends
+        tree = PrefixTree.of([self.recipes[i] for i in alive], len(self.recipes[0]))
+        ends = len(set(tree.ends))
+        visits = len(tree.parents) - ends
         return np.array([visits, visits + END * ends])
 
 

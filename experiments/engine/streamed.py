@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from david import Corpus, Recipe, load_model, perplexity
 from david.engine.engine import Engine
-from david.engine.prefix_tree import Plan
+from david.engine.prefix_tree import PrefixTree
 from david.models.offload import loaded_weights
 from david.recipe.blocks import all_blocks
 from david.sling.in_place import base_depth, base_layers, slung
@@ -75,8 +75,8 @@ def scan(model: Any, corpus: Corpus, recipes: list[Recipe]) -> dict[str, str]:
         assert abs(score.nll / plain.nll - 1) < 1e-5, f"{recipe}: the two ways do not tell the same"
     theirs = time.perf_counter() - start
 
-    cost = Plan.of(recipes, engine.n_layers).cost
-    assert each == {cost.sweeps}, "a layer was loaded more often than the plan says"
+    cost = PrefixTree.of(recipes, engine.n_layers).cost
+    assert each == {cost.sweeps}, "a layer was loaded more often than the tree says"
     one_by_one = cost.visits_one_by_one * (load + visit) + cost.recipes * (load_end + end)
     streamed = cost.sweeps * (engine.n_layers * load + load_end) + cost.visits * visit + cost.ends * end
     return {

@@ -15,7 +15,7 @@ from optuna.trial import BaseTrial, TrialState
 
 from david.candidates.spaces import Block
 from david.engine.engine import Engine, score_recipes
-from david.engine.prefix_tree import Plan
+from david.engine.prefix_tree import PrefixTree
 from david.errors import DavidError, ScoreError, SearchError
 from david.metrics.score import Score
 from david.recipe.blocks import all_blocks
@@ -63,7 +63,7 @@ def scan(n_layers: int) -> list[Recipe]:
 
 def kept_bytes(engine: Engine) -> int:
     """Bytes of the states that are kept, added up by hand."""
-    return sum(state.nbytes for pool in engine._kept.values() for state in pool.values())
+    return sum(state.nbytes for pool in engine._cache.pools.values() for state in pool.values())
 
 
 def test_each_recipe_has_the_score_that_slinging_by_hand_gives(tiny: Any, corpus: Corpus) -> None:
@@ -179,7 +179,7 @@ def test_multiple_choice_goes_through_the_engine(tmp_path: Path, capsys: pytest.
             assert isinstance(score, Score)
             assert score.window_nll == pytest.approx(by_hand.window_nll, abs=1e-5)
             assert dataclasses.replace(score, window_nll=()) == dataclasses.replace(by_hand, window_nll=()), again
-    assert engine.meter.visits < 2 * Plan.of(recipes, 6).cost.visits * len(engine.batches)
+    assert engine.meter.visits < 2 * PrefixTree.of(recipes, 6).cost.visits * len(engine.batches)
     one_by_one = Engine(model, corpus, objective=partial(multiple_choice, batch=2), shared=False)
     assert [o.right for o in one_by_one.outcomes(recipes)] == [o.right for o in engine.outcomes(recipes)]
     assert capsys.readouterr().err == ""
@@ -239,6 +239,69 @@ def test_a_budget_is_a_byte_at_least(tiny: Any, corpus: Corpus) -> None:
         score_recipes(tiny, RECIPES, corpus, memory_budget=0)
 
 
+# ---- recipes are checked and scheduled once
+
+
+@pytest.fixture
+def trees(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Recipes of each prefix tree that is built from recipes."""
+    built: list[int] = []
+    build = PrefixTree.of.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[PrefixTree], recipes: Sequence[Recipe], n_layers: int) -> PrefixTree:
+        built.append(len(recipes))
+        tree: PrefixTree = build(cls, recipes, n_layers)
+        return tree
+
+    monkeypatch.setattr(PrefixTree, "of", classmethod(counting))
+    return built
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """The recipes that are checked, as often as they are."""
+    checked: list[Recipe] = []
+    check = Recipe.check
+
+    def counting(recipe: Recipe, n_layers: int) -> None:
+        checked.append(recipe)
+        check(recipe, n_layers)
+
+    monkeypatch.setattr(Recipe, "check", counting)
+    return checked
+
+
+@pytest.mark.parametrize("rung", [None, 1])
+def test_a_call_with_several_batches_builds_one_tree_and_checks_each_recipe_once(
+    rung: int | None, tiny: Any, trees: list[int], checks: list[Recipe]
+) -> None:
+    engine, every = Engine(tiny, windows(9), rung=rung, memory_budget=6 * STATE), scan(6)
+    trees.clear(), checks.clear()
+    engine.work(every)
+    engine.outcomes(every)
+    assert len({len(batch) for batch in engine.batches}) == (1 if rung is None else 3)
+    assert len(engine.batches) > 2
+    assert trees == [len(every)]
+    assert checks == every
+
+
+def test_groups_are_made_once_for_all_batches_of_a_size(tiny: Any, trees: list[int], checks: list[Recipe]) -> None:
+    engine = Engine(tiny, windows(5), memory_budget=2 * STATE)
+    trees.clear(), checks.clear()
+    engine.outcomes(BUSHY)
+    assert list(map(len, engine.batches)) == [1] * 5
+    assert trees == [len(BUSHY)] * 2  # as given; and sorted, from which the trees of nine groups are cut
+    assert checks == BUSHY
+
+
+def test_score_recipes_checks_each_recipe_once(tiny: Any, trees: list[int], checks: list[Recipe]) -> None:
+    every = scan(6)
+    checks.clear()
+    score_recipes(tiny, every, windows(3))
+    assert trees == [len(every), 2]  # the other of the self-check
+    assert [checks.count(recipe) for recipe in every[1:]] == [1] * (len(every) - 1)
+
+
 # ---- states that are kept from call to call
 
 
@@ -280,15 +343,15 @@ def test_what_is_held_after_a_run_is_what_is_kept(tiny: Any) -> None:
 
 def test_where_states_become_many_only_those_of_the_base_and_the_eight_best_are_kept(tiny: Any) -> None:
     every = scan(6)
-    all_states = Plan.of(every, 6).cost.visits * 3
+    all_states = PrefixTree.of(every, 6).cost.visits * 3
     engine = Engine(tiny, windows(3), keeps=True, memory_budget=4 * all_states * STATE)
     engine.outcomes(every)
     assert engine.meter.held == all_states * STATE  # a quarter of the budget
     engine = Engine(tiny, windows(3), keeps=True, memory_budget=3 * all_states * STATE)
     found = engine.outcomes(every)
     best = sorted(range(1, len(every)), key=lambda i: found[i].nll)[:8]
-    plan = Plan.of([every[0], *(every[i] for i in best)], 6)
-    assert engine.meter.held == plan.cost.visits * 3 * STATE
+    tree = PrefixTree.of([every[0], *(every[i] for i in best)], 6)
+    assert engine.meter.held == tree.cost.visits * 3 * STATE
     with counted(tiny) as calls:
         engine.outcomes([every[i] for i in best])
     assert calls == [0] * 6
@@ -306,9 +369,9 @@ def test_what_is_kept_takes_no_more_than_half_of_the_budget(budget: int, tiny: A
 
 
 @pytest.mark.parametrize("states", [40, 100])
-def test_what_is_kept_and_a_run_share_the_budget(states: int, tiny: Any) -> None:
+def test_what_is_kept_and_a_run_share_the_budget(states: int, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PrefixTree, "depth_first_order", PrefixTree.layer_sweep_order)  # which holds many
     engine = Engine(tiny, windows(1), memory_budget=states * STATE, keeps=True)
-    engine._order = lambda plan, known: plan.elevator(known)  # type: ignore[method-assign]  # which holds many
     pairs = [Recipe((*range(i + 1), *range(j + 1), *range(j, 6))) for i in range(6) for j in range(6)]
     for start in range(0, len(pairs), 12):
         engine.outcomes(pairs[start : start + 12])
@@ -319,7 +382,7 @@ def test_what_is_kept_leaves_a_run_less_of_the_budget(tiny: Any) -> None:
     engine = Engine(tiny, windows(1), memory_budget=4 * STATE, keeps=True)
     engine.outcomes([Recipe.identity(6)])
     assert engine.meter.held == STATE
-    assert Plan.of(BUSHY, 6).cost.states > 4
+    assert PrefixTree.of(BUSHY, 6).cost.states > 4
     assert engine.outcomes(BUSHY) == Engine(tiny, windows(1)).outcomes(BUSHY)
     assert engine.meter.peak <= 5 * STATE
 
@@ -372,7 +435,7 @@ def test_a_recipe_that_is_dropped_has_the_windows_it_was_scored_on(tiny: Any) ->
     assert found[1].window_nll == whole[1].window_nll[:4]
     assert (len(found[1].window_tokens), len(found[1].documents)) == (4, 4)
     assert [start for number, start in asked if number == 1] == [0, 2]
-    every, others = Plan.of(RECIPES, 6).cost.visits, Plan.of(RECIPES[:1] + RECIPES[2:], 6).cost.visits
+    every, others = PrefixTree.of(RECIPES, 6).cost.visits, PrefixTree.of(RECIPES[:1] + RECIPES[2:], 6).cost.visits
     assert sum(calls) == 2 * every + 2 * others
 
 
@@ -455,8 +518,8 @@ def at_most(windows_at_once: int, error: Exception = NO_MEMORY) -> Callable[...,
     ("at_once", "halves"),
     [
         (5, []),
-        (2, ["5 windows at once: going on with 2"]),
-        (1, ["5 windows at once: going on with 2", "2 windows at once: going on with 1"]),
+        (2, ["5 windows at once: continuing with 2"]),
+        (1, ["5 windows at once: continuing with 2", "2 windows at once: continuing with 1"]),
     ],
 )
 def test_batches_are_halved_where_there_is_no_memory_for_them(
@@ -470,10 +533,12 @@ def test_batches_are_halved_where_there_is_no_memory_for_them(
         for score, wanted in zip(engine.outcomes(RECIPES), expected, strict=True):
             assert score.window_nll == pytest.approx(wanted.window_nll, rel=1e-6)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.removeprefix("no memory for ") for line in lines] == halves
+    assert [line.removeprefix("out of memory with ") for line in lines] == halves
     assert max(map(len, engine.batches)) == at_once
     assert [place for batch in engine.batches for place in batch] == list(range(5))
-    assert engine.meter.held == kept_bytes(engine) == (Plan.of(RECIPES, 6).cost.visits * 5 * STATE if keeps else 0)
+    assert (
+        engine.meter.held == kept_bytes(engine) == (PrefixTree.of(RECIPES, 6).cost.visits * 5 * STATE if keeps else 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -506,7 +571,9 @@ def test_where_states_are_what_has_no_room_as_few_are_held_as_can_be(
     assert engine.outcomes(BUSHY) == expected
     assert engine.outcomes(BUSHY[::-1]) == expected[::-1]
     handle.remove()
-    assert capsys.readouterr().err == "no memory for so many states of a window: going on with as few as can be\n"
+    assert capsys.readouterr().err == (
+        "out of memory for the states of one window: continuing with as few states as possible\n"
+    )
 
 
 def test_where_two_windows_have_no_room_the_engine_is_held_against_the_plain_way_on_one(
@@ -526,7 +593,7 @@ def test_where_two_windows_have_no_room_the_engine_is_held_against_the_plain_way
 def test_an_engine_that_keeps_states_shares_as_much_as_one_that_does_not(states: int, tiny: Any) -> None:
     engine = Engine(tiny, windows(4), memory_budget=states * STATE, keeps=True)
     engine.outcomes(scan(6))
-    assert engine.meter.visits == Plan.of(scan(6), 6).cost.visits * len(engine.batches)
+    assert engine.meter.visits == PrefixTree.of(scan(6), 6).cost.visits * len(engine.batches)
 
 
 def test_no_memory_for_one_window_is_an_error(tiny: Any) -> None:
@@ -627,7 +694,7 @@ def test_the_same_recipe_twice_in_one_batch_is_scored_once(tiny: Any, corpus: Co
     assert base.user_attrs["recipe"] == "0:6"
     distinct = {Recipe.parse(recipe) for recipe in told(study)}
     assert len(distinct) == 5
-    assert sum(calls) - 2 * attached == Plan.of(list(distinct), 6).cost.visits
+    assert sum(calls) - 2 * attached == PrefixTree.of(list(distinct), 6).cost.visits
 
 
 def test_a_recipe_that_fails_in_a_batch_fails_alone(

@@ -13,7 +13,8 @@ from accelerate import cpu_offload, disk_offload
 from david import David
 from david.engine import runner, state_cache
 from david.engine.engine import Engine, score_recipes
-from david.engine.prefix_tree import Plan
+from david.engine.prefix_tree import PrefixTree
+from david.engine.schedule import Schedule
 from david.errors import ScoreError, SlingError
 from david.recipe.blocks import all_blocks
 from david.recipe.recipe import Recipe
@@ -90,11 +91,11 @@ def test_a_scan_makes_each_distinct_visit_once_for_each_batch(n_layers: int, bud
 
 def test_each_layer_is_called_as_often_as_the_plan_has_it() -> None:
     model = tiny_model("llama")
-    plan = Plan.of(RECIPES, 6)
+    tree = PrefixTree.of(RECIPES, 6)
     engine = Engine(model, corpus_of(3))
     with counted(model) as calls:
         engine.outcomes(RECIPES)
-    assert calls == [plan.layers.count(layer) for layer in range(6)]
+    assert calls == [tree.layers.count(layer) for layer in range(6)]
 
 
 def test_a_recipe_that_shares_nothing_is_scored_without_a_self_check() -> None:
@@ -146,7 +147,7 @@ def test_the_self_check_notices_states_without_the_keys_they_share(
     recipes = recipes_of(model)
     scores = Engine(model, corpus).outcomes(recipes)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "does not go through the engine" in line
+    assert "without the engine" in line
     assert [score.window_nll for score in scores] == [slung_by_hand(model, recipe, corpus) for recipe in recipes]
 
 
@@ -163,7 +164,7 @@ def test_the_self_check_notices_a_visit_that_is_a_little_off(
     model, corpus = tiny_model("llama"), corpus_of(2)
     scores = Engine(model, corpus).outcomes(RECIPES)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "another NLL" in line
+    assert "its NLL of the recipe" in line
     assert [score.window_nll for score in scores] == [slung_by_hand(model, recipe, corpus) for recipe in RECIPES]
 
 
@@ -254,7 +255,7 @@ def test_a_scan_loads_each_layer_twice_for_each_batch_and_group(
     engine = Engine(model, corpus, memory_budget=budget, rung=rung)
     assert engine.streamed
     engine.batches = plain.batches = engine.batches  # of as many windows, so that sums have one order
-    runs = sum(len(list(engine._groups(every, batch))) for batch in engine.batches)
+    runs = sum(len(engine._scorer.groups(Schedule.of(model, every), batch)) for batch in engine.batches)
     loads = loads_of(model)
     scores = engine.outcomes(every)
     assert scores == plain.outcomes(every)

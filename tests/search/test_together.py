@@ -393,7 +393,7 @@ def test_a_device_that_fails_ends_the_search_and_its_recipes_come_again(
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     handle = find(tiny).layers[5].register_forward_pre_hook(fail)
-    with pytest.raises(ScoreError, match="the device failed, and needs a new process: CUDA error: device-side"):
+    with pytest.raises(ScoreError, match="the device failed: CUDA error: device-side"):
         run(tiny, corpus, space=SPACE, study=study, queue=[WANTED], n_trials=3)
     handle.remove()
     assert not study.get_trials(states=(RUNNING,))
