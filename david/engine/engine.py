@@ -214,12 +214,12 @@ class Engine:
         Returns:
             Visits, states, loads and seconds.
         """
-        groups = self._scorer.groups(self._schedule_of(recipes), max(self.batches, key=len))
-        base = Schedule.of(self.model, [Recipe.identity(self.n_layers)])
+        schedule, base = self._schedule_of(recipes), Schedule.of(self.model, [Recipe.identity(self.n_layers)])
         before, start = replace(self.meter), time.perf_counter()
         self.outcomes(base)
         load_seconds = self.meter.load_seconds - before.load_seconds
         visit_seconds = (time.perf_counter() - start - load_seconds) / self.work(base)
+        groups = self._scorer.groups(schedule, max(self.batches, key=len))
         cost = total_cost(groups)
         loads = sum(group.stops for group in groups) * len(self.batches) if self.streamed else 0
         return Estimate(
@@ -269,7 +269,7 @@ class Engine:
             The score of each recipe, or why it has none, in the order of `recipes`.
 
         Raises:
-            ScoreError: The device has failed, and needs a new process.
+            ScoreError: The accelerator has failed; only a new process can use it.
         """
         schedule = self._schedule_of(recipes)
         everything, failures = schedule.recipes, dict(schedule.refusals)
