@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from david.errors import CorpusError, ScoreError
+from david.support.text import brief
 
 ConventionName = str  # a key of CONVENTIONS
 DEFAULT_CONVENTION = "window"
@@ -105,7 +106,7 @@ def convention_of_cut(name: ConventionName | None, *, stride: int | None, rollin
     inferred = "rolling" if rolling else "strided" if stride is not None else DEFAULT_CONVENTION
     convention = CONVENTIONS.get(inferred if name is None else name)
     if convention is None:
-        raise CorpusError(f"unknown convention {name!r}: expected {', '.join(CONVENTIONS)}")
+        raise CorpusError(f"unknown convention {brief(name)}: expected {', '.join(CONVENTIONS)}")
     if rolling and convention.name != "rolling":
         raise CorpusError(f"rolling=True is convention rolling; got convention {convention.name} too: leave one out")
     if stride is not None and not convention.takes_stride:
@@ -128,7 +129,7 @@ def first_scored_position(name: ConventionName, window: int) -> int:
     """
     convention = CONVENTIONS.get(name)
     if convention is None:
-        raise ScoreError(f"unknown convention {name!r}: expected {', '.join(CONVENTIONS)}")
+        raise ScoreError(f"unknown convention {brief(name)}: expected {', '.join(CONVENTIONS)}")
     if convention.first_scored is None:
         raise ScoreError(
             f"convention {name} cuts a text in its own way, but the corpus has consecutive windows: "

@@ -287,8 +287,8 @@ class Corpus:
         different texts, such as two slices, they are the tokens of windows that are equal.
         """
         if self.sha256 != other.sha256:
-            own, others = ({tuple(window.tolist()) for window in corpus.windows} for corpus in (self, other))
-            return self.window * len(own & others)
+            first, second = ({tuple(window.tolist()) for window in corpus.windows} for corpus in (self, other))
+            return self.window * len(first & second)
         return int(np.intersect1d(_positions(self), _positions(other)).size)
 
     def part(self, start: int, stop: int) -> "Corpus":

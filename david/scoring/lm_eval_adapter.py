@@ -87,20 +87,20 @@ def wrap_model(model: nn.Module, tokenizer: Tokenizer, max_length: int, batch: i
     """
     from lm_eval.models.huggingface import HFLM
 
-    own = deepcopy(tokenizer)  # HFLM sets a padding token on it
-    return HFLM(pretrained=model, tokenizer=own, backend="causal", max_length=max_length, batch_size=batch)
+    padded = deepcopy(tokenizer)  # HFLM sets a padding token on it
+    return HFLM(pretrained=model, tokenizer=padded, backend="causal", max_length=max_length, batch_size=batch)
 
 
 def with_model(harness: Any, model: nn.Module) -> Any:
     """Return a copy of a harness around another model: the one it was made for as it now stands, or a view."""
-    own = copy(harness)
-    own._model, own._config = model, model.config
-    loglikelihood_tokens = type(own)._loglikelihood_tokens
+    rebound = copy(harness)
+    rebound._model, rebound._config = model, model.config
+    loglikelihood_tokens = type(rebound)._loglikelihood_tokens
     # Rolling likelihoods show a progress bar for each window, whatever option they are called with.
-    own._loglikelihood_tokens = lambda *args, **options: loglikelihood_tokens(
-        own, *args, **options | {"disable_tqdm": True}
+    rebound._loglikelihood_tokens = lambda *args, **options: loglikelihood_tokens(
+        rebound, *args, **options | {"disable_tqdm": True}
     )
-    return own
+    return rebound
 
 
 def read_tasks(name: str) -> list[tuple[str, Any]]:

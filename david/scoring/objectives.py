@@ -17,6 +17,7 @@ from david.scoring.conventions import DEFAULT_CONVENTION, TASKS, ConventionName,
 from david.scoring.corpus import Corpus
 from david.scoring.likelihood import token_nll, window_sums
 from david.sling.forward import context_of, input_device
+from david.support.text import brief
 
 Objective = Callable[[nn.Module, Corpus], "Score"]
 
@@ -172,7 +173,7 @@ def first_scored(corpus: Corpus, convention: ConventionName) -> int:
         return first_scored_position(convention, corpus.window)
     if convention != DEFAULT_CONVENTION:
         raise ScoreError(
-            f"the corpus has a convention of its own, {corpus.convention}; got {convention!r}: leave convention out"
+            f"the corpus has a convention of its own, {corpus.convention}; got {brief(convention)}: leave convention out"
         )
     return int(corpus.scored.any(dim=0).nonzero()[0])
 

@@ -191,7 +191,7 @@ def load_tasks(
     longest = _check_options(model, tokenizer, {"limit": limit, "max_length": max_length, "batch": batch})
     with quiet_lm_eval(), running_base(model):
         harness = wrap_model(model, tokenizer, longest, batch or (1 if input_device(model).type == "cpu" else 16))
-        tasks = [(name, task, *wanted) for spec, *wanted in specs for name, task in read_tasks(spec)]
+        tasks = [(name, task, *measure) for spec, *measure in specs for name, task in read_tasks(spec)]
         parts: list[Task] = []
         for name, task, metric, filter_name in tasks:
             if any(part.name == name for part in parts):
@@ -254,13 +254,13 @@ def _check_options(model: nn.Module, tokenizer: Tokenizer, options: Mapping[str,
 
 def _common_unit(parts: Sequence[Task]) -> str:
     """Return the unit that tasks have in common; `1 − score` for several metrics of which more is better."""
-    found = list(dict.fromkeys(part.unit for part in parts))
-    if len(found) > 1 and all(unit.startswith(units.lost("")) for unit in found):
+    distinct = list(dict.fromkeys(part.unit for part in parts))
+    if len(distinct) > 1 and all(unit.startswith(units.lost("")) for unit in distinct):
         return units.lost("score")
-    if len(found) > 1:
+    if len(distinct) > 1:
         measured = ", ".join(f"{part.name} in {part.unit}" for part in parts)
         raise ScoreError(f"tasks that are scored as one need one unit; got {measured}: name a metric, or score each")
-    return found[0]
+    return distinct[0]
 
 
 def _corpus_of(parts: Sequence[Task], harness: Any, longest: int, limit: int | None) -> Corpus:

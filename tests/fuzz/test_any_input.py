@@ -333,6 +333,7 @@ def test_any_share_of_a_corpus(first: int, second: int, seed: int) -> None:
 @some(max_examples=60)
 @given(
     window=st.none() | WHOLE,
+    convention=st.none() | st.sampled_from(["window", "llamacpp", "strided", "rolling"]) | ANY_TEXT,
     stride=st.none() | WHOLE,
     rolling=st.booleans(),
     bos=st.none() | st.booleans(),
