@@ -173,7 +173,8 @@ def first_scored(corpus: Corpus, convention: ConventionName) -> int:
         return first_scored_position(convention, corpus.window)
     if convention != DEFAULT_CONVENTION:
         raise ScoreError(
-            f"the corpus has a convention of its own, {corpus.convention}; got {brief(convention)}: leave convention out"
+            f"the corpus has a convention of its own, {corpus.convention}; got {brief(convention)}: "
+            "leave convention out"
         )
     return int(corpus.scored.any(dim=0).nonzero()[0])
 
