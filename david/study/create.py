@@ -1,4 +1,7 @@
-"""Where a study lives: opening it with its sampler, signing what it is made on."""
+"""Open or create the study of a search, with its sampler and pruner.
+
+`open_study` opens one in a storage, `open_for` in the place that the options of a search name.
+"""
 
 import importlib.util
 import os
@@ -23,19 +26,27 @@ from david.support import files
 from david.support.text import brief, plain
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
-    # in groups: trials of a strategy, which may have no parameters, then leave the joint space of the others alone
+    # in groups: trials of a strategy, which may have no parameters, then do not change the joint space of the others
     "tpe": partial(optuna.samplers.TPESampler, multivariate=True, group=True),
     "random": optuna.samplers.RandomSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
-    "qmc": partial(optuna.samplers.QMCSampler, scramble=True),  # or its seed would change nothing
+    "qmc": partial(optuna.samplers.QMCSampler, scramble=True),  # without it the seed would change nothing
     "nsga2": optuna.samplers.NSGAIISampler,
 }
-_WILCOXON = 0.01  # at Optuna's default of 0.1 a race loses one winner in five: experiments/engine/racing.md
+_WILCOXON_P = 0.01  # at Optuna's default of 0.1 a race loses one winner in five: experiments/engine/racing.md
 
 
 def pruner_named(pruner: str | BasePruner, finalists: int) -> BasePruner:
-    """A pruner by its name; one that is one already. A race leaves at least so many `finalists`."""
+    """Return a pruner by its name.
+
+    Args:
+        pruner: `"race"` or `"wilcoxon"`; a pruner is returned as it is.
+        finalists: How many recipes a race leaves at least.
+
+    Raises:
+        SearchError: If the name is unknown.
+    """
     if isinstance(pruner, BasePruner):
         return pruner
     if pruner == "race":
@@ -44,15 +55,25 @@ def pruner_named(pruner: str | BasePruner, finalists: int) -> BasePruner:
         raise SearchError(f"unknown pruner {pruner!r}: expected race or wilcoxon, or one of Optuna's")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.pruners.WilcoxonPruner(p_threshold=_WILCOXON)
+        return optuna.pruners.WilcoxonPruner(p_threshold=_WILCOXON_P)
 
 
 def open_study(
     storage: str | None, name: str = "david", *, sampler: str | BaseSampler = "tpe", seed: int = 0, values: int = 1
 ) -> Study:
-    """Open or make a study in an Optuna storage (None keeps it in memory), which minimises so many values.
+    """Open a study in an Optuna storage, or create it.
 
-    The sampler's seed is drawn from (`seed`, trials so far), so that a resumed study does not draw its beginning again.
+    Args:
+        storage: The URL of the storage; None keeps the study in memory.
+        name: The study's name, one line of text.
+        sampler: An Optuna sampler, or the name of one.
+        seed: The seed of a sampler given by name. The sampler is seeded by (`seed`, trials so far), so that a resumed
+            study does not draw its first trials again.
+        values: How many values the study minimises.
+
+    Raises:
+        SearchError: If the sampler, the seed or the name is invalid, or the study is damaged.
+        StorageError: If the storage does not answer.
     """
     check_sampler(sampler, values)
     if seed < 0:
@@ -81,7 +102,21 @@ def open_for(
     seed: int,
     values: int = 1,
 ) -> Study:
-    """The study of a search, in its storage, its folder or memory; the folder is made only when nothing else fails."""
+    """Open or create the study of a search, in its storage, its folder or memory.
+
+    The folder is created only after all other checks have passed.
+
+    Args:
+        out: The folder of the search, which keeps the study if there is no storage; None for none.
+        storage: The URL of the storage; None for none.
+        name: The study's name.
+        sampler: An Optuna sampler, or the name of one.
+        seed: The seed of a sampler given by name.
+        values: How many values the study minimises.
+
+    Raises:
+        SearchError: If the folder cannot be written, and as `open_study`.
+    """
     if out is not None:
         files.check_folder(out)
     if storage is None and out is not None:
@@ -92,28 +127,36 @@ def open_for(
 
 
 def sampler_named(name: str, seed: int, n_trials: int) -> BaseSampler:
-    """A sampler with a seed of its own for a study of so many trials."""
+    """Return a sampler by its name, seeded for a study that has `n_trials` trials.
+
+    Raises:
+        SearchError: If the seed is negative.
+    """
     if seed < 0:
         raise SearchError(f"seed must be 0 or more; got {seed}")
-    begun = 0 if name == "qmc" else n_trials  # whose sequence goes on where it stopped: the study keeps the place
-    own = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
+    position = 0 if name == "qmc" else n_trials  # qmc continues one sequence: the study keeps the position in it
+    derived_seed = int(np.random.SeedSequence([seed, position]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return _SAMPLERS[name](seed=own)
+        return _SAMPLERS[name](seed=derived_seed)
 
 
 def check_sampler(sampler: str | BaseSampler, values: int) -> None:
-    """`SearchError` for a sampler that is not known or installed, or cannot minimise so many values."""
+    """Check that a sampler exists and can minimise so many values.
+
+    Raises:
+        SearchError: If the sampler is unknown or not installed, or minimises a single value only.
+    """
     if isinstance(sampler, str) and sampler not in _SAMPLERS:
         raise SearchError(f"unknown sampler {sampler!r}: expected one of {', '.join(_SAMPLERS)}")
     if values > 1 and (sampler == "cmaes" or isinstance(sampler, optuna.samplers.CmaEsSampler)):
-        raise SearchError("the sampler cmaes minimises one value alone: take tpe or nsga2, or leave `also` out")
+        raise SearchError("the sampler cmaes minimises a single value: take tpe or nsga2, or leave `also` out")
     if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise SearchError("the sampler cmaes needs the package cmaes: pip install 'david[cma]'")
 
 
 def models_parameters_alone(sampler: BaseSampler) -> bool:
-    """Whether a sampler models nothing beside trials without parameters."""
+    """Return whether a sampler falls back to random draws if some trials have no parameters."""
     return isinstance(
         sampler,
         optuna.samplers.CmaEsSampler

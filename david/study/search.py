@@ -1,9 +1,11 @@
-"""The study loop: ask, run, tell; resume; judge the best on windows that the search has not seen."""
+"""Search for recipes (`search`): check, open the study, sign it, run the loop, judge the finalists, write tables."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import optuna
 from optuna import Study
@@ -27,7 +29,13 @@ from david.sling.in_place import base_depth, check_recipe
 from david.storage.heartbeat import WorkerHeartbeat
 from david.storage.lock import exclusive_lock
 from david.study import create, signature
-from david.study.extra_objectives import ExtraObjective, check_extra_objectives, measures_of, memory_share
+from david.study.extra_objectives import (
+    ExtraMeasure,
+    ExtraObjective,
+    check_extra_objectives,
+    measures_of,
+    memory_share,
+)
 from david.study.finalists import judge_finalists
 from david.study.loop import await_others, begin_study, run_loop, scored_text
 from david.study.run import Run
@@ -35,7 +43,45 @@ from david.study.signature import library_versions, study_signature
 from david.support import files, signals
 from david.support.console import say
 
-_FIRST_RUNG = 2  # windows on which recipes race first
+FIRST_RUNG = 2  # windows on which recipes race first
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of a search, names resolved."""
+
+    model: nn.Module
+    corpus: Corpus
+    held_out: Corpus | None
+    space: Space
+    strategy: Strategy | None
+    objective: Objective
+    also: Mapping[str, ExtraObjective]
+    queue: Sequence[Recipe]
+    sampler: str | BaseSampler
+    seed: int
+    pruner: str | BasePruner | None
+    n_trials: int
+    batch: int | None
+    memory_budget: int | None
+    top: int
+    baseline: int
+    out: str | os.PathLike[str] | None
+    progress: bool
+
+    @property
+    def start(self) -> list[Recipe]:
+        """The recipe that a strategy starts from, if it names one."""
+        return [self.strategy.start] if isinstance(self.strategy, Refine) and self.strategy.start is not None else []
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """What scores recipes: the engine on the search windows, one for any other corpus, and the extra measures."""
+
+    engine: Engine
+    engine_on: Callable[[Corpus], Engine]
+    extra_measures: Mapping[str, ExtraMeasure]
 
 
 def search(
@@ -62,180 +108,252 @@ def search(
     baseline: int = 5,
     progress: bool = True,
 ) -> Study:
-    """Search for recipes with a lower NLL than the base's, until `n_trials` distinct ones (the base counts) are scored.
+    """Search for recipes with a lower NLL than the base's.
 
-    Each trial asks the study's sampler for a recipe of the `space`, scores it on `corpus` (see `engine.Engine`) and
-    tells the study the mean NLL, to be minimised. The base comes first, the recipes of `queue` next. A
-    recipe that comes again is told the score it has, marked `duplicate_of`, and does not count; when nothing new
-    comes any more the study ends with a word. At the end the `top` best and the base are scored on the `held_out`
-    windows, once, and beside them `baseline` random recipes as deep as the best of these (see `parts.scattered`). With
-    `out`, that folder gets tables, plots, `best.json` and a page (see `page.write`).
+    Each trial asks the study's sampler for a recipe of the space, scores it on `corpus` (see `engine.Engine`), and
+    tells the study the mean NLL, to be minimised. The base is scored first. A recipe that is proposed again gets the
+    score that it has, is marked `duplicate_of`, and does not count. At the end the best recipes and the base are scored
+    once on the `held_out` windows.
 
-    What stands in `also` is minimised beside the NLL, each by a name of its own: a corpus by its mean NLL,
-    `(objective, corpus)`, or a function of the recipe, such as `{"visits": len}`. The study then has several values,
-    its best are those that no other recipe beats in all (the Pareto front), lowest NLL first, and strategies go by the
-    NLL.
+    The same call again resumes the study. With one worker, one `seed` gives the same study each time. Several processes
+    may search together: each makes the same call on one `storage`. Each recipe is claimed by one worker, recipes of
+    crashed workers are queued again, and one worker judges the finalists. All workers return when no recipe is being
+    scored any more.
 
-    A `strategy` is asked for what comes next in the sampler's place: `"scan"`, `"beam"`, `"refine"`, or any function
-    `(study, n_layers) → recipes` (see `david.strategy`), which need not be such as the space can say. The search ends
-    where it has none.
+    Ctrl-C, or SIGTERM, ends the search after the windows that are being scored; a second one ends it at once. Scores
+    are kept, tables and plots are written, and unfinished recipes are queued again by the next call.
 
-    A `batch` of recipes is asked for and scored together, so that they share what they have in common; left out, the
-    queue is in batches of 32 (in one, where layers are loaded for each call or recipes race; one by one, where nothing
-    can be shared) and the sampler is asked for one at a time. `memory_budget` is how many bytes of hidden states may be
-    held (see `score_recipes`).
+    Args:
+        model: The model whose layers are rearranged, slung or not.
+        corpus: The search windows.
+        space: The search space: its name, a space of `david.space`, or any function `(trial, n_layers) → Recipe`.
+        held_out: Windows that share no token with `corpus`, on which the finalists are judged; None for no judging.
+        objective: What scores a model on a corpus.
+        also: Extra objectives, minimised beside the NLL, by name: a corpus (its mean NLL), `(objective, corpus)`, or a
+            function of the recipe, as in `{"visits": len}`. The study then has several values, its best recipes are the
+            Pareto front (no other recipe is better in all values), lowest NLL first, and strategies go by the NLL.
+        study: An Optuna study of your own, which keeps its sampler; None opens or creates one.
+        n_trials: Search until so many distinct recipes are scored, the base included. The search ends earlier, with a
+            message, when the space is exhausted or the strategy has finished.
+        out: A folder for `study.db`, tables, plots, `best.json` and a page (see `page.write`).
+        queue: Recipes to score first, behind the base.
+        strategy: What proposes recipes in the sampler's place: `"scan"`, `"beam"`, `"refine"`, or any function
+            `(study, n_layers) → recipes` (see `david.strategy`). Its recipes need not have parameters in the space.
+        storage: The URL of an Optuna storage for the study; None for `out`'s `study.db`, or memory without `out`.
+        study_name: The study's name in the storage.
+        sampler: An Optuna sampler, or one of `tpe`, `random`, `cmaes`, `gp`, `qmc`, `nsga2`.
+        seed: The seed of a sampler given by name, and of the random recipes of `baseline`.
+        pruner: Let recipes race. `"race"` is a paired test against the `top` best so far (`RacingPruner`);
+            `"wilcoxon"` or any other pruner is Optuna's, and gets the mean NLL of each window, with the window's number
+            as the step. It may drop a recipe after the first two windows, and at the latest whenever the windows seen
+            have doubled. A dropped trial is `partial`: its value is the base's NLL plus the difference on the windows
+            seen, always higher than the best's, and it is never among the best.
+        batch: How many recipes are asked for and scored together, so that they share the states of common layers. None:
+            32 of the queue (all, if layers are loaded for each call or recipes race; one, if nothing can be shared),
+            and one of the sampler.
+        memory_budget: How many bytes of hidden states may be held (see `score_recipes`).
+        top: How many of the best recipes are judged on `held_out`.
+        baseline: How many random recipes, as deep as the best finalist (see `recipe.blocks.scattered`), are scored
+            beside it on `held_out`.
+        progress: Whether to show progress bars.
 
-    With a `pruner` recipes race: `"race"` is a paired test against the `top` best so far (`RacingPruner`), `"wilcoxon"`
-    or any other is Optuna's, and is shown the mean NLL of each window with the window's number for the step. After the
-    first two windows, and at the latest whenever those seen have doubled, it may drop a recipe. That trial is
-    `partial`: told the base's NLL plus its difference on the windows it has seen, though never less than the best's,
-    and never among the best.
+    Returns:
+        The study. Its trials have the recipe in the user attribute `recipe`.
 
-    Several processes may search together: each makes the same call, on one `storage`. What one has in hand is left to
-    it, what a dead one had is run by another, and the finalists are judged by one. All end when nothing is in hand.
-
-    The study lives in `out`'s `study.db`, in an Optuna `storage` under `study_name`, or is a `study` given by hand
-    (which keeps its own sampler); the same call again goes on where it stopped. One worker and one `seed` give the same
-    study each time. Ctrl-C, or SIGTERM, ends after the windows in hand, the second at once: what is scored is kept, and
-    tables and plots are written; the recipes in hand come again at the next call.
-
-    Raises `SearchError` for a study made on another model, corpus or space, or a folder that cannot be written, and
-    `SlingError` for a model that is refused; nothing is made then.
+    Raises:
+        SearchError: If an option is invalid, the study was made on another model, corpus or space, or the folder cannot
+            be written. Nothing is created then. Also if 20 recipes in a row fail.
+        SlingError: If the model is refused. Nothing is created then.
+        StorageError: If the storage does not answer.
 
     Example:
         >>> study = search(model, windows, space="block", held_out=others, n_trials=3, out="run")
         >>> len(study.trials), study.trials[0].user_attrs["recipe"]
         (3, '0:30')
     """
-    _check_counts(n_trials=n_trials, batch=batch)
-    if baseline < 0:
-        raise SearchError(f"baseline must be 0 or more; got {baseline}")
-    space = space_named(space) if isinstance(space, str) else space
-    strategy = strategy_named(strategy) if isinstance(strategy, str) else strategy
-    also = dict(also or {})
-    check_extra_objectives(also, held_out)
-    _check_data(model, corpus, held_out)
-    n_layers = base_depth(model)
-    start = [strategy.start] if isinstance(strategy, Refine) and strategy.start is not None else []
-    for recipe in (Recipe.identity(n_layers), *start, *queue):
-        check_recipe(model, recipe)
-        params_of(space, recipe, n_layers)  # raises for a space that does not fit the model
-    racing = _racing(pruner, objective, 1 + top, also)
-    share = memory_share(model, also, memory_budget)
-    scorer = partial(Engine, model, objective=objective, memory_budget=share, keeps=True)
-    engine = scorer(corpus, rung=_FIRST_RUNG if racing else None)
-    measures, by_hand = measures_of(model, also, share), study is not None
-    about = study_signature(model, space, corpus, held_out, objective, also)
+    options = _Options(
+        model=model,
+        corpus=corpus,
+        held_out=held_out,
+        space=space_named(space) if isinstance(space, str) else space,
+        strategy=strategy_named(strategy) if isinstance(strategy, str) else strategy,
+        objective=objective,
+        also=dict(also or {}),
+        queue=queue,
+        sampler=sampler,
+        seed=seed,
+        pruner=pruner,
+        n_trials=n_trials,
+        batch=batch,
+        memory_budget=memory_budget,
+        top=top,
+        baseline=baseline,
+        out=out,
+        progress=progress,
+    )
+    _check_options(options)
+    racing_pruner = _racing_pruner(options)
+    scoring = _make_scoring(options, is_racing=racing_pruner is not None)
+    is_external = study is not None
+    made_on = study_signature(model, options.space, corpus, held_out, objective, options.also)
     if study is None:
-        study = create.open_for(out, storage, study_name, sampler, seed, 1 + len(also))
-    _check_directions(study, list(also))
-    signature.check_signed(study, about)
-    if out is not None:
-        files.make_folder(out)
-    if racing is not None:
-        study.pruner = racing
-    own_seed = None if by_hand or isinstance(sampler, BaseSampler) else seed
-    once = {"sampler": type(study.sampler).__name__, "seed": own_seed, "made_with": library_versions()}
-    once["pruner"] = None if racing is None else type(racing).__name__
-    _tell_seen(corpus, held_out, start)
-    with signals.deferred_signals(), WorkerHeartbeat(study) as heart:
-        run = Run(
-            model,
-            scorer,
-            engine,
-            space,
-            strategy,
-            seed,
-            batch,
-            racing=racing is not None,
-            by_hand=by_hand,
-            heart=heart,
-            also=measures,
-        )
+        study = create.open_for(out, storage, study_name, sampler, seed, 1 + len(options.also))
+    _check_study(study, options, made_on)
+    if racing_pruner is not None:
+        study.pruner = racing_pruner
+    made_with = _made_with(study, options, racing_pruner, is_external=is_external)
+    _warn_of_seen_data(corpus, held_out, options.start)
+    with signals.deferred_signals(), WorkerHeartbeat(study) as heartbeat:
+        run = _make_run(options, scoring, heartbeat, is_racing=racing_pruner is not None, is_external=is_external)
         try:
-            if own_seed is not None and heart.workers() > 1:
-                study.sampler.reseed_rng()  # or two that start at once would draw the same
-            with exclusive_lock(study, heart, "beginning"):
-                signature.sign(study, about, once)
-                begin_study(study, run, queue)
+            _sign_and_begin(study, run, options.queue, made_on, made_with)
             run_loop(study, run, n_trials, progress)
             await_others(study, run)
             if held_out is not None:
                 judge_finalists(study, run, held_out, top=top, baseline=baseline, progress=progress)
         except KeyboardInterrupt:
-            say(f"interrupted: {scored_text(study)}; the same call goes on from here")
+            say(f"interrupted: {scored_text(study)}; repeat the same call to resume")
             with suppress(DavidError, OSError):  # the storage may be gone, or the study not begun
-                _write(study, out, top)
+                _write_results(study, options)
             return study
         except BaseException:
-            with suppress(DavidError, OSError):  # what ended the search is told, not this
-                _write(study, out, top)
+            with suppress(DavidError, OSError):  # the error that ended the search is the one to report
+                _write_results(study, options)
             raise
-        _write(study, out, top)
+        _write_results(study, options)
     return study
 
 
-def _write(study: Study, out: str | os.PathLike[str] | None, top: int) -> None:
-    if out is not None:
-        page.write(study, out, top=top)
-
-
-def _racing(
-    pruner: str | BasePruner | None, objective: Objective, finalists: int, also: Mapping[str, ExtraObjective]
-) -> BasePruner | None:
-    if pruner is None:
-        return None
-    if not is_token_objective(objective):
-        raise SearchError("only recipes scored by perplexity can race: leave the pruner out, or the objective")
-    if also:
-        raise SearchError(f"recipes race by their NLL alone: leave the pruner out, or {', '.join(also)}")
-    return create.pruner_named(pruner, finalists)
-
-
-def _check_directions(study: Study, also: Sequence[str]) -> None:
-    """`SearchError` unless a study minimises the NLL, and as many values beside it as there are names."""
-    wanted = 1 + len(also)
-    if study.directions == [optuna.study.StudyDirection.MINIMIZE] * wanted:
-        create.check_sampler(study.sampler, wanted)
-        return
-    what = "one value, the NLL" if wanted == 1 else f"{wanted} values, the NLL and {', '.join(also)}"
-    how = "direction='minimize'" if wanted == 1 else f"directions={['minimize'] * wanted}"
-    raise SearchError(
-        f"the study {study.study_name!r} must minimise {what}; it has {len(study.directions)} "
-        f"({', '.join(direction.name.lower() for direction in study.directions)}): give the same, or another study "
-        f"or folder, by hand optuna.create_study({how})"
-    )
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, number in counts.items():
+def _check_options(options: _Options) -> None:
+    """Refuse options that cannot be searched with, before anything is touched."""
+    for name, number in {"n_trials": options.n_trials, "batch": options.batch}.items():
         if number is not None and number < 1:
             raise SearchError(f"{name} must be at least 1; got {number}")
+    if options.baseline < 0:
+        raise SearchError(f"baseline must be 0 or more; got {options.baseline}")
+    check_extra_objectives(options.also, options.held_out)
+    _check_data(options.model, options.corpus, options.held_out)
+    n_layers = base_depth(options.model)
+    for recipe in (Recipe.identity(n_layers), *options.start, *options.queue):
+        check_recipe(options.model, recipe)
+        params_of(options.space, recipe, n_layers)  # raises for a space that does not fit the model
 
 
 def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> None:
-    """`ScoreError` where windows do not fit the model, `SearchError` where search and held-out ones share tokens."""
+    """Raise `ScoreError` if windows do not fit the model, `SearchError` if search and held-out ones share tokens."""
     check_fits(model, corpus)
     if held_out is None:
         return
     check_fits(model, held_out)
-    both = corpus.shared_tokens(held_out)
-    if both:
+    shared = corpus.shared_tokens(held_out)
+    if shared:
         raise SearchError(
-            f"search and held-out windows of {corpus.source} overlap in {both} tokens: windows {corpus.places} and "
+            f"search and held-out windows of {corpus.source} overlap in {shared} tokens: windows {corpus.places} and "
             f"{held_out.places}; corpus.hold_out(n, m) gives disjoint ones"
         )
 
 
-def _tell_seen(corpus: Corpus, held_out: Corpus | None, start: Sequence[Recipe]) -> None:
-    """A word where the search, or a recipe that it starts from, has seen something of what is held out."""
+def _racing_pruner(options: _Options) -> BasePruner | None:
+    """Return the pruner of a race; None if recipes do not race. Raises `SearchError` if they cannot."""
+    if options.pruner is None:
+        return None
+    if not is_token_objective(options.objective):
+        raise SearchError("racing requires perplexity as the objective: leave the pruner or the objective out")
+    if options.also:
+        raise SearchError(f"recipes race by their NLL alone: leave the pruner out, or {', '.join(options.also)}")
+    return create.pruner_named(options.pruner, 1 + options.top)
+
+
+def _make_scoring(options: _Options, *, is_racing: bool) -> _Scoring:
+    """Make the engines, which share the memory budget."""
+    model, also = options.model, options.also
+    share = memory_share(model, also, options.memory_budget)
+    engine_on = partial(Engine, model, objective=options.objective, memory_budget=share, keeps=True)
+    engine = engine_on(options.corpus, rung=FIRST_RUNG if is_racing else None)
+    return _Scoring(engine, engine_on, measures_of(model, also, share))
+
+
+def _check_study(study: Study, options: _Options, made_on: Mapping[str, Any]) -> None:
+    """Refuse a study of other values or another signature, then create the folder of the search."""
+    _check_directions(study, list(options.also))
+    signature.check_signed(study, made_on)
+    if options.out is not None:
+        files.make_folder(options.out)
+
+
+def _check_directions(study: Study, also: Sequence[str]) -> None:
+    """Raise `SearchError` unless a study minimises the NLL and the values of these names."""
+    n_values = 1 + len(also)
+    if study.directions == [optuna.study.StudyDirection.MINIMIZE] * n_values:
+        create.check_sampler(study.sampler, n_values)
+        return
+    what = "one value, the NLL" if n_values == 1 else f"{n_values} values, the NLL and {', '.join(also)}"
+    how = "direction='minimize'" if n_values == 1 else f"directions={['minimize'] * n_values}"
+    raise SearchError(
+        f"the study {study.study_name!r} must minimise {what}; it has {len(study.directions)} "
+        f"({', '.join(direction.name.lower() for direction in study.directions)}): use the same objectives, another "
+        f"study or folder, or a study of optuna.create_study({how})"
+    )
+
+
+def _made_with(
+    study: Study, options: _Options, racing_pruner: BasePruner | None, *, is_external: bool
+) -> dict[str, Any]:
+    """Return what a new study notes of its sampler, seed, pruner and library versions."""
+    is_seeded = not is_external and isinstance(options.sampler, str)
+    return {
+        "sampler": type(study.sampler).__name__,
+        "seed": options.seed if is_seeded else None,
+        "made_with": library_versions(),
+        "pruner": None if racing_pruner is None else type(racing_pruner).__name__,
+    }
+
+
+def _make_run(
+    options: _Options, scoring: _Scoring, heartbeat: WorkerHeartbeat, *, is_racing: bool, is_external: bool
+) -> Run:
+    return Run(
+        model=options.model,
+        engine_on=scoring.engine_on,
+        engine=scoring.engine,
+        space=options.space,
+        strategy=options.strategy,
+        seed=options.seed,
+        batch=options.batch,
+        racing=is_racing,
+        external_study=is_external,
+        heartbeat=heartbeat,
+        extra_measures=scoring.extra_measures,
+    )
+
+
+def _sign_and_begin(
+    study: Study, run: Run, queue: Sequence[Recipe], made_on: dict[str, Any], made_with: dict[str, Any]
+) -> None:
+    """Sign the study, and queue the base and the caller's recipes; one worker at a time."""
+    if made_with["seed"] is not None and run.heartbeat.workers() > 1:
+        study.sampler.reseed_rng()  # otherwise two workers that start at once would draw the same recipes
+    with exclusive_lock(study, run.heartbeat, "beginning"):
+        signature.sign(study, made_on, made_with)
+        begin_study(study, run, queue)
+
+
+def _write_results(study: Study, options: _Options) -> None:
+    if options.out is not None:
+        page.write(study, options.out, top=options.top)
+
+
+def _warn_of_seen_data(corpus: Corpus, held_out: Corpus | None, start: Sequence[Recipe]) -> None:
+    """Print a note if the search, or a recipe that it starts from, has seen some of the held-out data."""
     if held_out is None:
         return
     if corpus.shared_documents(held_out):
-        say("search and held-out windows are parts of one document: unseen by the search, but much like what it saw")
+        say("search and held-out windows come from one document: they share no tokens, but their text is similar")
     scores = [score for recipe in start for score in recipe.scores if score.convention.window == held_out.window]
-    windows = [its.data.windows for its in scores if its.data.sha256 == held_out.sha256 and its.data.windows]
-    ranges = [some for text in windows for some in ranges_of(text)]
-    seen = [number for number in held_out.numbers if any(number in some for some in ranges)]
+    scored_windows = [
+        score.data.windows for score in scores if score.data.sha256 == held_out.sha256 and score.data.windows
+    ]
+    ranges = [window_range for text in scored_windows for window_range in ranges_of(text)]
+    seen = [number for number in held_out.numbers if any(number in window_range for window_range in ranges)]
     if seen:
-        say(f"the recipe to start from was scored on {len(seen)} of the held-out windows before: it has seen them")
+        say(f"the recipe to start from was scored on {len(seen)} of the held-out windows: for it, these are seen data")

@@ -11,7 +11,7 @@ from optuna import Study
 
 from david.candidates.pruner import RacingPruner, hopeless
 from david.engine.engine import Engine
-from david.study.search import _FIRST_RUNG
+from david.study.search import FIRST_RUNG
 from tests.helpers.corpora import STATE, windows
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -129,7 +129,7 @@ def test_a_study_that_maximises_is_refused() -> None:
 def test_the_raced_winner_of_the_recorded_landscape_is_the_true_one(tiny: Any) -> None:
     land = experiment.Landscape.read()
     assert land.nll.shape == (466, 32)  # the base, and the 465 blocks of 30 layers
-    batches = Engine(tiny, windows(32), rung=_FIRST_RUNG, memory_budget=2 * 8 * STATE).batches  # 8 at once
+    batches = Engine(tiny, windows(32), rung=FIRST_RUNG, memory_budget=2 * 8 * STATE).batches  # 8 at once
     assert [range(*ends) for ends in pairwise(experiment.RUNGS)] == batches
     found = list(experiment.races(land, lambda nll: hopeless(nll, experiment.TOP + 1), orders=200))
     assert np.mean([its["apart"] <= experiment.CLOSE for its in found]) >= 0.99

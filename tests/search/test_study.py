@@ -168,7 +168,7 @@ def test_a_space_that_is_used_up_ends_with_a_word_and_holds_every_recipe(
     sampler: str, shallow: Any, corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = run(shallow, corpus, space=Block(max_length=3), sampler=sampler, n_trials=50)
-    assert "the space is used up" in capsys.readouterr().err
+    assert "search space exhausted: 200 duplicate proposals in a row; " in capsys.readouterr().err
     found = [Recipe.parse(recipe).repeat_map for recipe in recipes_of(scored(study))]
     assert sorted(found) == sorted(every_block(3))
 
@@ -403,7 +403,7 @@ def test_ctrl_c_keeps_what_is_scored_writes_the_run_and_the_same_call_goes_on(
 ) -> None:
     before, options = logits(tiny), {"space": Block(max_length=3), "held_out": held_out, "out": tmp_path}
     study = run(tiny, corpus, objective=Counting(at=4, instead=interrupt), n_trials=6, **options)
-    assert "interrupted: 3 recipes are scored" in capsys.readouterr().err
+    assert "interrupted: 3 recipes scored" in capsys.readouterr().err
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["FAIL", "WAITING"]  # it comes again
     assert torch.equal(logits(tiny), before)
     assert {path.name for path in tmp_path.iterdir()} - {"blocks.png"} == RUN_FILES
@@ -435,8 +435,8 @@ def test_ctrl_c_in_the_base_before_a_queue_does_not_put_it_last(tiny: Any, corpu
 def test_a_batch_with_something_new_in_it_does_not_use_a_space_up(
     tiny: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    played = loop.play
-    monkeypatch.setattr(loop, "play", lambda *args, **kw: [*played(*args, **kw), *["duplicate"] * 250])
+    played = loop.run_step
+    monkeypatch.setattr(loop, "run_step", lambda *args, **kw: [*played(*args, **kw), *["duplicate"] * 250])
     assert len(scored(run(tiny, corpus, objective=visits, n_trials=6, batch=3))) == 6
 
 
@@ -462,7 +462,7 @@ def test_ctrl_c_while_the_sampler_thinks_ends_cleanly_too(
     tiny: Any, corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = run(tiny, corpus, sampler=Interrupted(seed=0), objective=visits, n_trials=6)
-    assert "interrupted: 3 recipes are scored" in capsys.readouterr().err
+    assert "interrupted: 3 recipes scored" in capsys.readouterr().err
     run(tiny, corpus, study=study, objective=visits, n_trials=6)
     assert len(scored(study)) == 6
 
@@ -598,7 +598,7 @@ def test_parts_of_one_document_are_told_of(tiny: Any, corpus: Corpus, capsys: py
     one = dataclasses.replace(whole_corpus(), documents=(0,) * 24, last_documents=(0,) * 24)
     seen, unseen = one.hold_out(3, 9)
     run(tiny, seen, held_out=unseen, n_trials=2)
-    assert "are parts of one document" in capsys.readouterr().err
+    assert "come from one document" in capsys.readouterr().err
     seen, unseen = whole_corpus().hold_out(3, 9)
     run(tiny, seen, held_out=unseen, n_trials=2)
     assert capsys.readouterr().err == ""
@@ -742,7 +742,7 @@ def test_a_strategy_is_asked_in_the_samplers_place_until_its_end(
     study = run(tiny, corpus, strategy=Scan(2), space=Block(max_length=2), n_trials=50, held_out=held_out)
     assert recipes_of(study.trials) == [BASE, *map(str, all_blocks(6, 2))]
     assert all(trial.params for trial in study.trials)
-    assert capsys.readouterr().err == "the strategy is at its end, 12 recipes scored\n"
+    assert capsys.readouterr().err == "strategy finished; 12 recipes scored\n"
     assert len(StudyResults.read(study).judged) == 5
     more = run(tiny, corpus, strategy=Refine(steps=["drop"]), space=Block(max_length=2), n_trials=14, study=study)
     refined = [trial for trial in more.trials[12:] if trial.state == TrialState.COMPLETE]
@@ -797,7 +797,7 @@ def test_a_sampler_that_goes_by_parameters_alone_says_what_it_cannot_see(
     assert capsys.readouterr().err == ""
     study.sampler = sampler_named("qmc", 0, 3)
     run(tiny, corpus, space="blocks", n_trials=5, study=study)
-    assert "QMCSampler draws at random here, since the space cannot say 2 of the recipes" in capsys.readouterr().err
+    assert "QMCSampler samples at random here: 2 of the recipes have no parameters" in capsys.readouterr().err
 
 
 def test_a_study_of_before_that_keeps_less_is_taken_up(tiny: Any, corpus: Corpus) -> None:
@@ -818,7 +818,7 @@ def test_a_finalist_that_cannot_be_judged_is_infinitely_worse(
         return perplexity(model, data)
 
     study = run(tiny, corpus, held_out=held_out, objective=fails_on_held_out, n_trials=4, top=2)
-    assert "cannot be judged, and counts as infinitely worse: not a number" in capsys.readouterr().err
+    assert "cannot be scored on held-out data, and counts as infinitely worse: not a number" in capsys.readouterr().err
     board = tables.leaderboard(study, top=2)
     assert board["verdict"].tolist() == ["", "worse", "worse"]
     assert (
@@ -1102,8 +1102,8 @@ def rounds_of(tiny: Any, study: Study, racing: Any, recipes: list[Recipe]) -> No
         0,
         len(recipes),
         racing=True,
-        by_hand=False,
-        heart=WorkerHeartbeat(study),
+        external_study=False,
+        heartbeat=WorkerHeartbeat(study),
     )
     run_step(study, run, len(recipes), expect=lambda _: None, done=lambda _: None)
 
@@ -1191,7 +1191,7 @@ def test_a_pruner_of_ones_own_decides(tiny: Any) -> None:
     ("options", "told"),
     [
         ({"pruner": "fastest"}, "unknown pruner 'fastest': expected race or wilcoxon"),
-        ({"pruner": "wilcoxon", "objective": visits}, "only recipes scored by perplexity can race"),
+        ({"pruner": "wilcoxon", "objective": visits}, "racing requires perplexity"),
         ({"batch": 0}, "batch must be at least 1; got 0"),
     ],
 )

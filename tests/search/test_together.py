@@ -182,7 +182,7 @@ def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study
     with WorkerHeartbeat(study) as heart:
         for _ in range(40):  # rounds of workers, who die where the killer is among theirs
             todo = run_of(study, tiny, corpus, heart)
-            trials = [study.ask() for _ in range(min(8, todo.recipes_at_once(study), len(queued(study))))]
+            trials = [study.ask() for _ in range(min(8, todo.batch_size(study), len(queued(study))))]
             for trial in trials:
                 trial.set_user_attr(OWNER, DEAD)
                 trial.set_user_attr("recipe", trial.user_attrs["wanted"])
@@ -195,7 +195,9 @@ def test_of_a_queue_only_what_kills_is_given_up(tiny: Any, corpus: Corpus, study
 
 
 def run_of(study: Study, model: Any, corpus: Corpus, heart: WorkerHeartbeat) -> Run:
-    return Run(model, Engine, Engine(model, corpus), SPACE, None, 0, None, racing=False, by_hand=False, heart=heart)
+    return Run(
+        model, Engine, Engine(model, corpus), SPACE, None, 0, None, racing=False, external_study=False, heartbeat=heart
+    )
 
 
 def test_what_comes_alone_does_so_also_where_others_have_taken_what_stood_before_it(
@@ -206,14 +208,14 @@ def test_what_comes_alone_does_so_also_where_others_have_taken_what_stood_before
     lose(study, WANTED, 2)
     enqueue(study, [QueuedTrial({}, "0:5")])
     scored_together: list[int] = []
-    original = rounds._scores
+    original = rounds._score_recipes
 
     def scores(run: Run, recipes: Sequence[Recipe], race: Any, done: Any) -> Any:
         scored_together.append(len(recipes))
         return original(run, recipes, race, done)
 
     with WorkerHeartbeat(study) as heart, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "_scores", scores)
+        patch.setattr(rounds, "_score_recipes", scores)
         rounds.run_step(study, run_of(study, tiny, corpus, heart), 2, expect=lambda _: None, done=lambda _: None)
         assert [asked.recipe for asked in queued(study)] == ["0:5"]
         lose(study, Recipe.parse("0:5"), 2)
@@ -269,7 +271,7 @@ def test_an_error_that_ends_a_search_loses_nothing_of_the_queue(
     run(tiny, corpus, space=SPACE, study=study, n_trials=1)
     queue = all_blocks(6, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "_scores", lambda *_: raise_(OSError("disk")))
+        patch.setattr(rounds, "_score_recipes", lambda *_: raise_(OSError("disk")))
         with pytest.raises(OSError, match="disk"):
             run(tiny, corpus, space=SPACE, study=study, queue=queue, n_trials=7)
     assert not study.get_trials(states=(RUNNING,))
@@ -285,7 +287,7 @@ def test_only_what_a_recipe_may_be_the_cause_of_counts_against_it(
     error: BaseException, times: int, tiny: Any, corpus: Corpus, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tiny, corpus, space=SPACE, study=study, n_trials=1)
-    monkeypatch.setattr(rounds, "_scores", lambda *_: raise_(error))
+    monkeypatch.setattr(rounds, "_score_recipes", lambda *_: raise_(error))
     with suppress(type(error)):
         run(tiny, corpus, space=SPACE, study=study, queue=[WANTED], n_trials=2)
     first = first_queued(study)

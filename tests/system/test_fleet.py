@@ -97,7 +97,7 @@ def test_whoever_ends_the_first_worker_ends_all_of_them_gently(number: int, tmp_
     name = signal.Signals(number).name
     for said in (told, log.read_text()):
         assert said.count(f"{name}: ending after the windows in hand") == 1
-        assert "recipes are scored; the same call goes on from here" in said
+        assert "recipes scored; repeat the same call to resume" in said
         assert "Traceback" not in said
     study = optuna.load_study(study_name="david", storage=f"sqlite:///{database}")
     assert not [trial for trial in study.get_trials() if trial.state == TrialState.RUNNING]

@@ -154,6 +154,6 @@ def test_the_command_exits_as_the_signal_tells_it_to(tmp_path: Path) -> None:
         _, told = process.communicate(timeout=120)
     assert process.returncode == 143
     assert "SIGTERM: ending after the windows in hand" in told
-    assert "recipes are scored; the same call goes on from here" in told
+    assert "recipes scored; repeat the same call to resume" in told
     assert "Traceback" not in told
     assert (folder / "leaderboard.csv").is_file()
