@@ -204,6 +204,8 @@ def _scores_as_json(scores: "Sequence[Score]", recipes: "Sequence[Recipe]") -> d
 
 def _score_lines(scores: "Sequence[Score]", recipes: "Sequence[Recipe]") -> list[str]:
     """Return the base's score, and that of a recipe if there is one, as lines of text."""
+    from david.report.formatting import verdict_text
+
     base, *others = scores
     lines = [f"base    {figures_text(base)}"]
     for recipe, score in zip(recipes, others, strict=True):
@@ -211,7 +213,7 @@ def _score_lines(scores: "Sequence[Score]", recipes: "Sequence[Recipe]") -> list
         lines.append(f"recipe  {figures_text(score)}  {recipe}")
         lines.append(
             f"        {difference.mean:+.6f} {units.behind(base.unit)}, paired 95% interval "
-            f"{difference.low:+.6f} to {difference.high:+.6f}: {difference.word}"
+            f"{difference.low:+.6f} to {difference.high:+.6f}: {verdict_text(difference.word)}"
         )
     return lines
 
