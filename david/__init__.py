@@ -1,6 +1,20 @@
-"""David: rearrange the layers of a loaded language model by reference, score the result, search for better ones.
+"""Rearrange the layers of a loaded language model by reference, score recipes, search for better ones.
 
-The names below load on first use, so that importing david costs nothing and needs no torch.
+    load_model         load a model and its tokenizer; "demo" is a small one
+    Recipe             which layers run, in which order, how strongly; a file of two kilobytes
+    David              run a recipe: David.sling, reset, slung, view, check
+    Corpus             a slice of a dataset as windows of tokens
+    perplexity         score a model on a corpus; multiple_choice scores answers
+    score_recipes      score many recipes, each shared visit computed once
+    search             search with Optuna; measure and compare test recipes on further data
+    export             write the rearranged model as a checkpoint
+    Chat               talk to a model and its recipes, side by side
+
+Modules: `david.space`, `david.strategy` and `david.neighbours` propose recipes; `david.table`, `david.plot`,
+`david.page` and `david.report` show a study; `david.notation` reads and writes other tools' recipes; `david.tasks`
+scores tasks of lm-eval; `david.verdict` has the paired tests; `david.profile` measures what each layer does;
+`david.widgets` has sliders for notebooks; `david.errors` has all exceptions. Names and modules load on first use:
+`import david` needs no torch.
 """
 
 import sys
@@ -26,7 +40,7 @@ if TYPE_CHECKING:
     from david.sling.in_place import David
     from david.study.search import search
 
-if "ipykernel" in sys.modules:  # a notebook without ipywidgets has bars of text: no need to warn of that
+if "ipykernel" in sys.modules:  # without ipywidgets a notebook shows progress bars as text: no need for a warning
     warnings.filterwarnings("ignore", "IProgress not found")
 
 __all__ = [
@@ -66,6 +80,7 @@ _HOMES = {
 }
 _MODULES = (
     "corpus",
+    "errors",
     "neighbours",
     "notation",
     "page",

@@ -1,4 +1,4 @@
-"""Every recipe that is one step away from a recipe. Defined in `david.candidates.neighbours`."""
+"""The neighbours of a recipe: every recipe that is one step away. Defined in `david.candidates.neighbours`."""
 
 from david.candidates.neighbours import SCALES, STEPS, Path, neighbours
 

@@ -1,4 +1,4 @@
-"""What each layer of a base does. Defined in `david.analysis.profile`."""
+"""Measure what each layer of a base does. Defined in `david.analysis.profile`."""
 
 from david.analysis.profile import Profile, profile
 

@@ -1,4 +1,4 @@
-"""Search strategies in the place of a sampler: scan, beam, refine. Defined in `david.candidates.strategies`."""
+"""Search strategies that replace the sampler: scan, beam, refine. Defined in `david.candidates.strategies`."""
 
 from david.candidates.strategies import Beam, Refine, Scan, Strategy, singles, strategy_named
 

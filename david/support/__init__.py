@@ -1,1 +1,1 @@
-"""What every room may use and no room is about: messages, signals, files, memory, text."""
+"""Helpers without a subject of the domain: console, signals, files, memory, text."""

@@ -1,4 +1,4 @@
-"""Files and folders: expanded paths, atomic writes, checks that a folder can be written."""
+"""Files and folders: expand paths, write atomically, check that a folder can be written."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from david.support.text import one_line
 
 
 def expand_home(path: str | os.PathLike[str]) -> str:
-    """A path with one's home for its `~`; as it is where that is no name of a user."""
+    """Replace `~` in a path by the home folder; keep the path if there is no such user."""
     try:
         return os.path.expanduser(os.fspath(path))
     except ValueError:
@@ -19,12 +19,23 @@ def expand_home(path: str | os.PathLike[str]) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read or written, as the system says it, without the name of the file."""
+    """Return the system's reason why a file cannot be read or written, without the file's name."""
     return getattr(error, "strerror", None) or one_line(error)
 
 
 def write_atomically(path: Path, make: Callable[[Path], object]) -> Path:
-    """Have a file made beside its place, then rename it into it; `SearchError` where that fails."""
+    """Write a file beside its place, then rename it, so that no reader sees half of one.
+
+    Args:
+        path: The file.
+        make: Write the file at the path that it is given.
+
+    Returns:
+        The path.
+
+    Raises:
+        SearchError: The file cannot be written.
+    """
     beside = path.with_name(f".{secrets.token_hex(4)}.{path.name}")  # containers that share a folder have one pid
     try:
         make(beside)
@@ -37,18 +48,26 @@ def write_atomically(path: Path, make: Callable[[Path], object]) -> Path:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """`SearchError` unless files can be written into a folder, or one can be made there. Makes nothing."""
-    wanted = Path(folder)
-    existing = next((place for place in (wanted, *wanted.absolute().parents) if os.path.exists(place)), wanted)
+    """Check that files can be written into a folder, or that the folder could be made; make nothing.
+
+    Raises:
+        SearchError: They cannot.
+    """
+    target = Path(folder)
+    existing = next((place for place in (target, *target.absolute().parents) if os.path.exists(place)), target)
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except (OSError, ValueError) as error:
-        raise SearchError(f"the output folder {wanted} cannot be written: {reason(error)}") from None
+        raise SearchError(f"the output folder {target} cannot be written: {reason(error)}") from None
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a folder where there is none, and make sure that files can be written there; `SearchError` if not."""
+    """Make a folder if it does not exist, and check that files can be written there.
+
+    Raises:
+        SearchError: The folder cannot be made or written.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Memory: how much is free, sizes as text, and whether an error says that none is left."""
+"""Memory: how much is free, sizes as text, and which errors mean that none is left."""
 
 import re
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 def free(device: "torch.device") -> int:
-    """Bytes of memory that are free on a device."""
+    """Return the free memory of a device, in bytes."""
     if device.type == "cuda":
         import torch
 
@@ -25,15 +25,23 @@ def free(device: "torch.device") -> int:
 
 
 def as_bytes(size: int | str, what: str) -> int:
-    """A size as a number of bytes: one already, or text such as `"5GB"`; `DavidError` where it is no size."""
+    """Read a size as a number of bytes.
+
+    Args:
+        size: A number of bytes, or text such as `"5GB"`.
+        what: What it is the size of, for the error.
+
+    Raises:
+        DavidError: It is no size.
+    """
     text = size.strip().upper() if isinstance(size, str) else brief(size)
     match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([KMGT]?I?)B?", text)
-    read = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
-    if read < 1:
+    size_bytes = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if size_bytes < 1:
         raise DavidError(f"cannot read {what} {brief(size)}: expected a number of bytes, or text such as '5GB'")
-    return read
+    return size_bytes
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
+    """Return whether an error means that no memory is left."""
     return isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NONE_LEFT)

@@ -1,4 +1,4 @@
-"""Ending on a signal: after the windows in hand at Ctrl-C, SIGTERM or SIGHUP, at once at the second."""
+"""Stop on a signal: the first Ctrl-C, SIGTERM or SIGHUP after the current windows, the second at once."""
 
 import signal
 import threading
@@ -10,9 +10,9 @@ from types import FrameType
 from david.support.console import say
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_asked: int | None = None  # the signal that asked to end
-_when = 0.0  # … and came then
-_ONE_SIGNAL = 1.0  # seconds: a scheduler may tell every process, and the first worker the others once more
+_asked: int | None = None  # the signal that asked to stop
+_when = 0.0  # when it came
+_ONE_SIGNAL = 1.0  # seconds: a scheduler may signal every process, and the first worker the others again
 _pausing = False
 _listening = False
 _listeners: list[Callable[[int], None]] = []
@@ -20,18 +20,18 @@ _listeners: list[Callable[[int], None]] = []
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Within this, the first signal to end is kept for `raise_if_asked`, and the second is a KeyboardInterrupt at once.
+    """Defer the first signal until `raise_if_asked`; the second raises KeyboardInterrupt at once.
 
-    A signal that the process was started to ignore stays ignored. In another thread than the main one, to which Python
-    brings its signals, nothing changes, and nothing there ends by them.
+    A signal that the process was started to ignore stays ignored. Python delivers signals to the main thread, so in any
+    other thread this changes nothing.
     """
     global _asked, _listening
     if _listening or not _in_main_thread():
         yield
         return
     _asked, _listening = None, True
-    heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _ask) for number in heeded}
+    handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _ask) for number in handled}
     try:
         yield
     finally:
@@ -42,7 +42,7 @@ def deferred_signals() -> Iterator[None]:
 
 @contextmanager
 def forwarded_to(to: Callable[[int], None]) -> Iterator[None]:
-    """Within this, whatever signal comes while `deferred_signals` listens is told to another too."""
+    """Also pass each signal that `deferred_signals` handles to a function."""
     _listeners.append(to)
     try:
         yield
@@ -51,18 +51,18 @@ def forwarded_to(to: Callable[[int], None]) -> Iterator[None]:
 
 
 def is_asked() -> bool:
-    """Whether a signal has asked this thread to end."""
+    """Return whether a signal has asked this thread to stop."""
     return _listening and _asked is not None and _in_main_thread()
 
 
 def raise_if_asked() -> None:
-    """`KeyboardInterrupt` where a signal has asked to end."""
+    """Raise `KeyboardInterrupt` if a signal has asked to stop."""
     if is_asked():
         raise KeyboardInterrupt
 
 
 def interruptible_sleep(seconds: float) -> None:
-    """Sleep, though not on when a signal comes; one that came before is for `raise_if_asked`."""
+    """Sleep until a signal comes; one that came before is left to `raise_if_asked`."""
     global _pausing
     if not _in_main_thread():
         time.sleep(seconds)
@@ -75,7 +75,7 @@ def interruptible_sleep(seconds: float) -> None:
 
 
 def exit_code() -> int:
-    """What the process ends with: 0 where no signal has asked it to end, else 128 and the signal's number."""
+    """Return the exit code of the process: 0 without a signal, else 128 plus the signal's number."""
     return 0 if _asked is None else 128 + _asked
 
 

@@ -1,33 +1,33 @@
-"""Text that is safe to show: on one line, of bounded length, with unseen characters escaped."""
+"""Text that is safe to show: on one line, of bounded length, with invisible characters escaped."""
 
 import re
 from collections.abc import Iterable
 
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def plain(text: str, most: int = 1000) -> str:
-    """A text on one line of at most so many characters: what breaks it, moves a cursor or turns it round is escaped."""
-    text = _UNSEEN.sub(_escaped, text)
+    """Return a text on one line of at most `most` characters, with line breaks and invisible characters escaped."""
+    text = _INVISIBLE.sub(_escaped, text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def printable(text: str) -> str:
-    """A text of any length, its line breaks and tabs as they are, and whatever else acts unseen on a screen escaped."""
-    return _UNSEEN.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped(found), text)
+    """Escape the invisible characters of a text but line breaks and tabs."""
+    return _INVISIBLE.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, on one line of at most 300 characters."""
+    """Return the message of another library's error, on one line of at most 300 characters."""
     return plain(" ".join(str(error).split()) or type(error).__name__, 300)
 
 
 def brief(value: object) -> str:
-    """What came instead of what was expected, as Python writes it, on one line of at most 60 characters."""
+    """Return the `repr` of an unexpected value, on one line of at most 60 characters."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a number of thousands of digits, or an object's own
