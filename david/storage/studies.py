@@ -17,7 +17,16 @@ from david.support.text import one_line
 
 
 def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, name: str | None = None) -> Study:
-    """The study of a run's folder, or of a storage URL; `SearchError` where there is none, or several and no name."""
+    """Open the study of a run's folder or of a storage URL.
+
+    Args:
+        folder: The run's folder; or None.
+        storage: The storage URL; or None. Exactly one of the two must be given.
+        name: The study's name; needed if the storage has several studies.
+
+    Raises:
+        SearchError: There is no such study, it cannot be read, or several could be meant.
+    """
     if (folder is None) == (storage is None):
         raise SearchError("give a run's folder or a storage URL, one of the two")
     if folder is not None:
@@ -27,7 +36,7 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
     assert storage is not None
     where = folder or without_password(storage)
     try:
-        url = sqlalchemy.make_url(storage)  # a ValueError of its own where the port is no number
+        url = sqlalchemy.make_url(storage)  # raises a ValueError if the port is no number
         if url.get_backend_name() == "sqlite" and url.database:
             if not os.path.isfile(url.database):
                 raise FileNotFoundError(f"there is no file {url.database}")  # SQLite would make one
@@ -38,15 +47,22 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
     with readable(f"the storage {where}"):
         opened = open_storage(storage)
         names = [name for name in optuna.get_all_study_names(opened) if not name.endswith(LOCK_SUFFIX)]
-        wanted = name or (names[0] if len(names) == 1 else None)
-        if wanted is None or wanted not in names:
+        study_name = name or (names[0] if len(names) == 1 else None)
+        if study_name is None or study_name not in names:
             raise SearchError(f"name one of the studies in {where}: {', '.join(names) or 'it has none'}")
-        return optuna.load_study(study_name=wanted, storage=opened)
+        return optuna.load_study(study_name=study_name, storage=opened)
 
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """`SearchError` where a study holds what no search writes: others can write into a storage, too."""
+    """Turn errors of reading a study into a `SearchError`: others can write into a storage, too.
+
+    Args:
+        what: What is read, as the message names it.
+
+    Raises:
+        SearchError: The study holds something that no search writes.
+    """
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StorageInternalError) as error:
@@ -55,5 +71,9 @@ def readable(what: str) -> Iterator[None]:
 
 
 def storage_in(folder: str | os.PathLike[str]) -> str:
-    """The storage URL of the study that a run keeps in its folder."""
+    """Return the storage URL of the study in a run's folder.
+
+    Args:
+        folder: The run's folder.
+    """
     return sqlalchemy.URL.create("sqlite", database=str(Path(folder) / "study.db")).render_as_string()
