@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from david.recipe.recipe import Recipe
     from david.scoring.corpus import Corpus
     from david.scoring.objectives import multiple_choice, perplexity
-    from david.sling.in_place import David
+    from david.sling.namespace import David
     from david.study.search import search
 
 if "ipykernel" in sys.modules:  # without ipywidgets a notebook shows progress bars as text: no need for a warning
@@ -64,7 +64,7 @@ __all__ = [
 _HOMES = {
     "Chat": "chat.conversation",
     "Corpus": "scoring.corpus",
-    "David": "sling.in_place",
+    "David": "sling.namespace",
     "DavidError": "errors",
     "RacingPruner": "candidates.pruner",
     "Recipe": "recipe.recipe",

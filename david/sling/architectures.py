@@ -1,4 +1,13 @@
-"""What is special about single architectures: one table for each kind of exception."""
+"""What is special about single model types: one table, and the names that configurations and modules use.
+
+A model type whose row in experiments/architectures is exact stands in `_EXACT`. If it is an exception to the generic
+rules of `locate` and `remap`, it has an entry in `SPECIAL`, with the reason. This is the one file to edit for a new
+architecture, besides the independent reference in `stacked_copy`, which has rules of its own on purpose.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 _EXACT = """
 afmoe apertus arcee aria_text axk1 axk2 bailing_hybrid bamba bart beam bert bert-generation big_bird bigbird_pegasus
@@ -17,46 +26,65 @@ qwen3_moe qwen3_next qwen4_exp_text recurrent_gemma reformer rembert roberta rob
 seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma whisper xglm xlm-roberta xlm-roberta-xl xlnet xlstm
 xmod youtu zamba zamba2 zaya
 """
-PROVED = frozenset(_EXACT.split())  # text models whose row in experiments/architectures is exact
-PROVED_HERE = "_david_proved"  # an attribute of a model of another type, for which `check` made the proof
-# The types that no list of visits can describe, and why.
-REFUSED = {
-    "blt": "it has four lists of layers, some of bytes and some of patches",
-    "gemma4_assistant": "it drafts on the keys and values of another model",
-    "gemma4_unified_assistant": "it drafts on the keys and values of another model",
-    "hrm_text": "it runs two lists of layers in cycles",
-    "xlm": "it keeps the parts of its layers in four lists, so that no module is a layer",
-}
-# Settings with which alone a type can be slung, and why.
-NEEDED = (
-    ("big_bird", "attention_type", "original_full", "it exchanges its layers for others when a text is short"),
-    ("mvp", "use_prompt", False, "its prompts belong to the place of a layer"),
-    ("rwkv", "rescale_every", 0, "it divides a layer's weights by its place"),
-)
-# Types whose layers hand on more than a hidden state, to one another or to the end.
-COUPLED = frozenset({"glm_moe_dsa", "hy_v4", "inkling2_text", "reformer", "zaya"})
-UNSCALED = {  # types whose layers pass on two streams: there is no one hidden state to damp
-    "reformer": "its layers are reversible: each passes on two streams",
-    "xlnet": "its layers pass on two streams, content and query",
-}
+PROVED = frozenset(_EXACT.split())
+PROVED_HERE = "_david_proved"  # attribute of a model of another type, for which `check_model` made the proof
 
-# What the configurations call the depth. The first of these that one declares is the length of the list of layers.
+
+@dataclass(frozen=True)
+class Special:
+    """How a model type differs from the rest.
+
+    `refused` says why it cannot run recipes at all. `requires` is a setting of its configuration, the value that it
+    must have, and why. The layers of a `coupled` type pass more than a hidden state to one another or to the end, so
+    that none can be called alone. `unscalable` says why there is no one hidden state to which a strength could apply.
+    """
+
+    refused: str | None = None
+    requires: tuple[str, Any, str] | None = None
+    coupled: bool = False
+    unscalable: str | None = None
+
+
+SPECIAL: Mapping[str, Special] = {
+    "big_bird": Special(
+        requires=("attention_type", "original_full", "it exchanges its layers for others when a text is short")
+    ),
+    "blt": Special(refused="it has four lists of layers, some of bytes and some of patches"),
+    "gemma4_assistant": Special(refused="it drafts on the keys and values of another model"),
+    "gemma4_unified_assistant": Special(refused="it drafts on the keys and values of another model"),
+    "glm_moe_dsa": Special(coupled=True),
+    "hrm_text": Special(refused="it runs two lists of layers in cycles"),
+    "hy_v4": Special(coupled=True),
+    "inkling2_text": Special(coupled=True),
+    "mvp": Special(requires=("use_prompt", False, "its prompts belong to the place of a layer")),
+    "reformer": Special(coupled=True, unscalable="its layers are reversible: each passes on two streams"),
+    "rwkv": Special(requires=("rescale_every", 0, "it divides a layer's weights by its place")),
+    "xlm": Special(refused="it keeps the parts of its layers in four lists, so that no module is a layer"),
+    "xlnet": Special(unscalable="its layers pass on two streams, content and query"),
+    "zaya": Special(coupled=True),
+}
+REFUSED = {kind: special.refused for kind, special in SPECIAL.items() if special.refused}
+REQUIRED = {kind: special.requires for kind, special in SPECIAL.items() if special.requires}
+COUPLED = frozenset(kind for kind, special in SPECIAL.items() if special.coupled)
+UNSCALED = {kind: special.unscalable for kind, special in SPECIAL.items() if special.unscalable}
+
+# Names of the depth in configurations. The first one that a configuration declares is the length of the list of layers.
 DEPTHS = ("decoder_layers", "num_decoder_layers", "num_layers", "num_blocks", "num_hidden_layers")
-# The caches of encoder-decoders' decoders are as long as their encoder was.
+# The cache of an encoder-decoder's decoder is as long as its encoder is deep.
 CACHE_DEPTHS = ("encoder_layers", "num_encoder_layers")
-# Lists with an entry for each layer, besides those that have "layer" in their name.
+# Lists of a configuration with one entry per layer, besides those with "layer" in their name.
 PER_LAYER_LISTS = ("activation_sparsity_pattern", "indexer_types", "intermediate_size")
-# Lists of the numbers of layers.
+# Lists of a configuration that hold layer numbers.
 LAYER_NUMBER_LISTS = (
     *("attn_layer_indices", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "local_layer_ids"),
     *("mlp_only_layers", "moe_layers"),
 )
-UNRELATED_PREFIXES = ("mtp_", "ple_layer_ids")  # of other layers, or read when the model is built and never again
-OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps what single layers have otherwise
-SHARED_END = "first_kv_shared_layer_idx"  # an attribute of the owner
-# Attributes that carry a layer's number for its place in the cache, and those that carry it for its arithmetic.
+UNRELATED_PREFIXES = ("mtp_", "ple_layer_ids")  # lists about other layers, or read only when the model is built
+OVERRIDES = "_heterogeneity_spec"  # where a configuration keeps settings that differ for single layers
+SHARED_END = "first_kv_shared_layer_idx"  # attribute of the module that owns the layers
+# Attributes that hold a layer's number as its place in the cache; and those that hold it for arithmetic and stay.
 INDICES = ("layer_idx", "layer_id")
 KEPT_INDICES = (("RwkvBlock", "layer_id"),)
-SLOTS = {"LongcatFlashDecoderLayer": 2}  # its two attentions have the places 2 · layer and 2 · layer + 1
-# Modules beside the layers whose output holds a part for each layer, packed: [B, T, N · part].
+SLOTS = {"LongcatFlashDecoderLayer": 2}  # cache places per layer: its two attentions use 2 · layer and 2 · layer + 1
+# Modules beside the layers whose output packs one part per layer: [B, T, N · part].
 PACKED = ("embed_tokens_per_layer", "per_layer_model_projection")

@@ -30,31 +30,31 @@ class Given:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the part of a model that writes."""
+    """Return the configuration of the text decoder."""
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
 
 
 def context_of(model: nn.Module) -> int | None:
-    """How many tokens a model takes; None where its configuration does not say (XLNet's says -1: any length)."""
+    """Return how many tokens a model takes; None if its configuration does not say (XLNet says -1: any length)."""
     longest = getattr(text_config(model), "max_position_embeddings", None)
     return longest if longest is not None and longest > 0 else None
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a model takes its tokens."""
+    """Return the device on which a model takes its tokens."""
     device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device  # offloaded: accelerate moves what it is given
 
 
 def forward(model: nn.Module, tokens: Tensor, **options: Any) -> Any:
-    """The model's output without a cache, whatever its configuration would have it return besides."""
+    """Return the model's output without a cache, whatever else its configuration asks for."""
     if getattr(text_config(model), "output_router_logits", False):
         options["output_router_logits"] = False  # the load-balancing loss they are for needs every layer's
     return model(input_ids=tokens, use_cache=False, return_dict=True, **options)
 
 
 def outputs(model: nn.Module, tokens: Tensor) -> tuple[list[Any], Tensor]:
-    """What each layer hands on when a model reads tokens `[B, T]`, and the logits `[B, T, V]`.
+    """Return what each layer passes on when a model reads tokens `[B, T]`, and the logits `[B, T, V]`.
 
     A layer hands on a hidden state, or a tuple that begins with it.
     """
@@ -72,7 +72,10 @@ def outputs(model: nn.Module, tokens: Tensor) -> tuple[list[Any], Tensor]:
 
 
 def given(model: nn.Module, tokens: Tensor, forms: list[Any]) -> Given:
-    """What a model gives its layers when it reads tokens; none of them is run. `forms` are `outputs` of any text."""
+    """Return what a model gives its layers when it reads tokens, without running them.
+
+    `forms` are `outputs` of any text: they show the form of what each layer returns.
+    """
     seen: list[Call] = []
     states: list[Tensor] = []
 
@@ -93,7 +96,7 @@ def given(model: nn.Module, tokens: Tensor, forms: list[Any]) -> Given:
 
 
 def end(model: nn.Module, form: Any, states: Tensor, tokens: Tensor) -> Tensor:
-    """Logits `[B, t, V]` that the end of a model (norm, head, …) makes of finished states `[B, t, D]`.
+    """Return the logits `[B, t, V]` that the end of a model (norm, head, …) makes of final states `[B, t, D]`.
 
     `form` is what the last layer hands on, of any text.
     """
@@ -104,11 +107,11 @@ def end(model: nn.Module, form: Any, states: Tensor, tokens: Tensor) -> Tensor:
 
 
 class _Enough(Exception):  # noqa: N818  # no error
-    """Raised in the place of the last layer when nothing behind it is wanted."""
+    """Raised in the place of the last layer when what follows it is not needed."""
 
 
 class _StandIn(nn.Module):
-    """Stands in the place of a layer; in all but what it does when it is called it is like that layer."""
+    """Stands in the place of a layer, and is like that layer except when it is called."""
 
     def __init__(self, like: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class _StandIn(nn.Module):
 
 @contextmanager
 def _in_the_place_of_layers(model: nn.Module, calls: list[Callable[..., Any]]) -> Iterator[None]:
-    """Stand-ins for all of a model's layers; for its last ones, where they are fewer."""
+    """Put stand-ins in the place of all of a model's layers, or of its last ones if they are fewer."""
     stack = locate.find(model)
     before, n_layers = remap.read_state(stack), len(stack.layers)
     places = list(range(n_layers - len(calls), n_layers))

@@ -1,44 +1,31 @@
-"""Make a loaded model run a recipe by reference: in place, for the length of a `with`, or beside it."""
+"""Make a loaded model run a recipe by reference: in place, for the length of a `with`, or as a second model.
 
-import gc
+`namespace.David` has these functions under one name. `install` does the work.
+"""
+
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils import output_capturing as capturing
 
 from david.errors import RecipeError, SlingError
 from david.recipe.recipe import Recipe
 from david.sling import adapters, locate, remap
+from david.sling.install import (
+    Model,
+    base_record,
+    build_visits,
+    current_state,
+    install,
+    install_recipe,
+    warn_of_adapters,
+)
 from david.sling.locate import Stack
-from david.sling.remap import Values
 from david.sling.views import module_view
 
-if TYPE_CHECKING:
-    from david.sling.verify import Certificate
-
-Model = TypeVar("Model", bound=nn.Module)
 AnyRecipe = Recipe | str | os.PathLike[str] | Sequence[int]
 Ratios = Sequence[tuple[float, float]]
-_TO_ALL = ("_apply", "train")  # under `to`, `half`, `eval` and the like
-
-
-@dataclass(frozen=True)
-class _Base:
-    """What a slung model keeps of its base: its list of layers, and all that followed the map.
-
-    It is kept on the module that holds the layers: whoever holds the model finds it there, and copies carry it.
-    """
-
-    name: str
-    home: nn.ModuleList
-    values: Values
 
 
 def sling(
@@ -49,19 +36,29 @@ def sling(
     repeat_map_raw: Sequence[int] | None = None,
     scales: Sequence[float] | None = None,
 ) -> Model:
-    """Make a model run a recipe, in place and without copying a byte of weights; returns the model.
+    """Make a model run a recipe in place, without copying a byte of weights.
 
-    Give one of: a recipe (a `Recipe`, the path of its JSON, or its notation such as `"0:12, 8:30"`), `ratio_repeat`
-    (see `Recipe.from_ratios`), or `repeat_map_raw` with `scales` if wanted. A map always speaks of the base's layers,
-    also when the model is slung already.
+    Give exactly one of `recipe`, `ratio_repeat` and `repeat_map_raw`. A map always names the base's layers, also if the
+    model runs another recipe already.
 
-    Freeze the base, not its sling, and compile it, load, switch and delete its adapters, and set its gradient
-    checkpointing before slinging: on a slung model these reach its visits, and go with them. `.to()`, `.half()` and
-    `.train()` reach the layers that a sling leaves out too. Two models built on one configuration object are both told
-    of a sling's depth.
+    Do before slinging what changes layers: freezing, compiling, loading, switching and deleting adapters, gradient
+    checkpointing. On a slung model these change the visits only, and are lost with them. `.to()`, `.half()` and
+    `.train()` reach layers that the recipe leaves out, too. Two models that share one configuration object both see the
+    recipe's depth in it.
 
-    Raises `RecipeError` for a recipe that does not fit the model and `SlingError` for a model that is refused; the
-    model is then what it was before.
+    Args:
+        model: A transformers causal language model, or a module that wraps one.
+        recipe: A `Recipe`, the path of its JSON file, its notation (`"0:12, 8:30"`), or a list of layers.
+        ratio_repeat: Slices of the depth, as for `Recipe.from_ratios`.
+        repeat_map_raw: The base layer of each visit.
+        scales: The strength of each visit of `repeat_map_raw`; 1 each if left out.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RecipeError: The recipe does not fit the model. The model is unchanged.
+        SlingError: The model cannot run the recipe exactly. The model is unchanged.
 
     Example:
         >>> David.sling(model, "0:12, 8:30").config.num_hidden_layers
@@ -70,52 +67,30 @@ def sling(
         30
     """
     stack = locate.find(model)
-    base = _base(stack)
-    wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
-    _tell_of_adapters(stack, base)
-    return _slung(model, stack, base, wanted)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python's collector waits: a sling makes thousands of objects, and none of them is garbage.
-
-    It would search them thirty times, and now and then all that Python holds, which takes longer than ten slings.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_uncollected()
-def _slung(model: Model, stack: Stack, base: _Base, wanted: Recipe) -> Model:
-    remap.check_map(stack, base.values, wanted)
-    visits = _visits(base, wanted)
-    before = _now(stack)
-    try:
-        _put(model, stack, remap.remap_state(stack, base.values, visits, wanted.repeat_map), base)
-    except BaseException:
-        _put(model, stack, *before)
-        raise
-    return model
+    base = base_record(stack)
+    target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
+    warn_of_adapters(stack, base)
+    return install_recipe(model, stack, base, target)
 
 
 def reset(model: Model) -> Model:
-    """Make a slung model its base again, exactly; one that is not slung is left alone. Returns the model.
+    """Make a slung model its base again, exactly. A model that runs no recipe is left alone.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The same model.
 
     Example:
         >>> David.reset(David.sling(model, repeat_map_raw=[0, 1, 2, 1])) is model
         True
     """
     stack = locate.find(model)
-    base = _base(stack)
-    if base.home is not stack.layers:
-        _tell_of_adapters(stack, base)
-        _put(model, stack, base.values, None)
+    base = base_record(stack)
+    if base.layers is not stack.layers:
+        warn_of_adapters(stack, base)
+        install(model, stack, base.values, None)
     return model
 
 
@@ -128,7 +103,23 @@ def slung(
     repeat_map_raw: Sequence[int] | None = None,
     scales: Sequence[float] | None = None,
 ) -> Iterator[Model]:
-    """`sling` for the length of a `with`; afterwards the model is what it was on entry, whatever happened. Nests.
+    """Run a recipe for the length of a `with`. It may be nested.
+
+    Afterwards the model is what it was on entry, whatever happened inside: its base, or an outer recipe.
+
+    Args:
+        model: As for `sling`.
+        recipe: As for `sling`.
+        ratio_repeat: As for `sling`.
+        repeat_map_raw: As for `sling`.
+        scales: As for `sling`.
+
+    Yields:
+        The same model.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+        SlingError: The model cannot run the recipe exactly.
 
     Example:
         >>> with David.slung(model, recipe):
@@ -137,41 +128,46 @@ def slung(
         True
     """
     stack = locate.find(model)
-    before, training = _now(stack), stack.owner.training
+    before, training = current_state(stack), stack.owner.training
     try:
-        base = _base(stack)
-        wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
-        yield _slung(model, stack, base, wanted)
+        base = base_record(stack)
+        target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
+        yield install_recipe(model, stack, base, target)
     finally:
-        home = _base(stack).home
-        _put(model, stack, *before)
-        adapters.carry_adapters(home, stack.layers)
+        layers = base_record(stack).layers
+        install(model, stack, *before)
+        adapters.carry_adapters(layers, stack.layers)
         if stack.owner.training != training:
             stack.layers.train(stack.owner.training)
 
 
 @contextmanager
 def running_base(model: nn.Module) -> Iterator[None]:
-    """A model as its base for the length of a `with`, slung or not; afterwards it is what it was on entry."""
+    """Run the base for the length of a `with`. Afterwards the model is what it was on entry."""
     stack = locate.find(model)
-    before = _now(stack)
+    before = current_state(stack)
     try:
         reset(model)
         yield
     finally:
-        _put(model, stack, *before)
+        install(model, stack, *before)
 
 
 def check_recipe(model: nn.Module, recipe: Recipe) -> None:
-    """`RecipeError` or `SlingError` where a model cannot run a recipe; nothing is touched."""
+    """Refuse a recipe that a model cannot run. Nothing is changed.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+        SlingError: The model cannot run the recipe exactly.
+    """
     stack = locate.find(model)
-    base = _base(stack)
-    recipe.check(len(base.home))
+    base = base_record(stack)
+    recipe.check(len(base.layers))
     remap.check_map(stack, base.values, recipe)
 
 
 def can_run(model: nn.Module, recipe: Recipe) -> bool:
-    """Whether a model can run a recipe; nothing is touched."""
+    """Return whether a model can run a recipe. Nothing is changed."""
     try:
         check_recipe(model, recipe)
     except (RecipeError, SlingError):
@@ -187,9 +183,24 @@ def view(
     repeat_map_raw: Sequence[int] | None = None,
     scales: Sequence[float] | None = None,
 ) -> Model:
-    """A second model that runs a recipe on the same weights, the first one untouched. Arguments as for `sling`.
+    """Return a second model that runs a recipe on the same weights. The first one is unchanged.
 
-    The view has its own module objects and its own configuration; it can be slung again and starts from the base too.
+    The view has module objects and a configuration of its own. It can be slung again; its maps name the base's layers,
+    too.
+
+    Args:
+        model: As for `sling`.
+        recipe: As for `sling`.
+        ratio_repeat: As for `sling`.
+        repeat_map_raw: As for `sling`.
+        scales: As for `sling`.
+
+    Returns:
+        The view, of the same class as the model.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+        SlingError: The model cannot run the recipe exactly.
 
     Example:
         >>> franken = David.view(model, [0, 1, 2, 1, 2, 3])
@@ -199,164 +210,46 @@ def view(
         True
     """
     stack = locate.find(model)
-    base = _base(stack)
-    wanted = _wanted(len(base.home), recipe, ratio_repeat, repeat_map_raw, scales)
-    _visits(base, wanted)  # refusals come before anything is touched
+    base = base_record(stack)
+    target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
+    build_visits(base, target)  # refusals come before anything is touched
     copies = remap.config_copies(model)
     configs = tuple(copies[id(config)] for config in stack.configs)
-    home = {}
+    packed = {}
     for name, value in base.values[0].items():
-        if isinstance(value, nn.Module):  # the view's own, made of the base's, stands where a sling's stands now
-            copies[id(getattr(stack.owner, name))] = home[name] = module_view(value, copies)
+        if isinstance(value, nn.Module):  # the view of the base's module replaces what a recipe put there
+            copies[id(getattr(stack.owner, name))] = packed[name] = module_view(value, copies)
     second = module_view(model, copies)
-    own = Stack(copies[id(stack.owner)], stack.name, configs)
-    _put(second, own, [base.values[0] | home, *base.values[1:]], None)
-    return _slung(second, own, _base(own), wanted)
+    second_stack = Stack(copies[id(stack.owner)], stack.name, configs)
+    install(second, second_stack, [base.values[0] | packed, *base.values[1:]], None)
+    return install_recipe(second, second_stack, base_record(second_stack), target)
 
 
 def base_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model's base, slung or not."""
-    return _base(locate.find(model)).home
+    """Return the layers of a model's base, whether it runs a recipe or not."""
+    return base_record(locate.find(model)).layers
 
 
 def base_depth(model: nn.Module) -> int:
-    """How many layers the base of a model has, slung or not."""
+    """Return the number of layers of a model's base, whether it runs a recipe or not."""
     return len(base_layers(model))
 
 
-def is_slung(model: nn.Module) -> bool:
-    """Whether a model runs a sling, rather than its base."""
-    return any(locate.KEPT in module.__dict__ for module in model.modules())
-
-
-class David:
-    """The functions of this module under one name, as the seed's users import them."""
-
-    sling = staticmethod(sling)
-    reset = staticmethod(reset)
-    slung = staticmethod(slung)
-    view = staticmethod(view)
-
-    @staticmethod
-    def check(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> "Certificate":
-        """The proof that a model slings exactly: see `david.sling.verify.check_model`."""
-        from david.sling.verify import check_model  # above this module, and of no use to it: only its name is here
-
-        return check_model(model, recipe=recipe)
-
-
-def _base(stack: Stack) -> _Base:
-    """What is kept of the base, with those adapters active that were switched on while its layers were out."""
-    kept: _Base | None = stack.owner.__dict__.get(locate.KEPT)
-    if kept is None:
-        return _Base(stack.name, stack.layers, remap.read_state(stack))
-    adapters.carry_adapters(stack.layers, kept.home)
-    return kept
-
-
-def _tell_of_adapters(stack: Stack, base: _Base) -> None:
-    """A warning where adapters go with the visits that they were put on, or stay in a base that lost them only here."""
-    on_visits, on_base = (adapters.has_adapters(part) for part in (stack.layers, base.home))
-    if on_visits and not on_base:
-        warnings.warn(
-            "the adapters that were put on this sling's visits go with it (save_pretrained keeps them)", stacklevel=3
-        )
-    if on_base and not on_visits:
-        warnings.warn(
-            "adapters were unloaded from a sling's visits, and the base still has them: unload them from the base",
-            stacklevel=3,
-        )
-
-
-def _visits(base: _Base, recipe: Recipe) -> nn.ModuleList:
-    home = base.home
-    visits = nn.ModuleList(
-        remap.visit_view(home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe)
-    )
-    visits.training = home.training
-    return visits
-
-
-def _now(stack: Stack) -> tuple[Values, _Base | None]:
-    return remap.read_state(stack), stack.owner.__dict__.get(locate.KEPT)
-
-
-def _put(model: nn.Module, stack: Stack, values: Values, base: _Base | None) -> None:
-    """Set the layers and what goes with them, and the memory of the base (None where these are the base's own)."""
-    for name in _TO_ALL:  # a list that is out of use keeps nothing alive
-        stack.layers.__dict__.pop(name, None)
-    remap.write_state(stack, values)
-    _captured(stack)
-    stack.owner.__dict__.pop(locate.KEPT, None)
-    beside = (module for _, module in model.named_modules({stack.layers}))  # a layer is nothing that one saves
-    holders = [module for module in beside if hasattr(module, "save_pretrained")]
-    for holder in holders:
-        holder.__dict__.pop("save_pretrained", None)
-    if base is not None:
-        stack.owner.__dict__[locate.KEPT] = base
-        for name in _TO_ALL:
-            stack.layers.__dict__[name] = partial(_to_all, base.home, stack.layers, name)
-        for holder in holders:
-            holder.__dict__["save_pretrained"] = partial(_save_pretrained, holder)
-
-
-def _to_all(home: nn.ModuleList, visits: nn.ModuleList, name: str, *args: Any, **kwargs: Any) -> Any:
-    """What is done to all of a model is done to the layers that its sling leaves out too."""
-    getattr(home, name)(*args, **kwargs)
-    return getattr(nn.ModuleList, name)(visits, *args, **kwargs)
-
-
-def _captured(stack: Stack) -> None:
-    """Where transformers hooked the layers of the moment to capture hidden states, hook those of this moment too.
-
-    It does so once, when first asked; so the owner is shown to it again, with nothing but the layers in it.
-    """
-    owner, hooked = stack.owner, "_output_capturing_hooks_installed"
-    if not vars(owner).get(hooked) or any(_captures(module) for module in stack.layers.modules()):
-        return
-    modules = owner._modules
-    owner._modules = {stack.name: stack.layers}
-    try:
-        delattr(owner, hooked)
-        capturing.maybe_install_capturing_hooks(owner)
-    finally:
-        owner._modules = modules
-
-
-def _captures(module: nn.Module) -> bool:
-    return any(getattr(hook, "__module__", "") == capturing.__name__ for hook in module._forward_hooks.values())
-
-
-def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """What stands on the instance of a model that was slung."""
-    if is_slung(model) and not _has_own_adapters(model):
-        raise SlingError(
-            "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. Save the "
-            "recipe (recipe.save), write it stacked (david export), or David.reset(model) first"
-        )
-    return type(model).save_pretrained(model, *args, **kwargs)
-
-
-def _has_own_adapters(model: nn.Module) -> bool:
-    """Whether adapters were put on a sling's own visits, and none on its base: `save_pretrained` then writes these."""
-    stack = locate.find(model)
-    return adapters.has_adapters(stack.layers) and not adapters.has_adapters(_base(stack).home)
-
-
-def _wanted(
+def _recipe_of(
     n_layers: int,
     recipe: AnyRecipe | None,
     ratio_repeat: Ratios | None,
     repeat_map_raw: Sequence[int] | None,
     scales: Sequence[float] | None,
 ) -> Recipe:
-    given = [x for x in (recipe, ratio_repeat, repeat_map_raw) if x is not None]
-    if len(given) != 1:
-        raise RecipeError(f"give exactly one of recipe, ratio_repeat and repeat_map_raw; got {len(given)}")
+    """Return the recipe that one of the three arguments stands for, checked against the depth of the base."""
+    arguments = [x for x in (recipe, ratio_repeat, repeat_map_raw) if x is not None]
+    if len(arguments) != 1:
+        raise RecipeError(f"give exactly one of recipe, ratio_repeat and repeat_map_raw; got {len(arguments)}")
     if scales is not None and repeat_map_raw is None:
         raise RecipeError("scales go with repeat_map_raw, one for each visit; a recipe carries its own")
     if ratio_repeat is not None:
         return Recipe.from_ratios(n_layers, ratio_repeat)
-    wanted = Recipe.of(recipe) if recipe is not None else Recipe(repeat_map_raw, scales)  # type: ignore[arg-type]
-    wanted.check(n_layers)
-    return wanted
+    target = Recipe.of(recipe) if recipe is not None else Recipe(repeat_map_raw, scales)  # type: ignore[arg-type]
+    target.check(n_layers)
+    return target

@@ -1,4 +1,8 @@
-"""Find the decoder layers of a transformers model, or refuse the model."""
+"""Find the decoder layers of a transformers model, or refuse the model.
+
+The rule is generic: the one list of as many modules as the text configuration has layers. `architectures` has the
+exceptions. What is not known to be right is refused before anything is touched.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,17 +11,17 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from david.errors import SlingError
-from david.sling.architectures import COUPLED, DEPTHS, NEEDED, PROVED, PROVED_HERE, REFUSED
+from david.sling.architectures import COUPLED, DEPTHS, PROVED, PROVED_HERE, REFUSED, REQUIRED
 from david.sling.views import is_rotary
 
-KEPT = "_david_base"  # an attribute of a slung model's owner of layers: what is kept of the base, with the list's name
+KEPT = "_david_base"  # attribute of the owner of a slung model's layers: the `BaseRecord`
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Where a model keeps its decoder layers: `getattr(owner, name)` is the ModuleList that its forward walks.
+    """Where a model keeps its decoder layers: `getattr(owner, name)` is the ModuleList that its forward loops over.
 
-    `configs` are the configuration objects that speak of these layers (usually one, shared by every module).
+    `configs` are the configuration objects that describe these layers (usually one, shared by every module).
     """
 
     owner: nn.Module
@@ -26,20 +30,34 @@ class Stack:
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layers in use now: the base's, or a sling's."""
+        """The layers in use: those of the base, or the visits of a recipe."""
         return self.owner._modules[self.name]  # type: ignore[return-value]
 
 
 def find(model: nn.Module) -> Stack:
-    """The decoder layers of a model; `SlingError` when they are not known to be slung exactly."""
+    """Find the decoder layers of a model.
+
+    Args:
+        model: A transformers model, or a module that wraps one (PEFT, `torch.compile`).
+
+    Returns:
+        Where the layers are; for a slung model, where its visits are.
+
+    Raises:
+        SlingError: The model is not known to run recipes exactly.
+    """
     inner = unwrapped(model)
     config = inner.config.get_text_config(decoder=True)
-    owner, name = _kept_home(inner) or _home(inner, config)
+    owner, name = _recorded_owner(inner) or _find_owner(inner, config)
     return Stack(owner, name, tuple(_configs(owner, name, config)))
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside what holds it alone, such as PEFT's classes and what `torch.compile` returns."""
+    """Return the transformers model inside its wrappers (PEFT classes, the result of `torch.compile`).
+
+    Raises:
+        SlingError: There is no transformers model inside.
+    """
     inner = model
     while not isinstance(inner, PreTrainedModel):
         inside = list(inner.children()) if isinstance(inner, nn.Module) else []
@@ -50,7 +68,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 
 def _refuse(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """`SlingError` for a model of a kind that is not known to be slung exactly."""
+    """Raise `SlingError` if the model's type is not known to run recipes exactly."""
     kind = config.model_type
     for type_ in (model.config.model_type, kind):
         if type_ in REFUSED:
@@ -68,27 +86,29 @@ def _refuse(model: PreTrainedModel, config: PreTrainedConfig) -> None:
             f"model type {kind!r} is refused: no proof has been made that slinging it is exact. "
             "`David.check(model)` makes the proof on the model in hand"
         )
-    for type_, setting, needed, reason in NEEDED:
-        if kind == type_ and (value := getattr(config, setting)) != needed:
+    if kind in REQUIRED:
+        setting, required, reason = REQUIRED[kind]
+        if (value := getattr(config, setting)) != required:
             raise SlingError(
-                f"model type {kind!r} is refused with {setting}={value!r}: {reason}. Load it with {setting}={needed!r}"
+                f"model type {kind!r} is refused with {setting}={value!r}: {reason}. "
+                f"Load it with {setting}={required!r}"
             )
 
 
-def _kept_home(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
-    """The owner of a slung model's layers, and the list's name in it."""
+def _recorded_owner(model: PreTrainedModel) -> tuple[nn.Module, str] | None:
+    """Return the owner of a slung model's layers and the name of the list in it."""
     return next(((module, vars(module)[KEPT].name) for module in model.modules() if KEPT in vars(module)), None)
 
 
 def is_proved(model: nn.Module) -> bool:
-    """Whether slinging was proved exact for its type, or by `check` for the model in hand."""
+    """Return whether recipes are proved exact for this type, or by `check_model` for this very model."""
     inner = unwrapped(model)
     kind = inner.config.get_text_config(decoder=True).model_type
     return kind in PROVED or bool(inner.__dict__.get(PROVED_HERE))
 
 
 def is_known(model: nn.Module) -> bool:
-    """Whether `find` finds its layers."""
+    """Return whether `find` accepts the model."""
     try:
         find(model)
     except SlingError:
@@ -97,22 +117,22 @@ def is_known(model: nn.Module) -> bool:
 
 
 def is_coupled(model: nn.Module) -> bool:
-    """Whether its layers hand on more than a hidden state, so that none can be called without its forerunner."""
+    """Return whether its layers pass on more than a hidden state, so that none can be called alone."""
     return find(model).configs[0].model_type in COUPLED
 
 
-def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, str]:
-    """The one module that holds the list of a base's decoder layers, and the list's name in it."""
+def _find_owner(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, str]:
+    """Return the one module that owns the list of a base's decoder layers, and the name of the list in it."""
     _refuse(model, config)
     depth = next(getattr(config, name) for name in DEPTHS if name in vars(config) or name == DEPTHS[-1])
-    found = list(_lists(model, config, model.config, depth))
-    if len(found) != 1:
-        places = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in found) or "none"
+    candidates = list(_lists(model, config, model.config, depth))
+    if len(candidates) != 1:
+        places = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in candidates) or "none"
         raise SlingError(
             f"{type(model).__name__} ({config.model_type!r}) is refused: expected one list of its {depth} decoder "
             f"layers, found {places}"
         )
-    owner, name = found[0]
+    owner, name = candidates[0]
     if not type(owner).__module__.startswith("transformers."):
         raise SlingError(f"{type(owner).__name__} is refused: it is not transformers' own code, so its loop is unknown")
     return owner, name
@@ -121,7 +141,7 @@ def _home(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Module, 
 def _lists(
     module: nn.Module, text: PreTrainedConfig, config: PreTrainedConfig, depth: int
 ) -> Iterator[tuple[nn.Module, str]]:
-    """The outermost lists of `depth` modules with weights, among the modules that the text configuration speaks of."""
+    """Yield the outermost lists of `depth` modules with weights, within the text model."""
     config = module.__dict__.get("config", config)
     for name, child in module._modules.items():
         if child is None:
@@ -134,16 +154,18 @@ def _lists(
 
 
 def _configs(owner: nn.Module, name: str, config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Each configuration object that the text model keeps beside its layers, once."""
-    told = {id(config)}
+    """Yield each configuration object that the text model keeps outside its layers, once."""
+    seen = {id(config)}
     yield config
-    for _, module in owner.named_modules({owner.get_submodule(name)}):  # a layer may have a copy, with what is its own
+    for _, module in owner.named_modules(
+        {owner.get_submodule(name)}
+    ):  # not inside layers: a layer may hold a copy with settings of its own
         other = module.__dict__.get("config")
         if (
             isinstance(other, PreTrainedConfig)
             and other.model_type == config.model_type
-            and id(other) not in told
-            and not is_rotary(module)  # a view shares these with its base, whose configuration must not follow
+            and id(other) not in seen
+            and not is_rotary(module)  # views share rotary modules with the base, whose configuration must stay
         ):
-            told.add(id(other))
+            seen.add(id(other))
             yield other

@@ -1,8 +1,8 @@
-"""Where a transformers model keeps its layers, and what follows when they are visited in another order.
+"""What follows when layers are visited in another order: configuration lists, cache places, packed outputs.
 
-This is the one place that knows models. The rule is generic: one list of layers, the lists of the configuration that
-have an entry for each layer, and each layer's `layer_idx`. What is special has a short, named entry here, with its
-reason. What is not known to be right is refused before anything is touched.
+The rule is generic: the depth and every list of the configuration with one entry per layer follow the map, and each
+visit carries its own number as its place in the cache. `read_state`, `remap_state` and `write_state` are the three
+steps; `check_map` refuses what cannot be right before anything is touched. `architectures` has the exceptions.
 """
 
 import copy
@@ -32,25 +32,35 @@ from david.sling.architectures import (
 from david.sling.locate import Stack
 from david.sling.views import damp, module_view, parts
 
-Values = list[dict[str, Any]]  # of a stack's owner, then of each of its configurations: attribute → value
+Values = list[dict[str, Any]]  # attribute → value: of the owner of the layers, then of each configuration
 
 
 def read_state(stack: Stack) -> Values:
-    """What follows a map, as it is now: the owner's layers and what goes with them, a configuration's lists."""
+    """Return everything that follows a map, as it is now: layers, what is packed per layer, configuration lists."""
     owner = {stack.name: stack.layers} | {name: child for name in PACKED if (child := stack.owner._modules.get(name))}
     owner |= {name: value for name, value in vars(stack.owner).items() if name in (*LAYER_NUMBER_LISTS, SHARED_END)}
     return [owner, *(per_layer(config, len(stack.layers)) for config in stack.configs)]
 
 
 def write_state(stack: Stack, values: Values) -> None:
-    """Set what `read_state` gave, or what `remap_state` made of it."""
-    for holder, its_values in zip((stack.owner, *stack.configs), values, strict=True):
-        for name, value in its_values.items():
+    """Set values that `read_state` or `remap_state` returned."""
+    for holder, holder_values in zip((stack.owner, *stack.configs), values, strict=True):
+        for name, value in holder_values.items():
             setattr(holder, name, value)
 
 
 def remap_state(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: Sequence[int]) -> Values:
-    """The base's values as they read for a map: `visits` for its layers, and all that goes with them in their order."""
+    """Return the base's values in the order of a map.
+
+    Args:
+        stack: Where the layers are.
+        base: The values of the base, from `read_state`.
+        visits: The modules that stand for the layers, one for each visit.
+        repeat_map: The base layer of each visit.
+
+    Returns:
+        Values for `write_state`.
+    """
     home = base[0][stack.name]
     owner: dict[str, Any] = {}
     for name, value in base[0].items():
@@ -68,10 +78,10 @@ def remap_state(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: S
 
 
 def per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
-    """What a configuration says layer by layer.
+    """Return what a configuration says per layer.
 
-    Its depth, over which the loops of transformers run (`layers[:config.num_hidden_layers]`); each list that has an
-    entry for every layer (`layer_types`, `mlp_layer_types`, `no_rope_layers`, …), from which caches are built; what a
+    That is its depth, over which the loops of transformers run (`layers[:config.num_hidden_layers]`); each list with
+    one entry per layer (`layer_types`, `mlp_layer_types`, `no_rope_layers`, …), from which caches are built; what a
     heterogeneous configuration overrides; and the class, since some of these lists are computed.
     """
     depth = type(config).attribute_map.get(DEPTHS[-1], DEPTHS[-1])
@@ -84,7 +94,7 @@ def per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
 
 
 def _has_each(name: str, value: Any, n_layers: int) -> bool:
-    """Whether a value is a list with an entry for each layer."""
+    """Return whether a value is a list with one entry per layer."""
     named = ("layer" in name or name in PER_LAYER_LISTS) and not name.startswith(UNRELATED_PREFIXES)
     return named and isinstance(value, list | tuple) and len(value) == n_layers
 
@@ -92,14 +102,14 @@ def _has_each(name: str, value: Any, n_layers: int) -> bool:
 def _mapped(
     config: PreTrainedConfig, base: Mapping[str, Any], n_layers: int, repeat_map: Sequence[int]
 ) -> dict[str, Any]:
-    """The base's values of a configuration as they read for a map's visits."""
+    """Return a configuration's values in the order of a map."""
     mapped: dict[str, Any] = {}
     for name, value in base.items():
         if name == "__class__":
             mapped[name] = _with_lists(config, base, n_layers, repeat_map)
         elif name == OVERRIDES:
-            told = value.per_layer_overrides
-            own = {visit: told[layer] for visit, layer in enumerate(repeat_map) if layer in told}
+            overrides = value.per_layer_overrides
+            own = {visit: overrides[layer] for visit, layer in enumerate(repeat_map) if layer in overrides}
             mapped[name] = dataclasses.replace(value, per_layer_overrides=own)
         elif name in LAYER_NUMBER_LISTS:
             mapped[name] = _numbers(value, repeat_map)
@@ -113,7 +123,7 @@ def _mapped(
 def _with_lists(
     config: PreTrainedConfig, base: Mapping[str, Any], n_layers: int, repeat_map: Sequence[int]
 ) -> type[PreTrainedConfig]:
-    """The class of a configuration, with the lists that it computes from a pattern replaced by the map's."""
+    """Return a configuration's class in which lists that are computed from a pattern are replaced by the map's."""
     kind: type[PreTrainedConfig] = base["__class__"]
     twin = copy.copy(config)
     for name, value in base.items():
@@ -123,7 +133,7 @@ def _with_lists(
     for name in {name for part in own for name, value in vars(part).items() if isinstance(value, property)}:
         try:
             value = getattr(twin, name)
-        except Exception:  # what the base's own model could not have read either
+        except Exception:  # the base's own model could not have read it either
             continue
         if isinstance(value, list | tuple) and len(value) == n_layers:
             lists[name] = type(value)(value[layer] for layer in repeat_map)
@@ -131,9 +141,9 @@ def _with_lists(
 
 
 def _class_with(kind: type[PreTrainedConfig], lists: dict[str, Any]) -> type[PreTrainedConfig]:
-    """A configuration's class in which some computed lists are these."""
+    """Return a subclass of a configuration's class with fixed lists."""
 
-    def reduce(config: PreTrainedConfig) -> tuple[Any, ...]:  # pickle finds no class by this name
+    def reduce(config: PreTrainedConfig) -> tuple[Any, ...]:  # pickle cannot find this class by its name
         return _empty_with, (kind, lists), vars(config)
 
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__reduce__": reduce} | lists)
@@ -144,12 +154,16 @@ def _empty_with(kind: type[PreTrainedConfig], lists: dict[str, Any]) -> PreTrain
 
 
 def _numbers(old: Any, repeat_map: Sequence[int]) -> Any:
-    """A list of the numbers of layers (or None) as the list of the visits of these."""
+    """Return a list of layer numbers (or None) as the list of the visits of these layers."""
     return old and type(old)(visit for visit, layer in enumerate(repeat_map) if layer in old)
 
 
 def visit_view(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Module:
-    """Base layer `index` as visit `slot`: a view of it, with its own place in the cache, damped to its scale."""
+    """Return base layer `index` as visit `slot`: a view with its own place in the cache, at strength `scale`.
+
+    Raises:
+        SlingError: A module of the layer carries another number than the layer's.
+    """
     view = module_view(layer, {})
     for module in parts(view):
         own = vars(module)
@@ -161,14 +175,18 @@ def visit_view(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Modu
             if carried // places != index:
                 raise SlingError(f"layer {index} is refused: its {type(module).__name__} carries {name} {carried}")
             own[name] = slot * places + carried % places
-        if "layer_dic" in own:  # Zamba 2: the number of a layer → its adapters in a block that layers share
+        if "layer_dic" in own:  # Zamba 2: layer number → its adapters in a block that layers share
             own["layer_dic"] = {slot: own["layer_dic"][index]}
     damp(view, scale)
     return view
 
 
 def check_map(stack: Stack, base: Values, recipe: Recipe) -> None:
-    """`SlingError` where a model cannot run a recipe, with the layers named: before anything is touched."""
+    """Refuse a recipe that a model cannot run exactly, before anything is touched.
+
+    Raises:
+        SlingError: Names the layers and the reason.
+    """
     kind = stack.configs[0].model_type
     if kind in UNSCALED and any(scale != 1 for scale in recipe.scales):
         raise SlingError(f"scales are refused for model type {kind!r}: {UNSCALED[kind]}. Without scales it works")
@@ -189,14 +207,14 @@ def check_map(stack: Stack, base: Values, recipe: Recipe) -> None:
 
 
 def _misleads(kind: str, values: Mapping[str, Any], layer: int) -> bool:
-    """Whether a cache whose length is read off its first place reads it wrong with this layer there."""
+    """Return whether a cached text's length is misread if this layer is the first visit."""
     if kind == "minimax":
         return bool(values["layer_types"][layer] != "full_attention")
     return kind == "mllama_text_model" and layer in values["cross_attention_layers"]
 
 
 def _sources(home: nn.ModuleList, values: Mapping[str, Any]) -> dict[int, tuple[int, str]]:
-    """A layer that shares → the layer it shares with, and what of it."""
+    """Return, for each layer that shares, the layer that it shares with, and what it shares."""
     sources: dict[int, tuple[int, str]] = {}
     stores: dict[str, int] = {}
     for index, layer in enumerate(home):
@@ -215,7 +233,7 @@ def _sources(home: nn.ModuleList, values: Mapping[str, Any]) -> dict[int, tuple[
 
 
 def _shared_end(home: nn.ModuleList, repeat_map: Sequence[int]) -> int:
-    """The visit from which on no layer has keys and values of its own (Gemma 4 then drops tokens that nobody needs)."""
+    """Return the first visit after which all share keys and values (Gemma 4 drops tokens from there on)."""
     end = len(repeat_map)
     while end and home[repeat_map[end - 1]].self_attn.is_kv_shared_layer:  # type: ignore[union-attr]
         end -= 1
@@ -223,7 +241,7 @@ def _shared_end(home: nn.ModuleList, repeat_map: Sequence[int]) -> int:
 
 
 class _Unpacked:
-    """A forward hook that puts the parts of an output, one a layer, into a map's order: `[…, N · p]` → `[…, M · p]`."""
+    """A forward hook that puts the per-layer parts of an output into a map's order: `[…, N · p]` → `[…, M · p]`."""
 
     def __init__(self, n_layers: int, repeat_map: Sequence[int]) -> None:
         self.n_layers, self.order = n_layers, tuple(repeat_map)
@@ -234,7 +252,7 @@ class _Unpacked:
 
 
 def config_copies(model: nn.Module) -> dict[int, Any]:
-    """The id of each configuration of a model → a copy of its own, as a second model needs them."""
+    """Return, by the id of each configuration of a model, a copy for a second model."""
     copies: dict[int, Any] = {}
     for module in model.modules():
         for name in ("config", "generation_config"):

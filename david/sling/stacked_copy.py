@@ -1,7 +1,7 @@
-"""The same recipe with its layers really stacked: a second model with its own weights, in plain transformers.
+"""The independent reference: a deep copy of a model whose layers are really stacked, in plain transformers.
 
-Its mechanism shares nothing with `layers` and `sling`, so that it can stand as the reference of a proof: it copies each
-layer whole and says by name what a configuration has for each layer.
+Its mechanism shares nothing with `locate`, `remap` and `views`, on purpose, so that it can prove them right: it copies
+each layer whole, names by rules of its own what a configuration says per layer, and has a formula of a strength of its own.
 """
 
 import copy
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from david.errors import SlingError
 from david.recipe.recipe import Recipe
-from david.sling.in_place import is_slung
+from david.sling.install import is_slung
 
 _DEPTHS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks")
 _LISTS = (
@@ -26,9 +26,18 @@ _COMPUTED = ("kv_sharing_modes", "layer_types", "layers_block_type")  # by class
 
 
 def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    """A deep copy of an unslung model whose layers are those of the recipe, each visit with its own weights.
+    """Return a deep copy of a model whose layers are those of a recipe, each visit with weights of its own.
 
-    Raises `RecipeError` where the recipe has layers that the model lacks.
+    Args:
+        model: A transformers causal language model that runs its base.
+        recipe: The recipe.
+
+    Returns:
+        The copy, an ordinary model.
+
+    Raises:
+        RecipeError: The recipe has layers that the model lacks.
+        SlingError: The model runs a recipe now.
     """
     if is_slung(model):
         raise SlingError("stacked() copies a base: this model is slung, so reset it first")
@@ -59,7 +68,7 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 
 
 def _layer_prefix(model: PreTrainedModel) -> str:
-    """The part of the weights' names before the numbers of the text model's layers, such as `model.layers`."""
+    """Return the part of the weights' names before the layer numbers, such as `model.layers`."""
     other = r"altup|audio|depth_decoder|embed_tokens|image|lm_heads|mtp|rotary|vision|visual|vq"
     keys = [match[1] for key in model.state_dict() if (match := re.match(r"(.*?)\.\d+\.", key))]
     found = {prefix for prefix in keys if not re.search(other, prefix)}
@@ -73,7 +82,7 @@ def _layer_prefix(model: PreTrainedModel) -> str:
 
 
 def _visit(layer: nn.Module, number: int, place: int, configs: dict[int, Any]) -> Any:
-    """A copy of a layer, with the place in the cache that it has in the stack."""
+    """Return a copy of a layer, with the place in the cache that it has in the stack."""
     copied: Any = copy.deepcopy(layer, configs)
     modules: list[Any] = list(copied.modules())
     for module in modules:
@@ -91,7 +100,7 @@ def _visit(layer: nn.Module, number: int, place: int, configs: dict[int, Any]) -
 
 
 def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
-    """Make a configuration say of each visit what it said of its layer."""
+    """Make a configuration say of each visit what it said of the visit's layer."""
     lists = {name: getattr(config, name) for name in _LISTS if name in vars(config)}
     computed = {name: getattr(config, name) for name in _COMPUTED if name not in vars(config) and hasattr(config, name)}
     special = vars(config).get("_heterogeneity_spec")
@@ -122,7 +131,7 @@ def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
 
 
 def _follow_beside(owner: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
-    """The same for what a model keeps for each layer beside its layers."""
+    """Reorder what a model keeps per layer outside its layers."""
     for name in ("embed_tokens_per_layer", "per_layer_model_projection"):
         packed = getattr(owner, name, None)
         if packed is not None:  # [V, N · p], or [N · p, D]

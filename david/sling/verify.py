@@ -1,4 +1,9 @@
-"""The proof that a model slings exactly, made on the model in hand."""
+"""Prove on the model in hand that it runs recipes exactly.
+
+`check_model` compares slings with two references that share no code with what they prove, on purpose: a deep copy with
+really stacked layers (`stacked_copy`), and layers that are called here one by one (`layer_by_layer`, with a formula of
+a visit's strength of its own).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +17,8 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from david.errors import SlingError
 from david.recipe.recipe import Recipe
 from david.sling import architectures, locate
-from david.sling.in_place import AnyRecipe, base_depth, base_layers, check_recipe, is_slung, slung, view
+from david.sling.in_place import AnyRecipe, base_depth, base_layers, check_recipe, slung, view
+from david.sling.install import is_slung
 from david.sling.stacked_copy import stacked
 from david.sling.views import hidden, with_hidden
 from david.support import memory
@@ -27,7 +33,7 @@ _TIDY = 5e-2  # a base whose cache changes more than this has a cache that chang
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing compared, on one map: `difference` is the largest of all logits, in spreads (standard deviations).
+    """One comparison on one map. `difference` is the largest of all logits, in standard deviations of the logits.
 
     `passed` is None where nothing was to be compared; `told` then says why.
     """
@@ -41,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `check_model` found, ready to be pasted: `str()` of it is a page of text, `to_dict()` its JSON."""
+    """What `check_model` compared: `str()` of it is a page of text to paste, `to_dict()` its JSON."""
 
     architecture: str
     model_type: str
@@ -54,11 +60,11 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether no comparison failed."""
         return all(finding.passed is not False for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The certificate as JSON takes it."""
+        """Return the certificate as JSON values."""
         return {"passed": self.passed} | asdict(self)
 
     def __str__(self) -> str:
@@ -79,15 +85,23 @@ class Certificate:
 
 
 def check_model(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> Certificate:
-    """Prove on the model in hand that it slings exactly, on a few maps that stress it; it is the base afterwards.
+    """Prove on the model in hand that it runs recipes exactly, on a few maps that stress it.
 
-    The identity is bit-equal to the base; a cache changes nothing; a sling is what the really stacked layers are (or,
-    where memory does not hold a copy, what the base's layers give when called one by one); a view beside the base is
-    the sling; reset is bit-equal. A model of a type that no proof was made for may be slung once this passes. With a
-    `recipe`, its map is one more to be proved.
+    Compared are: the identity with the base, to the bit; cached with uncached logits; a sling with really stacked
+    layers (or, if memory does not hold a copy, with the base's layers called one by one); a view beside the base with
+    the sling; the model after reset with the base, to the bit. A model of a type that has not been proved may run
+    recipes once this passes.
 
-    Raises `SlingError` for a model that is refused, that is slung now, or that refuses the recipe; `RecipeError` for a
-    recipe that does not fit it.
+    Args:
+        model: A transformers causal language model that runs its base, in eval mode. It is unchanged afterwards.
+        recipe: A recipe whose map is checked besides.
+
+    Returns:
+        The comparisons.
+
+    Raises:
+        SlingError: The model is refused, runs a recipe now, or refuses the recipe.
+        RecipeError: The recipe does not fit the model.
     """
     if is_slung(model):
         raise SlingError("check() proves it on a base: this model is slung, so reset it first")
@@ -120,7 +134,11 @@ def check_model(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> C
 
 
 def prove(model: PreTrainedModel) -> None:
-    """`check_model` a model of a type that no proof was made for yet; `SlingError` where it fails."""
+    """Check a model of a type that has not been proved yet.
+
+    Raises:
+        SlingError: The check failed.
+    """
     if locate.is_proved(model):
         return
     certificate = check_model(model)
@@ -133,7 +151,7 @@ def prove(model: PreTrainedModel) -> None:
 
 
 def maps(n_layers: int) -> dict[str, Recipe]:
-    """The recipes that stress a base of `n_layers` layers."""
+    """Return, by name, the recipes that stress a base of `n_layers` layers."""
     last, half = n_layers - 1, n_layers // 2
     named: dict[str, list[int]] = {
         "a block again": [*range(half + 1), *range(max(half - 1, 0), n_layers)],
@@ -146,14 +164,14 @@ def maps(n_layers: int) -> dict[str, Recipe]:
 
 
 def whole(model: Any, tokens: Tensor, **options: Any) -> Tensor:
-    """Logits of tokens `[B, T]` in one forward pass without a cache, `[B, T, V]`; `options` go to the model."""
+    """Return the logits `[B, T, V]` of tokens `[B, T]` in one pass without a cache; `options` go to the model."""
     with torch.no_grad():
         logits: Tensor = model(input_ids=tokens, use_cache=False, **options).logits
     return logits
 
 
 def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, **options: Any) -> Tensor:
-    """Logits before each token from `start` on, `[B, T − start, V]`: read one by one with the model's own cache."""
+    """Return the logits before each token from `start` on, `[B, T − start, V]`, read one by one with a cache."""
     kept, model.generation_config = model.generation_config, GenerationConfig()  # whatever its user has set
     try:
         out = model.generate(
@@ -175,7 +193,7 @@ def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, 
 
 
 class _Told(LogitsProcessor):  # type: ignore[misc]
-    """Makes `generate` read a text, one token a step, whatever the model would have said."""
+    """Makes `generate` read a given text, one token a step, whatever the model would choose."""
 
     def __init__(self, text: Tensor) -> None:
         self.text = text  # [B, T]
@@ -187,7 +205,7 @@ class _Told(LogitsProcessor):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Base:
-    """What every sling is held against: the base's own logits of a text, and how far rounding may lead from them."""
+    """What every sling is compared with: the base's logits of a text, and how large a rounding difference may be."""
 
     tokens: Tensor  # [1, T]
     uncached: Tensor  # [1, T, V]
@@ -270,7 +288,7 @@ def _on_map(model: PreTrainedModel, name: str, recipe: Recipe, base: _Base) -> l
 
 
 def _compared(findings: tuple[Finding, ...]) -> bool:
-    """Whether any sling was compared in each of the ways in which the base itself runs."""
+    """Return whether some sling was compared in each of the ways in which the base itself runs."""
     asked = {finding.claim for finding in findings if finding.passed and finding.recipe not in _NO_MAPS}
     cached = any(finding.claim == "cached = the base" and finding.passed for finding in findings)
     return any(claim.startswith("uncached") for claim in asked) and (
@@ -279,14 +297,14 @@ def _compared(findings: tuple[Finding, ...]) -> bool:
 
 
 def _home_device(model: PreTrainedModel) -> torch.device:
-    """Where to put tokens: offloaded weights are on meta, and accelerate moves what their modules are given."""
+    """Return where to put tokens: offloaded weights are on meta, and accelerate moves the inputs of their modules."""
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **options: Any) -> Tensor:
-    """Logits `[1, T, V]` of a recipe on an unslung model whose layers are called here one by one, in the map's order.
+    """Return the logits `[1, T, V]` of a recipe by calling the base's layers here one by one, in the map's order.
 
-    Each is given what the base's own forward gives it besides the hidden state; the base's end finishes the last.
+    Each layer gets what the base's own forward gives it besides the hidden state; the base's end finishes the last.
     """
     home = base_layers(model)
     given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -327,7 +345,7 @@ def _cached(model: PreTrainedModel, tokens: Tensor) -> Tensor | str:
 
 
 def _attempt(read: Callable[[], Tensor]) -> Tensor | str:
-    """Logits, or why the model's own code gives none."""
+    """Return logits, or the reason why the model's own code gives none."""
     try:
         return read()
     except Exception as error:  # any kind: the code of any model
@@ -335,7 +353,7 @@ def _attempt(read: Callable[[], Tensor]) -> Tensor | str:
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference of logits, in standard deviations of the logits."""
+    """Return the largest difference of logits, in standard deviations of the logits."""
     if torch.equal(one, other):
         return 0.0
     return float((one.double() - other.double()).abs().max() / other.double().std())
@@ -351,12 +369,12 @@ def _same(name: str, claim: str, one: Tensor | str, other: Tensor | str, allowed
 
 
 def _state(model: PreTrainedModel) -> Any:
-    """What a reset brings back, besides the logits."""
+    """Return what a reset brings back, besides the logits."""
     return [(name, id(module)) for name, module in model.named_modules()], model.config.to_dict()
 
 
 def _room_for(model: PreTrainedModel, recipe: Recipe) -> bool:
-    """Whether a really stacked copy fits into half of the memory that is free."""
+    """Return whether a really stacked copy fits into half of the free memory."""
     weights = list(model.parameters())
     if any(weight.device != model.device or weight.is_meta for weight in weights):
         return False  # spread over devices or offloaded

@@ -1,4 +1,8 @@
-"""A second module tree on the same parameters and buffers; a visit of a layer."""
+"""A second module tree on the same parameters and buffers; the formula of a visit's strength.
+
+This is the one place in David that computes `h + s · (layer(h) − h)`. Two others do so on purpose, apart from this one
+and sharing no code with it: `stacked_copy` and `verify`, the independent references that prove this one right.
+"""
 
 import copy
 import functools
@@ -11,18 +15,20 @@ from torch import Tensor, nn
 from david.errors import SlingError
 
 Module = TypeVar("Module", bound=nn.Module)
-# What stands on an instance in the place of its class's forward, by accelerate, torch or a user.
+# Attributes of an instance that replace its class's forward: of accelerate, torch or a user.
 _FORWARDS = {"forward": "forward", "_old_forward": "forward", "_compiled_call_impl": "compiled call"}
-# What torch keeps in every module. A view has its hooks and its children to itself, and shares the rest.
+# Attributes that torch keeps in every module. A view has hooks and children of its own, and shares the rest.
 _TORCHS = vars(nn.Module())
 _HOOKS = frozenset(name for name, value in _TORCHS.items() if "hooks" in name and isinstance(value, dict | set))
 
 
 def module_view(module: Module, replace: dict[int, Any]) -> Module:
-    """A second module tree on the same parameters and buffers.
+    """Return a second module tree on the same parameters and buffers.
 
-    `replace` maps the id of an object (a module, a configuration) to what stands in its place; each view made is
-    added, so that shared modules stay shared.
+    Args:
+        module: The root of the tree.
+        replace: By the id of an object (a module, a configuration), what stands in its place in the view. Each view
+            that is made is added, so that shared modules stay shared.
     """
     if id(module) in replace:
         return replace[id(module)]  # type: ignore[no-any-return]
@@ -43,33 +49,33 @@ def module_view(module: Module, replace: dict[int, Any]) -> Module:
 
 
 def parts(module: nn.Module) -> list[nn.Module]:
-    """What `module.modules()` gives, in less than half the time."""
-    found, left = [], [module]
+    """Return what `module.modules()` yields, in less than half the time."""
+    modules, left = [], [module]
     while left:
         part = left.pop()
-        found.append(part)
+        modules.append(part)
         if part._modules:
             left.extend(child for child in reversed(part._modules.values()) if child is not None)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(modules))
 
 
 def damp(view: nn.Module, scale: float) -> None:
-    """Make a visit of a view `h + scale · (layer(h) − h)`; at 1 the formula is left out, so that it stays bit-equal.
+    """Make a view return `h + scale · (layer(h) − h)`; at scale 1 nothing is added, so that it stays bit-equal.
 
-    What a layer hands on besides the hidden state (router states, chosen tokens) is handed on as it is.
+    What a layer returns besides the hidden state (router states, chosen tokens) is passed on unchanged.
     """
     if scale != 1:
         view.register_forward_hook(_Damping(scale), prepend=True, with_kwargs=True)
 
 
 def hidden(output: Any) -> Tensor:
-    """The hidden state that a layer hands on: its output, or the first part of it."""
+    """Return the hidden state in a layer's output: the output itself, or its first part."""
     state: Tensor = output if isinstance(output, Tensor) else output[0]
     return state
 
 
 def with_hidden(output: Any, state: Tensor) -> Any:
-    """A layer's output with another hidden state in it."""
+    """Return a layer's output with another hidden state in it."""
     if isinstance(output, Tensor):
         return state
     if hasattr(output, "_replace"):  # a named tuple
@@ -78,16 +84,17 @@ def with_hidden(output: Any, state: Tensor) -> Any:
 
 
 def is_rotary(module: nn.Module) -> bool:
-    """A leaf with buffers and no weights keeps attributes in step with them as texts grow (rotary embeddings do).
+    """Return whether a module is a leaf with buffers and no weights, as rotary embeddings are.
 
-    A view of it would share the buffers but not the attributes, so it is used as it is.
+    Such a module keeps attributes in step with its buffers as texts grow. A view would share the buffers but not the
+    attributes, so the module itself is used.
     """
     leaf = bool(module._buffers) and not module._modules
     return leaf and "layer_idx" not in module.__dict__ and all(p is None for p in module._parameters.values())
 
 
 def _grows(rotary: nn.Module) -> bool:
-    """Whether it remembers the longest text it has seen (`rope_type: dynamic`)."""
+    """Return whether it remembers the longest text so far (`rope_type: dynamic`)."""
     kinds = [value for name, value in vars(rotary).items() if name.endswith("rope_type")]
     return any(kind == "dynamic" or (isinstance(kind, dict) and "dynamic" in kind.values()) for kind in kinds)
 
@@ -99,7 +106,7 @@ def _own_rotary(module: Module) -> Module:
 
 
 def _state(module: nn.Module, replace: dict[int, Any]) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-    """What a view of a module keeps, its children still to be replaced, and what of it can be called."""
+    """Return the attributes of a view (children not yet replaced), and those of them that can be called."""
     state = module.__dict__.copy()
     state["_modules"] = dict(module._modules)
     called = []
@@ -129,7 +136,7 @@ class _Damping:
 
 
 def _bind(view: nn.Module, called: list[tuple[str, Any]], views: dict[int, Any]) -> None:
-    """Methods kept on the instance still run the base's module, with its place in the cache: make them the view's.
+    """Bind methods that are kept on the instance to the view: they still run the base's module and its cache place.
 
     accelerate keeps two (`add_hook_to_module`): `_old_forward`, bound to the module, and `forward`, a partial of it.
     torch keeps a compiled call.
@@ -146,7 +153,7 @@ def _bind(view: nn.Module, called: list[tuple[str, Any]], views: dict[int, Any])
 
 
 def _bound(value: Any, views: dict[int, Any]) -> Any:
-    """A method of a module that has a view, a partial or a compilation of one, as the view's own; else None."""
+    """Return a method of a viewed module (or its partial or compilation) bound to the view; else None."""
     if isinstance(value, types.MethodType):
         view = views.get(id(value.__self__))
         return None if view is None else types.MethodType(value.__func__, view)

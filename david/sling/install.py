@@ -1,0 +1,171 @@
+"""Put the visits of a recipe into a model, and take them out again exactly.
+
+`install` sets layers and all that goes with them; a `BaseRecord` on the owner of the layers remembers the base, so that
+whoever holds the model, or a copy of it, finds it. While a recipe runs, `.to()` and `.train()` reach the base's layers
+too, and `save_pretrained` is refused.
+"""
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers.utils import output_capturing as capturing
+
+from david.errors import SlingError
+from david.recipe.recipe import Recipe
+from david.sling import adapters, locate, remap
+from david.sling.locate import Stack
+from david.sling.remap import Values
+
+Model = TypeVar("Model", bound=nn.Module)
+_REACH_ALL = ("_apply", "train")  # what `to`, `half`, `eval` and the like call
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base of a slung model: the name of its list of layers, the layers, and all that followed the map."""
+
+    name: str
+    layers: nn.ModuleList
+    values: Values
+
+
+def base_record(stack: Stack) -> BaseRecord:
+    """Return the base of a stack, with those adapters active that were switched on while a recipe ran."""
+    record: BaseRecord | None = stack.owner.__dict__.get(locate.KEPT)
+    if record is None:
+        return BaseRecord(stack.name, stack.layers, remap.read_state(stack))
+    adapters.carry_adapters(stack.layers, record.layers)
+    return record
+
+
+def current_state(stack: Stack) -> tuple[Values, BaseRecord | None]:
+    """Return what `install` needs to bring back the present state."""
+    return remap.read_state(stack), stack.owner.__dict__.get(locate.KEPT)
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause Python's garbage collector: a sling makes thousands of objects, and none of them is garbage.
+
+    The collector would search them thirty times, and sometimes all objects of the process, which takes longer than ten
+    slings.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_garbage_collection_paused()
+def install_recipe(model: Model, stack: Stack, base: BaseRecord, recipe: Recipe) -> Model:
+    """Run a recipe on a model in place; on an error the model is what it was before."""
+    remap.check_map(stack, base.values, recipe)
+    visits = build_visits(base, recipe)
+    before = current_state(stack)
+    try:
+        install(model, stack, remap.remap_state(stack, base.values, visits, recipe.repeat_map), base)
+    except BaseException:
+        install(model, stack, *before)
+        raise
+    return model
+
+
+def build_visits(base: BaseRecord, recipe: Recipe) -> nn.ModuleList:
+    """Return a module for each visit of a recipe, on the weights of the base's layers."""
+    home = base.layers
+    visits = nn.ModuleList(
+        remap.visit_view(home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe)
+    )
+    visits.training = home.training
+    return visits
+
+
+def install(model: nn.Module, stack: Stack, values: Values, base: BaseRecord | None) -> None:
+    """Set the layers and all that goes with them, and the record of the base (None if these are the base's layers)."""
+    for name in _REACH_ALL:  # a list that is no longer used keeps nothing alive
+        stack.layers.__dict__.pop(name, None)
+    remap.write_state(stack, values)
+    _reinstall_capture_hooks(stack)
+    stack.owner.__dict__.pop(locate.KEPT, None)
+    beside = (module for _, module in model.named_modules({stack.layers}))  # nobody saves a layer by itself
+    holders = [module for module in beside if hasattr(module, "save_pretrained")]
+    for holder in holders:
+        holder.__dict__.pop("save_pretrained", None)
+    if base is not None:
+        stack.owner.__dict__[locate.KEPT] = base
+        for name in _REACH_ALL:
+            stack.layers.__dict__[name] = partial(_apply_to_all, base.layers, stack.layers, name)
+        for holder in holders:
+            holder.__dict__["save_pretrained"] = partial(_guarded_save_pretrained, holder)
+
+
+def _apply_to_all(home: nn.ModuleList, visits: nn.ModuleList, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Apply to the base's layers, too, what is applied to the visits: a recipe may leave layers out."""
+    getattr(home, name)(*args, **kwargs)
+    return getattr(nn.ModuleList, name)(visits, *args, **kwargs)
+
+
+def _reinstall_capture_hooks(stack: Stack) -> None:
+    """Hook new layers if transformers has hooked the old ones to capture hidden states.
+
+    transformers installs these hooks once, when they are first needed. So it is shown the owner again, with nothing but
+    the layers in it.
+    """
+    owner, hooked = stack.owner, "_output_capturing_hooks_installed"
+    if not vars(owner).get(hooked) or any(_has_capture_hook(module) for module in stack.layers.modules()):
+        return
+    modules = owner._modules
+    owner._modules = {stack.name: stack.layers}
+    try:
+        delattr(owner, hooked)
+        capturing.maybe_install_capturing_hooks(owner)
+    finally:
+        owner._modules = modules
+
+
+def _has_capture_hook(module: nn.Module) -> bool:
+    return any(getattr(hook, "__module__", "") == capturing.__name__ for hook in module._forward_hooks.values())
+
+
+def is_slung(model: nn.Module) -> bool:
+    """Return whether a model runs a recipe rather than its base."""
+    return any(locate.KEPT in module.__dict__ for module in model.modules())
+
+
+def _guarded_save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Refuse to save a slung model; otherwise save it as transformers does."""
+    if is_slung(model) and not _has_own_adapters(model):
+        raise SlingError(
+            "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. Save the "
+            "recipe (recipe.save), write it stacked (david export), or David.reset(model) first"
+        )
+    return type(model).save_pretrained(model, *args, **kwargs)
+
+
+def _has_own_adapters(model: nn.Module) -> bool:
+    """Return whether the visits have adapters and the base has none: `save_pretrained` then writes the adapters."""
+    stack = locate.find(model)
+    return adapters.has_adapters(stack.layers) and not adapters.has_adapters(base_record(stack).layers)
+
+
+def warn_of_adapters(stack: Stack, base: BaseRecord) -> None:
+    """Warn if adapters disappear with the visits that hold them, or stay in the base only."""
+    on_visits, on_base = (adapters.has_adapters(part) for part in (stack.layers, base.layers))
+    if on_visits and not on_base:
+        warnings.warn(
+            "adapters on the visits of this recipe are removed with it (save_pretrained keeps them)", stacklevel=3
+        )
+    if on_base and not on_visits:
+        warnings.warn(
+            "adapters were unloaded from the visits of a recipe; the base still has them: unload them from the base",
+            stacklevel=3,
+        )
