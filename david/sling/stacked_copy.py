@@ -1,7 +1,7 @@
 """The independent reference: a deep copy of a model whose layers are really stacked, in plain transformers.
 
-Its mechanism shares nothing with `locate`, `remap` and `views`, on purpose, so that it can prove them right: it copies
-each layer whole, names by rules of its own what a configuration says per layer, and has a formula of a strength of its own.
+Its mechanism shares nothing with `locate`, `remap` and `views`, on purpose, so that it can prove them right. It copies
+each layer whole, names by rules of its own what a configuration says per layer, and has its own formula of a strength.
 """
 
 import copy

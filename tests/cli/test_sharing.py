@@ -28,7 +28,8 @@ from david.models.describe import fingerprint
 from david.models.load import load_base, recipe_at
 from david.recipe.base_model import Base
 from david.recipe.schema import Convention, Data, Measurement, Origin
-from david.sling.in_place import is_slung, reset
+from david.sling.in_place import reset
+from david.sling.install import is_slung
 from david.sling.stacked_copy import stacked
 from tests.helpers.command import SCORE, Run, refusal
 from tests.tiny_models import tiny_model

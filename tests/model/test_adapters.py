@@ -130,7 +130,7 @@ def test_adapters_made_on_visits_are_saved_for_the_same_sling_and_gone_after_a_r
     with David.slung(model, [0, 1]):
         assert not torch.equal(logits(model), right)
     assert torch.equal(logits(model), right)
-    with pytest.warns(UserWarning, match="go with it"):
+    with pytest.warns(UserWarning, match="are removed with it"):
         David.reset(model)
     assert torch.equal(logits(model), base)
 

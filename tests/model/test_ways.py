@@ -9,7 +9,7 @@ import transformers
 import ways
 from ways import MODELS, WAYS, Way, maker, run
 
-from david.sling import in_place, remap, views
+from david.sling import install, remap, views
 
 BY_NAME = {way.name: way for way in WAYS}
 RESULTS = Path(ways.__file__).parent / "results.csv"
@@ -66,7 +66,7 @@ def configuration_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def saving_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_place, "is_slung", lambda _model: False)
+    monkeypatch.setattr(install, "is_slung", lambda _model: False)
 
 
 MUTATIONS = [

@@ -23,7 +23,8 @@ from david.models.load import load_model
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
-from david.sling.in_place import David, is_slung
+from david.sling.install import is_slung
+from david.sling.namespace import David
 from david.support.console import set_bar_total
 from tests.helpers.demo_stand_in import furnish_cache
 
