@@ -27,4 +27,7 @@ types:  ## types
 contracts:  ## rooms import downwards
 	lint-imports
 
+wheel:  ## build the wheel and use it where the checkout is not on the import path
+	.ci/wheel
+
 check: lint types contracts test  ## all that must pass before a commit lands, but for the long tests

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,13 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from printed import table, write
 from scipy import stats
 from tqdm.auto import tqdm
 
 from david import Recipe
 from david.candidates.pruner import hopeless
 from david.engine.prefix_tree import PrefixTree
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
+from experiments.engine.printed import table, write
 
 LANDSCAPE = Path(__file__).parent / "landscape.csv"
 RUNGS = (0, 2, 4, 8, 16, 24, 32)  # windows that the engine has scored at each decision; 8 of 128 tokens go at once

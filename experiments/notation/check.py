@@ -19,10 +19,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import torch
-from rivals import environment
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -31,6 +29,7 @@ from david.errors import RecipeError
 from david.models.describe import describe_base
 from david.notation import formats
 from david.recipe.base_model import Base
+from experiments.engine.rivals import environment
 from tests.tiny_models import N_LAYERS, tiny_config, tiny_model
 
 TOLERANCE = 1e-5  # between logits, whose largest are around 6 (Cohere's: 0.4)

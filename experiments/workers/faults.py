@@ -35,9 +35,7 @@ from david.metrics.score import Score
 from david.storage import backend
 
 sys.path.insert(0, str(Path(__file__).parents[2].resolve()))
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from printed import write
-
+from experiments.engine.printed import write
 from tests.helpers.postgres import Postgres, why_not
 from tests.tiny_models import VOCABULARY, tiny_model
 

@@ -29,9 +29,7 @@ from david.metrics.score import Score
 from david.storage.backend import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[2].resolve()))
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from printed import table, write
-
+from experiments.engine.printed import table, write
 from tests.helpers.postgres import Postgres, free_port, why_not
 from tests.tiny_models import VOCABULARY, tiny_model
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sweep
 
 from david import David
 from david.sling import architectures, remap, views
+from experiments.architectures import sweep
 from tests import tiny_models
 
 TABLE = Path(__file__).parents[2] / "experiments" / "architectures" / "results.csv"

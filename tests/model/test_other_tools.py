@@ -4,12 +4,12 @@ import os
 import warnings
 from pathlib import Path
 
-import check
 import pytest
-from rivals import environment
 
 from david.notation.formats import FORMATS
 from david.notation.mergekit import ANY_STRENGTH, STRENGTH_ZERO, why_not
+from experiments.engine.rivals import environment
+from experiments.notation import check
 
 
 def test_every_strength_that_a_merge_may_have_is_one_that_was_measured() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import transformers
-import ways
-from ways import MODELS, WAYS, Way, maker, run
 
 from david.sling import install, remap, views
+from experiments.ways import ways
+from experiments.ways.ways import MODELS, WAYS, Way, maker, run
 
 BY_NAME = {way.name: way for way in WAYS}
 RESULTS = Path(ways.__file__).parent / "results.csv"

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import racing as experiment
 from optuna import Study
 
 from david.candidates.pruner import RacingPruner, hopeless
 from david.engine.engine import Engine
 from david.study.search import FIRST_RUNG
+from experiments.engine import racing as experiment
 from tests.helpers.corpora import STATE, windows
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

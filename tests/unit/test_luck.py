@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simulate
 
 from david.errors import ScoreError
 from david.metrics.selection_bias import Luck, luck
+from experiments.verdict import simulate
 
 NAN = math.nan
 TOKENS = [10, 10, 5, 10, 8, 10]

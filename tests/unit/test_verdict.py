@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simulate
 from scipy import stats
 
 from david.errors import ScoreError
 from david.metrics.paired_test import Difference, effective_number, paired_difference, rank_correlation
+from experiments.verdict import simulate
 
 RECIPE, BASE = [21.0, 33.5, 18.25, 40.0, 27.0], [22.0, 33.0, 19.75, 41.5, 27.25]  # sums over windows of ten tokens
 
@@ -157,6 +157,7 @@ def test_the_interval_holds_under_a_strong_effect_of_the_document() -> None:
     assert 0.93 < held[1] / 2000 < 0.97
 
 
+@pytest.mark.slow
 def test_neither_few_nor_long_documents_make_the_default_call_a_null_recipe_better() -> None:
     found = {name: simulate.shares(simulate.none_better(name, 8, 300))[0] for name in list(simulate.KINDS)[:-1]}
     assert max(found.values()) < 0.06
@@ -220,6 +221,7 @@ def test_two_documents_are_enough_for_an_interval_by_bootstrap() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((-0.15, -0.2, -0.1))
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_fooled_by_four_documents_and_the_default_is_not() -> None:
     held = simulate.none_better("gaussian", 4, 300)
     assert simulate.shares(held)[0] < 0.06
