@@ -1,4 +1,4 @@
-"""Several recipes side by side: on several texts and tasks, what each costs, and how fast it writes."""
+"""Compare recipes side by side (`compare`): scores on several texts and tasks, costs, decoding speed."""
 
 import math
 import time
@@ -26,8 +26,8 @@ from david.sling.in_place import base_depth, check_recipe, running_base, slung
 
 __all__ = ["compare"]
 
-_PROMPT = 8  # tokens to read before a timing writes
-_PARTS = ("difference", "low95", "high95", "verdict")
+_PROMPT_TOKENS = 8  # read before each timed decoding
+_DIFFERENCE_COLUMNS = ("difference", "low95", "high95", "verdict")
 
 
 def compare(
@@ -40,24 +40,33 @@ def compare(
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Score recipes and their base on several corpora, each by a name; a row each, the base first.
+    """Score recipes and their base on several corpora, side by side.
 
-    A corpus is scored by perplexity, or by the objective that comes with it in `(objective, corpus)`: questions by
-    `multiple_choice`, the documents of `tasks.load` by what that gave. Each goes through the engine once, for all
-    recipes together. A recipe that is given twice is one row.
+    Each corpus goes through the engine once, for all recipes together. Intervals are corrected for the number of
+    recipes: on each corpus all of them hold together with 95%.
 
-    Columns: `recipe`, `visits`, `extra_depth`, `kv_bytes_per_token` (what a token takes in the cache),
-    `tokens_per_second`, and of each corpus, behind its name: what a person reads of the score (`wiki_perplexity`,
-    `arc_acc`; `attrs["labels"]` has the word), then recipe minus base (`_difference`, below 0 is better, in what
-    `attrs["units"]` says: nats a token, `1 − acc`), the paired 95% interval of that (`_low95`, `_high95`), and
-    `_verdict`: better, worse, or not told apart.
-    Intervals are corrected for the number of recipes: on each corpus all hold together with 95%.
+    Args:
+        model: The model whose layers are rearranged.
+        recipes: The recipes; one that is given twice is one row.
+        corpora: By name, a corpus, which is scored by perplexity, or `(objective, corpus)`: questions with
+            `multiple_choice`, or what `tasks.load` gives.
+        decode: How many tokens to decode greedily, with a cache, behind a few tokens of the first corpus, to measure
+            the speed; 0 for no measurement.
+        rounds: How often each recipe is timed; in each round all recipes take their turn, and the median counts.
+        memory_budget: How many bytes of hidden states may be held (see `score_recipes`).
+        progress: Whether to show progress bars.
 
-    Speed is that of greedy decoding of `decode` tokens with a cache, behind a few of the first corpus, in the median of
-    so many `rounds`, in each of which all recipes take their turn. It is told, and decides nothing; 0 leaves it out.
+    Returns:
+        A table with the base in the first row. Columns: `recipe`, `visits`, `extra_depth`, `kv_bytes_per_token` (bytes
+        of the cache for each token), `tokens_per_second`, and for each corpus, behind its name: the score as it is read
+        (`wiki_perplexity`, `arc_acc`; `attrs["labels"]` has the word), recipe minus base (`_difference`; below 0 is
+        better; `attrs["units"]` has the unit: nats a token, `1 − acc`), its paired 95% interval (`_low95`, `_high95`),
+        and `_verdict`: better, worse, or not told apart.
 
-    Raises `RecipeError` or `SlingError` for a recipe that the model cannot run, before anything is scored, and
-    `ScoreError` where one cannot be scored.
+    Raises:
+        RecipeError: If the model cannot run a recipe. Nothing is scored then.
+        SlingError: If the model is refused. Nothing is scored then.
+        ScoreError: If an option is invalid, or a recipe cannot be scored.
 
     Example:
         >>> found = compare(model, [Recipe.parse("0:12, 8:30")], {"wiki": corpus.take(4)}, decode=0)
@@ -69,50 +78,61 @@ def compare(
     if decode < 0 or rounds < 1:
         raise ScoreError(f"decode must be 0 or more and rounds at least 1; got {decode} and {rounds}")
     pairs = [(name, *(its if isinstance(its, tuple) else (perplexity, its))) for name, its in corpora.items()]
-    prompt = pairs[0][2].windows[:1, :_PROMPT]
+    prompt = pairs[0][2].windows[:1, :_PROMPT_TOKENS]
     context = context_of(model)
     if decode and context is not None and prompt.shape[1] + decode > context:
         most = max(0, context - prompt.shape[1])
-        raise ScoreError(f"behind a prompt of {prompt.shape[1]} the model takes {most} tokens; got decode {decode}")
+        raise ScoreError(f"decode must be at most {most} behind a prompt of {prompt.shape[1]} tokens; got {decode}")
     n_layers = base_depth(model)
-    every = list(dict.fromkeys([Recipe.identity(n_layers), *recipes]))
-    for recipe in every:
+    candidates = list(dict.fromkeys([Recipe.identity(n_layers), *recipes]))
+    for recipe in candidates:
         check_recipe(model, recipe)
     with running_base(model):
         cost = token_costs(model)
-    explained = [explain(recipe, cost) for recipe in every]
+    explained = [explain(recipe, cost) for recipe in candidates]
     columns: dict[str, Sequence[object]] = {
-        "recipe": [BASE, *map(str, every[1:])],
+        "recipe": [BASE, *map(str, candidates[1:])],
         "visits": [its.visits for its in explained],
         "extra_depth": [its.extra_depth for its in explained],
         "kv_bytes_per_token": [its.kv_bytes_per_token for its in explained],
     }
-    scored: dict[str, Sequence[object]] = {}
-    measured: dict[str, Score] = {}
+    score_columns: dict[str, Sequence[object]] = {}
+    base_scores: dict[str, Score] = {}
     for name, objective, corpus in pairs:
         scores = score_recipes(
-            model, every, corpus, objective=objective, memory_budget=memory_budget, progress=progress
+            model, candidates, corpus, objective=objective, memory_budget=memory_budget, progress=progress
         )
-        measured[name] = scores[0]
-        scored |= {f"{name}_{part}": values for part, values in _judged(scores).items()}
+        base_scores[name] = scores[0]
+        score_columns |= {f"{name}_{part}": values for part, values in _score_columns(scores).items()}
     if decode:
-        columns["tokens_per_second"] = decode_speeds(model, every, prompt, decode, rounds, progress)
-    table = pd.DataFrame(columns | scored)
-    table.attrs["units"] = {name: base.unit for name, base in measured.items()}
-    table.attrs["labels"] = {name: _label(base) for name, base in measured.items()}
+        columns["tokens_per_second"] = decode_speeds(model, candidates, prompt, decode, rounds, progress)
+    table = pd.DataFrame(columns | score_columns)
+    table.attrs["units"] = {name: base.unit for name, base in base_scores.items()}
+    table.attrs["labels"] = {name: _label(base) for name, base in base_scores.items()}
     return table
 
 
 def decode_speeds(
     model: nn.Module, recipes: Sequence[Recipe], prompt: Tensor, tokens: int, rounds: int, progress: bool = False
 ) -> list[float]:
-    """New tokens a second of each recipe behind a prompt `[1, T]`: the median of the rounds, in which they take turns.
+    """Measure the speed of greedy decoding with a cache.
 
-    Each round begins with another recipe, and one that does not count comes before the first.
+    In each round all recipes take their turn, and each round begins with another one. A warm-up round is not counted.
+
+    Args:
+        model: The model that recipes are slung on.
+        recipes: The recipes to time.
+        prompt: Tokens to decode behind, `[1, T]`.
+        tokens: How many tokens to decode.
+        rounds: How often each recipe is timed.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The median of new tokens a second of each recipe.
     """
     prompt = prompt.to(input_device(model))
     options = {"do_sample": False, "use_cache": True, "eos_token_id": None, "pad_token_id": 0}
-    took: list[list[float]] = [[] for _ in recipes]
+    durations: list[list[float]] = [[] for _ in recipes]
     with tqdm(total=(1 + rounds) * len(recipes), desc="decoding", unit="run", disable=not progress) as bar:
         for turn in range(-1, rounds):
             for place in range(len(recipes)):
@@ -122,16 +142,16 @@ def decode_speeds(
                     written = model.generate(  # type: ignore[operator]
                         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, **options
                     )
-                    written[:, -1].tolist()  # an accelerator is waited for
+                    written[:, -1].tolist()  # wait for an accelerator
                     seconds = time.perf_counter() - start
                 if turn >= 0:
-                    took[i].append(seconds)
+                    durations[i].append(seconds)
                 bar.update()
-    return [tokens / median(seconds) for seconds in took]
+    return [tokens / median(seconds) for seconds in durations]
 
 
 def comparison_text(table: pd.DataFrame) -> str:
-    """What `compare` gave, for a terminal: of each corpus the value, the difference ± half its interval, the word."""
+    """Return a table of `compare` as text: for each corpus score, difference ± half its interval, and verdict."""
     columns: list[tuple[str, list[str]]] = [("visits", [f"{n}" for n in table["visits"]])]
     columns += [("KV bytes/token", [f"{n:,}" for n in table["kv_bytes_per_token"]])]
     if "tokens_per_second" in table:
@@ -141,8 +161,8 @@ def comparison_text(table: pd.DataFrame) -> str:
         figure = "{:.1%}" if unit == units.QUESTION else "{:.3f}"
         short = "ppl" if label == "perplexity" else label
         columns += [(f"{name} {short}", [figure.format(value) for value in table[f"{name}_{label}"]])]
-        bounds = zip(*(table[f"{name}_{part}"] for part in _PARTS[:3]), strict=True)
-        columns += [(units.delta(unit), ["", *[_apart(*its) for its in bounds][1:]])]
+        bounds = zip(*(table[f"{name}_{part}"] for part in _DIFFERENCE_COLUMNS[:3]), strict=True)
+        columns += [(units.delta(unit), ["", *[_difference_text(*row) for row in bounds][1:]])]
         columns += [("verdict", list(table[f"{name}_verdict"]))]
     columns += [("recipe", list(table["recipe"]))]
     padded = []
@@ -153,25 +173,25 @@ def comparison_text(table: pd.DataFrame) -> str:
     return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
 
 
-def _judged(scores: Sequence[Score]) -> dict[str, list[object]]:
-    """Columns of one corpus, from the scores on it, the base's first."""
+def _score_columns(scores: Sequence[Score]) -> dict[str, list[object]]:
+    """Return the columns of one corpus, from the scores on it, the base's first."""
     base, *others = scores
-    found: dict[str, list[object]] = {_label(base): [_value(score) for score in scores]}
-    apart = [
+    columns: dict[str, list[object]] = {_label(base): [_value(score) for score in scores]}
+    differences = [
         paired_difference(
             its.window_nll, base.window_nll, base.window_tokens, documents=base.documents, finalists=len(others)
         )
         for its in others
     ]
-    found["difference"] = [0.0, *(its.mean for its in apart)]
-    found["low95"] = [math.nan, *(its.low for its in apart)]
-    found["high95"] = [math.nan, *(its.high for its in apart)]
-    found["verdict"] = ["", *(its.word for its in apart)]
-    return found
+    columns["difference"] = [0.0, *(its.mean for its in differences)]
+    columns["low95"] = [math.nan, *(its.low for its in differences)]
+    columns["high95"] = [math.nan, *(its.high for its in differences)]
+    columns["verdict"] = ["", *(its.word for its in differences)]
+    return columns
 
 
 def _label(score: Score) -> str:
-    """What a person reads of a score: perplexity, accuracy, a task's own metric."""
+    """Return the name of the metric that a score is read as: perplexity, accuracy, or a task's own."""
     return "accuracy" if score.right else units.read(score.unit, score.nll)[0]
 
 
@@ -179,6 +199,6 @@ def _value(score: Score) -> float:
     return score.accuracy if score.right else units.read(score.unit, score.nll)[1]
 
 
-def _apart(middle: float, low: float, high: float) -> str:
-    """A difference and half its interval, which is as wide on both sides."""
+def _difference_text(middle: float, low: float, high: float) -> str:
+    """Return a difference and half its interval, which is symmetric."""
     return f"{middle:+.4f} ± {(high - low) / 2:.4f}" if math.isfinite(high - low) else f"{middle:+.4f} ± ∞"

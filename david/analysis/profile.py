@@ -1,4 +1,4 @@
-"""What each layer of a base does to the hidden state, and what running it twice or leaving it out costs."""
+"""Profile a base (`profile`): how each layer changes the hidden state, and what repeating or skipping it costs."""
 
 import math
 from collections.abc import Iterator
@@ -26,14 +26,17 @@ from david.sling.views import hidden
 
 @dataclass(frozen=True)
 class Profile:
-    """A first look at a base.
+    """What each layer of a base does.
 
-    `layers` has a row for each: `influence` is 1 − cos of the hidden state before and behind it (Block Influence; Men
-    et al., ShortGPT, 2024), `repeat` and `skip` are the NLL minus the base's, in nats a token, when it runs twice and
-    when it is left out; NaN where the model cannot. `distances` has rows i and columns j: the angle between the states
-    before layer i and before layer j, in half turns (angular distance; Gromov et al., The Unreasonable Ineffectiveness
-    of the Deeper Layers, 2024): where it is small, leaving out the block (i, j) changes little. Both are means over all
-    tokens.
+    Attributes:
+        layers: A row for each layer. `influence` is 1 − cos of the hidden state before and behind the layer (Block
+            Influence; Men et al., ShortGPT, 2024). `repeat` and `skip` are the NLL minus the base's, in nats a token,
+            if the layer runs twice, and if it is left out; NaN where the model cannot run that.
+        distances: Rows i, columns j: the angle between the states before layer i and before layer j, in half turns
+            (angular distance; Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, 2024). Where it is
+            small, leaving out the block (i, j) changes little.
+
+    Influence and distances are means over all tokens.
     """
 
     layers: pd.DataFrame
@@ -41,7 +44,20 @@ class Profile:
 
 
 def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = None, progress: bool = False) -> Profile:
-    """Profile a model's base on a corpus: one pass over it, then each layer repeated and skipped.
+    """Profile a model's base on a corpus: one pass over it, then one score for each layer repeated and each skipped.
+
+    Args:
+        model: The model, slung or not; its base is profiled.
+        corpus: The windows to run.
+        memory_budget: How many bytes of hidden states may be held (see `score_recipes`).
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The profile.
+
+    Raises:
+        ScoreError: If the windows do not fit the model, or the base cannot be scored.
+        SlingError: If the model is refused.
 
     Example:
         >>> found = profile(model, corpus)
@@ -50,15 +66,15 @@ def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = Non
     """
     check_fits(model, corpus)
     n_layers = base_depth(model)
-    cosines, angles = _compared(model, corpus)
+    cosines, angles = _cosines_and_angles(model, corpus)
     recipes = [Recipe.identity(n_layers), *singles(n_layers)]
     engine = Engine(model, corpus, memory_budget=memory_budget)
-    whole = engine.work(recipes)
-    with tqdm(total=whole, unit="visit", unit_scale=True, disable=not progress) as bar:
-        outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n)))
+    total = engine.work(recipes)
+    with tqdm(total=total, unit="visit", unit_scale=True, disable=not progress) as bar:
+        outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, total - bar.n)))
     if isinstance(outcomes[0], DavidError):
         raise outcomes[0]
-    nll = {r: its.nll for r, its in zip(recipes, outcomes, strict=True) if isinstance(its, Score)}
+    nll = {r: score.nll for r, score in zip(recipes, outcomes, strict=True) if isinstance(score, Score)}
     changes = [nll.get(recipe, math.nan) - nll[recipes[0]] for recipe in recipes[1:]]
     table = pd.DataFrame(
         {"layer": range(n_layers), "influence": [1 - cosines[i, i + 1].item() for i in range(n_layers)]}
@@ -70,14 +86,14 @@ def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = Non
     return Profile(table, distances.where(distances.columns.to_numpy() > index.to_numpy()[:, None]))
 
 
-def _compared(model: nn.Module, corpus: Corpus) -> tuple[Tensor, Tensor]:
-    """Mean cosines and angles (half turns) of the states before each layer and behind the last: `[N + 1, N + 1]`."""
+def _cosines_and_angles(model: nn.Module, corpus: Corpus) -> tuple[Tensor, Tensor]:
+    """Return mean cosines and angles (half turns), `[N + 1, N + 1]`, of the states before each layer and behind the last."""
     n_states = base_depth(model) + 1
     cosines, angles = torch.zeros(2, n_states, n_states, dtype=torch.float64)
     tokens = 0
     with running_base(model), torch.inference_mode():
         for window in corpus:
-            with _caught(model) as states:
+            with _captured_states(model) as states:
                 forward(model, window[None].to(input_device(model)))
             units = torch.stack([functional.normalize(state.flatten(0, -2).float().cpu(), dim=-1) for state in states])
             for i in range(n_states):
@@ -89,8 +105,8 @@ def _compared(model: nn.Module, corpus: Corpus) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _caught(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The states that a base's layers are given, and the one that the last of them hands on, as its forward runs."""
+def _captured_states(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Capture the input state of each layer and the output of the last one, as the base's forward runs."""
     states: list[Tensor] = []
 
     def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -1,4 +1,4 @@
-"""A study's recipes by another measure: on another text, on answers, or by any objective; and whether both agree."""
+"""Score a study's recipes by another measure (`measure`), and correlate the rankings."""
 
 from collections.abc import Sequence
 
@@ -30,13 +30,27 @@ def measure(
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> Correlation:
-    """Score a study's recipes by another measure, keep that in the study under a name, and tell how alike both rank.
+    """Score a study's recipes by another measure, store that in the study, and correlate both rankings.
 
-    Of more than `most` recipes so many are taken, evenly from the best to the worst of the search: with the best alone
-    no ranking could be told. What is measured already is not measured again; `report` and `page` tell the correlation.
-    A recipe that cannot be scored is left out.
+    Recipes that are measured already are not measured again; one that cannot be scored is left out. `report` and `page`
+    show the correlation.
 
-    Raises `SearchError` for a study that was made on another model.
+    Args:
+        study: A study of `search`.
+        model: The model that the study was made on.
+        corpus: The data to measure on.
+        name: The name of the measure in the study.
+        objective: What scores a model on the corpus.
+        most: At most so many recipes are measured, evenly spaced from the best to the worst of the search: a ranking
+            cannot be judged by the best alone.
+        memory_budget: How many bytes of hidden states may be held (see `score_recipes`).
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The rank correlation of the search's NLL and the new measure, with its interval.
+
+    Raises:
+        SearchError: If the study was made on another model, or `most` is below 2.
 
     Example:
         >>> answers = Corpus.load("gsm8k.jsonl", tokenizer, prompt="question", column="answer")
@@ -46,24 +60,28 @@ def measure(
     """
     if most < 2:
         raise SearchError(f"most must be at least 2; got {most}")
-    found = results.StudyResults.read(study)
-    base = found.metadata.base.model_dump()
+    snapshot = results.StudyResults.read(study)
+    base = snapshot.metadata.base.model_dump()
     if not same_weights(base, here := describe_base(model).model_dump()):
         raise SearchError(f"the study {study.study_name!r} was made on another model: {base}; this is {here}")
-    known = found.measured.get(name, {})
-    wanted = [trial for trial in _spread(found.fully_scored, most) if trial.number not in known]
+    stored = snapshot.measured.get(name, {})
+    unmeasured = [trial for trial in _evenly_spaced(snapshot.fully_scored, most) if trial.number not in stored]
     engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget)
-    recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in wanted]
-    whole = engine.work(recipes)
-    with tqdm(total=whole, desc=name, unit="visit", unit_scale=True, disable=not progress or not wanted) as bar:
-        outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, whole - bar.n)))
-    scored = {t.number: its.nll for t, its in zip(wanted, outcomes, strict=True) if not isinstance(its, DavidError)}
-    results.store_measured(study, name, known | scored)
+    recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in unmeasured]
+    total = engine.work(recipes)
+    with tqdm(total=total, desc=name, unit="visit", unit_scale=True, disable=not progress or not unmeasured) as bar:
+        outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, total - bar.n)))
+    scored = {
+        trial.number: score.nll
+        for trial, score in zip(unmeasured, outcomes, strict=True)
+        if not isinstance(score, DavidError)
+    }
+    results.store_measured(study, name, stored | scored)
     return tables.rank_correlations(study)[name]
 
 
-def _spread(trials: Sequence[FrozenTrial], most: int) -> list[FrozenTrial]:
-    """So many trials, evenly from the first to the last."""
+def _evenly_spaced(trials: Sequence[FrozenTrial], most: int) -> list[FrozenTrial]:
+    """Return at most `most` trials, evenly spaced from the first to the last."""
     last = len(trials) - 1
     if last < most:
         return list(trials)

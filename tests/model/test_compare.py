@@ -153,7 +153,7 @@ def test_more_tokens_than_the_model_takes_are_refused_before_anything_is_scored(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare_module, "score_recipes", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(ScoreError, match=r"behind a prompt of \d+ the model takes \d+ tokens; got decode 5000"):
+    with pytest.raises(ScoreError, match=r"decode must be at most \d+ behind a prompt of \d+ tokens; got 5000"):
         compare(model, RECIPES, {"a": random_corpus(2)}, decode=5000)
 
 
