@@ -87,7 +87,7 @@ def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = Non
 
 
 def _cosines_and_angles(model: nn.Module, corpus: Corpus) -> tuple[Tensor, Tensor]:
-    """Return mean cosines and angles (half turns), `[N + 1, N + 1]`, of the states before each layer and behind the last."""
+    """Return mean cosines and angles (half turns), `[N + 1, N + 1]`, of the layers' inputs and the last output."""
     n_states = base_depth(model) + 1
     cosines, angles = torch.zeros(2, n_states, n_states, dtype=torch.float64)
     tokens = 0

@@ -1,7 +1,7 @@
-"""Talking to recipes: one conversation, answered by a base and by any number of recipes on the same weights.
+"""Chat with recipes (`Chat`): one conversation, answered by a base and any number of recipes on the same weights.
 
-Each recipe is a view of the base, with a cache of its own that is kept from answer to answer: what it holds of the
-conversation is not run again. No byte of weights is copied, and the model that was given is left alone.
+Each recipe is a view of the base with its own KV cache, which is kept between answers. No weights are copied, and the
+model is not changed.
 """
 
 import os
@@ -23,19 +23,33 @@ from david.support.text import one_line
 __all__ = ["Chat"]
 
 BASE = "base"
-_PLAIN = {"user": "User", "assistant": "Assistant"}  # a conversation where a model has no template for one
+_PLAIN_ROLES = {"user": "User", "assistant": "Assistant"}  # a conversation where a model has no template for one
 _USERS_TURN = "\nUser:"
 
 
 class Chat:
     """A conversation that a base and any number of recipes can answer, one of them in use at a time.
 
-    There is one conversation, whoever answers: a recipe that comes into use reads what the others have said.
-    `recipes` are what `David.sling` takes, each named by its notation or, where it was read from a file, by its path.
-    The first is in use, or the base where there is none; the base is that of a slung model too. `note` is called with
-    what a person should know, a line each.
+    There is one conversation, whoever answers: a recipe that comes into use reads the answers of the others. The first
+    recipe is in use at the beginning, or the base if there is none.
 
-    Raises `RecipeError` for a recipe that does not fit the model, and `SlingError` for a model that is refused.
+    Args:
+        model: The model, slung or not; its base is the base of the conversation.
+        tokenizer: Its tokenizer.
+        recipes: Recipes as `David.sling` takes them. Each is named by its notation, or its path if it is a file.
+        system: A text that stands before the conversation; None for none.
+        sampling: How tokens are drawn; None for the defaults.
+        note: Called with each line that a person should know.
+
+    Attributes:
+        messages: The conversation, as `{"role": …, "content": …}`; answers have the `recipe` too.
+        voices: The generators, the base first.
+        in_use: The generator that answers.
+
+    Raises:
+        RecipeError: If a recipe does not fit the model.
+        SlingError: If the model is refused.
+        DavidError: If the model's chat template takes no system text.
 
     Example:
         >>> chat = Chat(model, tokenizer, recipes=["0:12, 8:30"], sampling=Sampling(max_new_tokens=8))
@@ -62,18 +76,18 @@ class Chat:
         self.in_use = self.voices[0]
         self._model = model
         self._note = note
-        self._asked = 0
+        self._n_questions = 0
         self._system: str | None = None
         for recipe in recipes:
             self.add(recipe)
         self.in_use = self.voices[min(1, len(self.voices) - 1)]
         if not tokenizer.chat_template:
-            note("this model has no chat template: it goes on from a plain dialogue of User: and Assistant:")
+            note("this model has no chat template: a plain dialogue of User: and Assistant: is used")
         self.system = system
 
     @property
     def system(self) -> str | None:
-        """What stands before the conversation; `DavidError` where the model's template takes no such thing."""
+        """The system text before the conversation. Setting it raises `DavidError` if the chat template takes none."""
         return self._system
 
     @system.setter
@@ -87,23 +101,38 @@ class Chat:
 
     @property
     def context(self) -> int | None:
-        """How many tokens the model takes; None where its configuration does not say."""
+        """Maximum number of tokens of the model; None if its configuration does not say."""
         return context_of(self._model)
 
     def add(self, recipe: AnyRecipe, *, name: str | None = None) -> TextGenerator:
-        """A recipe that can be used from now on; the one that is there already, where it is the same."""
-        wanted = Recipe.of(recipe)
-        check_recipe(self._model, wanted)
+        """Add a recipe, and return its generator; the present one if the recipe is there already.
+
+        Args:
+            recipe: A recipe as `David.sling` takes it.
+            name: Its name; None for its path or notation.
+
+        Raises:
+            RecipeError: If the recipe does not fit the model.
+        """
+        parsed = Recipe.of(recipe)
+        check_recipe(self._model, parsed)
         for voice in self.voices:
-            if voice.recipe == wanted:
+            if voice.recipe == parsed:
                 return voice
-        name = name or name_of(recipe, wanted)
-        known = {voice.name for voice in self.voices}
-        self.voices.append(TextGenerator(str(wanted) if name in known else name, wanted, self._model))
+        name = name or name_of(recipe, parsed)
+        names = {voice.name for voice in self.voices}
+        self.voices.append(TextGenerator(str(parsed) if name in names else name, parsed, self._model))
         return self.voices[-1]
 
     def use(self, which: int | AnyRecipe) -> TextGenerator:
-        """Let another answer from now on: the number of one (0 is the base), or a recipe, which is added."""
+        """Choose who answers from now on.
+
+        Args:
+            which: The number of a recipe (0 is the base), or a recipe, which is added.
+
+        Raises:
+            RecipeError: If there is no such recipe, or it does not fit the model.
+        """
         if not isinstance(which, int):
             self.in_use = self.add(which)
         elif 0 <= which < len(self.voices):
@@ -113,28 +142,39 @@ class Chat:
         return self.in_use
 
     def say(self, text: str) -> str:
-        """The whole answer to a message, of the recipe in use."""
+        """Return the whole answer of the recipe in use to a message.
+
+        Raises:
+            DavidError: If the message is too long, or the model fails.
+        """
         return "".join(self.stream(text))
 
     def stream(self, text: str) -> Iterator[str]:
-        """The answer to a message, of the recipe in use, in pieces as they come.
+        """Yield the answer of the recipe in use to a message, in pieces as they are generated.
 
-        Who stops reading stops it, and what came until then stays in the conversation. After an error, the conversation
-        is as it was before.
+        Closing the iterator stops the answer; what was generated until then stays in the conversation. After an error
+        the conversation is as it was before.
+
+        Raises:
+            DavidError: If the message is too long, or the model fails.
         """
         for _, pieces in self._answers(text, [self.in_use]):
             yield from pieces
 
     def compare(self, text: str) -> dict[str, str]:
-        """The answers of the base and of every recipe to the same message, by name; that of the one in use is kept."""
+        """Return the answers of the base and each recipe by name; the conversation keeps that of the one in use."""
         return {voice.name: "".join(pieces) for voice, pieces in self.comparing(text)}
 
     def comparing(self, text: str) -> Iterator[tuple[TextGenerator, Iterator[str]]]:
-        """What `compare` gives, in pieces as they come: each voice, and its answer to be read before the next."""
+        """Yield each generator with the pieces of its answer, which have to be read before the next; as `compare`."""
         return self._answers(text, self.voices)
 
     def take_back(self) -> str:
-        """Take the last message and its answer back, and return the message; `DavidError` where there is none."""
+        """Remove the last message and its answer, and return the message.
+
+        Raises:
+            DavidError: If there is none.
+        """
         if not self.messages:
             raise DavidError("nothing has been said yet")
         text = self.messages[-2]["content"]
@@ -142,28 +182,29 @@ class Chat:
         return text
 
     def reset(self) -> None:
-        """Begin a new conversation: the recipes, the system text and the way of drawing stay."""
+        """Begin a new conversation; the recipes, the system text and the sampling stay."""
         self.messages.clear()
-        self._asked = 0
+        self._n_questions = 0
         for voice in self.voices:
             voice.forget()
 
     def _answers(self, text: str, voices: Sequence[TextGenerator]) -> Iterator[tuple[TextGenerator, Iterator[str]]]:
-        """What each voice answers to a message; the answer of the one in use is kept, as far as it was read."""
+        """Yield each generator and its answer; the conversation keeps what is read of the answer of the one in use."""
         question = {"role": "user", "content": encodable(text)}
-        prompt, gone = self._fitted(question)
-        drawn = replace(self.sampling, seed=(self.sampling.seed + self._asked) % 2**63)
+        prompt, gone = self._fit(question)
+        drawn = replace(self.sampling, seed=(self.sampling.seed + self._n_questions) % 2**63)
         if self.context is not None:
             drawn = replace(drawn, max_new_tokens=max(1, min(drawn.max_new_tokens, self.context - len(prompt))))
-        self._asked += 1
+        self._n_questions += 1
         end = "" if self.tokenizer.chat_template else _USERS_TURN
         for voice in voices:
             pieces = voice.write(self.tokenizer, prompt, drawn, trim=True, end=end)
-            kept = voice is self.in_use
-            yield voice, self._kept(question, gone, voice, pieces) if kept else pieces
+            yield voice, self._record(question, gone, voice, pieces) if voice is self.in_use else pieces
 
-    def _kept(self, question: dict[str, str], gone: int, voice: TextGenerator, pieces: Iterator[str]) -> Iterator[str]:
-        """Pieces of an answer, kept when no more are read; so many messages of before are let go with that."""
+    def _record(
+        self, question: dict[str, str], gone: int, voice: TextGenerator, pieces: Iterator[str]
+    ) -> Iterator[str]:
+        """Yield the pieces of an answer; then add it to the conversation, and forget its first `gone` messages."""
         failed = False
         try:
             yield from pieces
@@ -176,16 +217,16 @@ class Chat:
                 del self.messages[:gone]
                 self.messages += [question, answer]
 
-    def _fitted(self, question: dict[str, str]) -> tuple[list[int], int]:
-        """The tokens of the conversation and a question, and how many of its first messages they leave out."""
+    def _fit(self, question: dict[str, str]) -> tuple[list[int], int]:
+        """Return the tokens of the conversation and a question, and how many of the first messages they leave out."""
         left = list(self.messages)
         tokens = self._tokens([*left, question])
         if self.context is None:
             return tokens, 0
-        room = self.context - min(self.sampling.max_new_tokens, self.context // 4)  # beside an answer
+        room = self.context - min(self.sampling.max_new_tokens, self.context // 4)  # beside the answer
         if len(tokens) <= room:
             return tokens, 0
-        while left and len(tokens) > room * 3 // 4:  # some more than needed, so that not every turn lets one go
+        while left and len(tokens) > room * 3 // 4:  # more than needed, so that not every turn has to forget
             del left[:2]
             tokens = self._tokens([*left, question])
         if len(tokens) > room:
@@ -201,20 +242,24 @@ class Chat:
         return tokens, gone
 
     def _tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The tokens of a conversation, up to where the answer begins."""
+        """Return the tokens of a conversation, up to where the answer begins."""
         if not self.tokenizer.chat_template:
-            said = [f"{_PLAIN[message['role']]}: {message['content']}" for message in messages]
-            text = "\n".join([*([self._system, ""] if self._system else []), *said, "Assistant:"])
+            lines = [f"{_PLAIN_ROLES[message['role']]}: {message['content']}" for message in messages]
+            text = "\n".join([*([self._system, ""] if self._system else []), *lines, "Assistant:"])
             return list(self.tokenizer(text).input_ids)
         return template_tokens(self.tokenizer, messages, system=self._system)
 
 
 def template_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], *, system: str | None = None) -> list[int]:
-    """The tokens of a conversation in the model's chat template; `DavidError` where it does not take it."""
-    said = [{"role": "system", "content": system}] if system else []
-    said += [{"role": message["role"], "content": message["content"]} for message in messages]
+    """Return the tokens of a conversation in the model's chat template.
+
+    Raises:
+        DavidError: If the template does not take the conversation, or a system text.
+    """
+    all_messages = [{"role": "system", "content": system}] if system else []
+    all_messages += [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(all_messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # of Jinja's kinds, or what a template raises
         about = "a system text" if system else "this conversation"
         raise DavidError(f"the model's chat template does not take {about}: {one_line(error)}") from error
@@ -222,11 +267,11 @@ def template_tokens(tokenizer: Any, messages: Sequence[dict[str, str]], *, syste
 
 
 def encodable(text: str) -> str:
-    """A text without the halves of characters that a terminal can leave in it, which no tokenizer takes."""
+    """Replace the lone surrogates that a terminal can leave in a text; no tokenizer takes them."""
     return text.encode("utf-8", "replace").decode()
 
 
-def name_of(given: AnyRecipe, recipe: Recipe) -> str:
-    """What a recipe is called: the path of its file, or its notation."""
-    is_path = isinstance(given, os.PathLike) or (isinstance(given, str) and os.path.exists(expand_home(given)))
-    return os.fspath(given) if is_path else str(recipe)  # type: ignore[arg-type]
+def name_of(source: AnyRecipe, recipe: Recipe) -> str:
+    """Return the name of a recipe: the path of its file, or its notation."""
+    is_path = isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.exists(expand_home(source)))
+    return os.fspath(source) if is_path else str(recipe)  # type: ignore[arg-type]

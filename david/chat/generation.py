@@ -1,4 +1,4 @@
-"""A model that writes: tokens drawn one by one, and a cache that is kept, so that what it holds is not run again."""
+"""Generate text: `TextGenerator` draws tokens one by one, and keeps its cache to run a shared prefix once."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -36,18 +36,24 @@ _STATES = (
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
 )
-# Types that read several tokens as if nothing had come before them, or refuse to.
-_FORGETFUL = {"jamba", "prophetnet", "recurrent_gemma", "zamba"}
-_TAIL = 8  # tokens before the written ones that are decoded with them
-_HALF = "\N{REPLACEMENT CHARACTER}"  # what half a character is decoded to
+# Model types that ignore their cache when they read several tokens, or refuse to.
+_WITHOUT_PREFIX_CACHE = {"jamba", "prophetnet", "recurrent_gemma", "zamba"}
+_CONTEXT_TOKENS = 8  # tokens before the written ones that are decoded with them
+_INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what half a character is decoded to
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn: at temperature 0 the likeliest token each time.
+    """How tokens are drawn. All other settings are those of the model's generation configuration.
 
-    `top_p` leaves out what is less likely than the first tokens that have so much of the probability together. The
-    rest is as the model's own generation configuration has it.
+    Attributes:
+        temperature: 0 takes the likeliest token each time.
+        top_p: Draw from the likeliest tokens that together have so much of the probability.
+        seed: The seed of the draws.
+        max_new_tokens: At most so many tokens are generated.
+
+    Raises:
+        DavidError: If a value is out of range.
     """
 
     temperature: float = 0.0
@@ -66,10 +72,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a recipe wrote, and what it took.
+    """What a recipe generated, and what it took.
 
-    `tokens` were written behind `prompt_tokens`, of which `run_tokens` were run, since the cache had the others.
-    `seconds` are from the question to the last token. `ended` is whether it came to an end by itself.
+    Attributes:
+        recipe: The name of the generator.
+        text: The generated text.
+        tokens: Number of generated tokens.
+        prompt_tokens: Number of tokens of the prompt.
+        run_tokens: Number of tokens of the prompt that were run; the cache had the others.
+        seconds: From the question to the last token.
+        ended: Whether the model ended the text by itself.
     """
 
     recipe: str
@@ -82,7 +94,16 @@ class Answer:
 
 
 class TextGenerator:
-    """A recipe that writes: a view on the base's weights, and the cache of what it has read and written last.
+    """Generates text with a recipe: a view on the base's weights, and the cache of the last tokens read and written.
+
+    Args:
+        name: The name that answers bear.
+        recipe: The recipe.
+        model: The model whose weights the view shares.
+
+    Attributes:
+        model: The view.
+        answer: The last answer; None before there is one.
 
     Example:
         >>> voice = TextGenerator("skips", Recipe.parse("0:12, 14:30"), model)
@@ -100,16 +121,28 @@ class TextGenerator:
         self._held: list[int] = []  # the tokens that the cache holds
 
     def forget(self) -> None:
-        """Let the cache go."""
+        """Delete the cache."""
         self._cache, self._held = None, []
 
     def write(
         self, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, *, trim: bool = False, end: str = ""
     ) -> Iterator[str]:
-        """Go on from the tokens of a prompt: pieces of text as they come, and afterwards `answer`.
+        """Generate text behind a prompt, and set `answer` at the end.
 
-        Who stops reading stops the writing, and `answer` is what came until then. Text from `end` on is left out, and
-        ends it; with `trim`, so are the blanks that it begins with. `DavidError` where the model cannot go on.
+        Closing the iterator stops the generation; `answer` is then what was generated until that moment.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            prompt: The tokens of the prompt.
+            sampling: How tokens are drawn.
+            trim: Whether to leave out blanks at the beginning.
+            end: A text that ends the answer, and is left out; empty for none.
+
+        Yields:
+            Pieces of text as they are generated.
+
+        Raises:
+            DavidError: If the prompt is empty or too long, or the model fails.
         """
         start = time.perf_counter()
         self.answer, prompt = None, list(prompt)
@@ -120,20 +153,20 @@ class TextGenerator:
             raise DavidError(f"the prompt comes to {len(prompt)} tokens, and the model takes {context}: shorten it")
         if context is not None:
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, context - len(prompt)))
-        cache = self._cache_of(prompt)
+        cache = self._usable_cache(prompt)
         held = 0 if cache is None else cache.get_seq_length()
         self.forget()  # until it is known what it holds
         written: list[int] = []
         text, shown, ended = "", 0, False
-        writing = _Writing(self.model, tokenizer, prompt, sampling, cache)
+        thread = _GenerationThread(self.model, tokenizer, prompt, sampling, cache)
         try:
-            for token in writing:
+            for token in thread:
                 written.append(token)
-                text = _behind(tokenizer, prompt[-_TAIL:], written)
+                text = _decode_behind(tokenizer, prompt[-_CONTEXT_TOKENS:], written)
                 text = text.lstrip() if trim else text
                 text, found, _ = text.partition(end) if end else (text, "", "")
-                ended = bool(found) or token in writing.ends
-                ready = len(text) if found else _ready(text, end)
+                ended = bool(found) or token in thread.ends
+                ready = len(text) if found else _safe_length(text, end)
                 if ready > shown:
                     yield text[shown:ready]
                     shown = ready
@@ -142,66 +175,66 @@ class TextGenerator:
             if shown < len(text):
                 yield text[shown:]
         finally:
-            writing.close()
-            self._keep(writing)
+            thread.close()
+            self._keep_cache(thread)
             spent = time.perf_counter() - start
             self.answer = Answer(self.name, text, len(written), len(prompt), len(prompt) - held, spent, ended)
 
-    def _cache_of(self, prompt: list[int]) -> DynamicCache | None:
-        """The cache, cut back to what it has in common with a prompt; None where nothing of it can be used."""
+    def _usable_cache(self, prompt: list[int]) -> DynamicCache | None:
+        """Return the cache, cut to the prefix that it shares with a prompt; None if nothing of it can be used."""
         cache = self._cache
         if cache is None:
             return None
-        most = min(len(self._held), len(prompt) - 1)  # the last token is run: what comes next is read from it
+        most = min(len(self._held), len(prompt) - 1)  # the last token has to be run: its output predicts the next
         common = next((i for i in range(most) if self._held[i] != prompt[i]), most)
         over = len(self._held) - common
-        if common == 0 or (over and not all(map(_can_go_back, cache.layers))):
+        if common == 0 or (over and not all(map(_can_be_cut, cache.layers))):
             return None
         if over:
             cache.crop(-over)
         return cache
 
-    def _keep(self, writing: "_Writing") -> None:
-        """Keep the cache of what was written, where it is known to go on rightly from there."""
-        cache, tokens = writing.cache, writing.tokens
-        if type(cache) is not DynamicCache or cache.offloading or not _goes_on(self.model, cache):
+    def _keep_cache(self, thread: "_GenerationThread") -> None:
+        """Keep the cache if it is known that the model continues from it correctly."""
+        cache, tokens = thread.cache, thread.tokens
+        if type(cache) is not DynamicCache or cache.offloading or not _can_continue(self.model, cache):
             return
         if cache.get_seq_length() == len(tokens) - 1:  # the last token was drawn, and not run
             self._cache, self._held = cache, tokens[:-1]
 
 
-def _goes_on(model: PreTrainedModel, cache: DynamicCache) -> bool:
-    """Whether a cache can be given several tokens: by the kinds of its layers, and the types that were tried."""
+def _can_continue(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Return whether a model can run several tokens on a cache: by its layers' kinds, and the tested model types."""
     kind = model.config.get_text_config(decoder=True).model_type
     kinds = {type(part) for part in cache.layers}
-    if kind in _FORGETFUL or kinds <= {DummyLayer, LinearAttentionLayer}:  # without a length
+    if kind in _WITHOUT_PREFIX_CACHE or kinds <= {DummyLayer, LinearAttentionLayer}:  # without a length
         return False
     return kinds <= {*_KEYS} or (kind in architectures.PROVED and kinds <= {*_KEYS, *_STATES})
 
 
-def _can_go_back(layer: Any) -> bool:
-    """Whether a layer's cache can be cut; what has left a window, or went into a state, does not come back."""
+def _can_be_cut(layer: Any) -> bool:
+    """Return whether a layer's cache can be cut; what has left a sliding window, or went into a state, is lost."""
     if type(layer) is DynamicSlidingWindowLayer:
         return bool(layer.get_seq_length() < layer.sliding_window)
     return type(layer) is DynamicLayer
 
 
-def _behind(tokenizer: Any, before: list[int], written: list[int]) -> str:
-    """The text of tokens behind others, with the blank that it may begin with there and would not by itself."""
+def _decode_behind(tokenizer: Any, before: list[int], written: list[int]) -> str:
+    """Decode tokens behind others: they may begin with a blank there, which decoding them alone would lose."""
     plain = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    known, text = plain(before), plain([*before, *written])
-    return str(text.removeprefix(known) if text.startswith(known) else plain(written))
+    prefix, text = plain(before), plain([*before, *written])
+    return str(text.removeprefix(prefix) if text.startswith(prefix) else plain(written))
 
 
-def _ready(text: str, end: str) -> int:
-    """How much of a text is sure: not half a character, and not what could become its end."""
-    if text.endswith(_HALF):
-        return len(text.rstrip(_HALF))
+def _safe_length(text: str, end: str) -> int:
+    """Return how much of a text can be shown: no half character, and nothing that could become `end`."""
+    if text.endswith(_INCOMPLETE_CHARACTER):
+        return len(text.rstrip(_INCOMPLETE_CHARACTER))
     return next((len(text) - size for size in range(len(end) - 1, 0, -1) if text.endswith(end[:size])), len(text))
 
 
-class _Writing:
-    """`generate` in a thread of its own, its tokens one by one; closed, it has stopped behind a whole token.
+class _GenerationThread:
+    """Runs `generate` in a thread, and iterates over its tokens; `close` stops it behind a whole token.
 
     So an interruption never leaves a cache in which some layers have read a token and others have not.
     """
@@ -210,12 +243,14 @@ class _Writing:
         self, model: PreTrainedModel, tokenizer: Any, prompt: list[int], sampling: Sampling, cache: DynamicCache | None
     ) -> None:
         own = model.generation_config
-        known = (own.eos_token_id, tokenizer.eos_token_id)
-        self.ends = {end for ends in known if ends is not None for end in (ends if isinstance(ends, list) else [ends])}
+        eos_ids = (own.eos_token_id, tokenizer.eos_token_id)
+        self.ends = {
+            end for ends in eos_ids if ends is not None for end in (ends if isinstance(ends, list) else [ends])
+        }
         self.cache: Any = None
         self.tokens: list[int] = []
-        self._new: SimpleQueue[int | None] = SimpleQueue()
-        self._prompted = False
+        self._new_tokens: SimpleQueue[int | None] = SimpleQueue()
+        self._has_prompt = False
         self._stop = Event()
         self._error: Exception | None = None
         self._sampling = sampling
@@ -234,7 +269,7 @@ class _Writing:
         try:
             with torch.random.fork_rng([tokens.device] if tokens.device.type == "cuda" else []):
                 torch.manual_seed(self._sampling.seed)
-                made = model.generate(
+                output = model.generate(
                     tokens,
                     attention_mask=torch.ones_like(tokens),
                     max_new_tokens=self._sampling.max_new_tokens,
@@ -244,34 +279,34 @@ class _Writing:
                     stopping_criteria=[self._stopped],
                     **options,
                 )
-            self.tokens = made.sequences[0].tolist()
-            if model.generation_config.cache_implementation is None:  # which goes with no cache that is given
-                self.cache = made.get("past_key_values")
+            self.tokens = output.sequences[0].tolist()
+            if model.generation_config.cache_implementation is None:  # otherwise no cache can be passed in
+                self.cache = output.get("past_key_values")
         except Exception as error:  # any kind: the code of any model
             self._error = error
         finally:
-            self._new.put(None)
+            self._new_tokens.put(None)
 
     def _stopped(self, tokens: torch.Tensor, _: Any) -> torch.Tensor:
         return torch.full((len(tokens),), self._stop.is_set(), device=tokens.device)
 
     def put(self, tokens: torch.Tensor) -> None:
-        """What `generate` calls with the prompt, then with each token."""
-        if self._prompted:
-            self._new.put(int(tokens[-1]))
-        self._prompted = True
+        """Take the prompt, then each token; called by `generate`."""
+        if self._has_prompt:
+            self._new_tokens.put(int(tokens[-1]))
+        self._has_prompt = True
 
     def end(self) -> None:
-        """What `generate` calls behind the last token."""
+        """Do nothing; called by `generate` behind the last token."""
 
     def __iter__(self) -> Iterator[int]:
-        while (token := self._new.get()) is not None:
+        while (token := self._new_tokens.get()) is not None:
             yield token
         if self._error is not None:
             at = f" at temperature {self._sampling.temperature:g}" if self._sampling.temperature else ""
             raise DavidError(f"no token can be drawn{at}: {one_line(self._error)}") from self._error
 
     def close(self) -> None:
-        """Stop it, and wait until it has."""
+        """Stop the generation, and wait until the thread has ended."""
         self._stop.set()
         self._thread.join()

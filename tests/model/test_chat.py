@@ -329,7 +329,7 @@ def test_a_model_without_a_template_goes_on_from_a_plain_dialogue(demo: tuple[An
         text = chat.say("What is the capital of France?")
     finally:
         tokenizer.chat_template = template
-    assert notes == ["this model has no chat template: it goes on from a plain dialogue of User: and Assistant:"]
+    assert notes == ["this model has no chat template: a plain dialogue of User: and Assistant: is used"]
     assert "Paris" in text
     assert "User:" not in text
     assert not text.startswith(" ")
@@ -350,7 +350,7 @@ def test_text_that_becomes_the_end_is_held_back_and_left_out(endless: Any, monke
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("david.chat.generation._Writing", Told)
+    monkeypatch.setattr("david.chat.generation._GenerationThread", Told)
     voice = TextGenerator("base", Recipe.identity(6), endless)
     assert list(voice.write(Scripted(), [0], Sampling(), end="\nUser:")) == ["Hello", "\nUs"]
     assert voice.answer is not None
@@ -675,7 +675,7 @@ def test_a_prompt_from_standard_input(typed: Any, run: Run) -> None:
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(line: str, says: str, run: Run, place: Path) -> None:
-    told = "this model has no chat template: it goes on from a plain dialogue of User: and Assistant:"
+    told = "this model has no chat template: a plain dialogue of User: and Assistant: is used"
     late = line == "chat model --recipe 0:9"
     assert says in refusal(run, place, line, told=told * late)
 
