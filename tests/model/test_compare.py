@@ -80,7 +80,7 @@ def test_a_corpus_goes_through_the_engine_once_for_all_recipes(model: Any, monke
     outcomes = Engine.outcomes
 
     def counted(self: Any, recipes: Any, **options: Any) -> Any:
-        calls.append(len(recipes))
+        calls.append(len(recipes.recipes))
         return outcomes(self, recipes, **options)
 
     monkeypatch.setattr(Engine, "outcomes", counted)
