@@ -21,9 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from david.checkpoint.model_card import Stacked, loader, told, without_paths
-from david.checkpoint.model_card import write as write_card
-from david.checkpoint.round_trip_check import RUNS, Rebuilt, Weights, check_round_trip
+from david.checkpoint.model_card import Stacked, complete_recipe, loader_class, without_paths, write_card_files
+from david.checkpoint.round_trip_check import HINT, Rebuilt, Weights, check_round_trip
 from david.errors import DavidError, ModelError, RecipeError, SearchError, SlingError
 from david.models.load import changed
 from david.recipe.recipe import Recipe
@@ -33,7 +32,7 @@ from david.support import memory
 from david.support.files import check_folder, reason
 from david.support.text import one_line
 
-_BESIDE = 2**20  # bytes for the files beside the weights, besides a tokenizer
+_RESERVE = 2**20  # bytes for the files beside the weights, besides a tokenizer
 
 
 def export(
@@ -69,20 +68,20 @@ def export(
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise DavidError(f"expected a tokenizer, as load_model gives it; got {type(tokenizer).__name__}")
     wanted = Recipe.of(recipe)
-    check_recipe(wanted)
+    check_exportable(wanted)
     if said := changed(model):
         raise ModelError(f"the model's files are not what they were when it was loaded: {said}; load it again")
-    _refuse_weights(model)
+    _check_weights(model)
     model = locate.unwrapped(model)
     beside = view(model, wanted)
-    plan = _planned(beside, wanted, base_depth(model), limit)
+    plan = _make_plan(beside, wanted, base_depth(model), limit)
     _check_room(target, plan.bytes)
-    kept, proved = told(model, wanted), plan.proved
-    reads = loader(proved.read, type(beside))
+    kept, proved = complete_recipe(model, wanted), plan.proved
+    reads = loader_class(proved.read, type(beside))
     about = Stacked(reads, proved.values, proved.config["dtype"], size_text(plan.bytes))
-    with _appearing(target) as place:
+    with _hidden_until_complete(target) as place:
         index = _write_weights(plan, place, progress)
-        write_card(kept, place, about)
+        write_card_files(kept, place, about)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, place)
         if beside.can_generate():
@@ -113,12 +112,12 @@ def write_hub_folder(
     wanted = Recipe.of(recipe)
     if model is not None:
         wanted.check(base_depth(model))
-        wanted = told(model, wanted)
+        wanted = complete_recipe(model, wanted)
     elif wanted.base is None or wanted.base.fingerprint is None:
         raise RecipeError("the recipe does not say which weights are its base: give the model")
     wanted = without_paths(wanted)
-    with _appearing(target) as place:
-        write_card(wanted, place)
+    with _hidden_until_complete(target) as place:
+        write_card_files(wanted, place)
     return Path(folder)
 
 
@@ -146,13 +145,13 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_exportable(recipe: Recipe) -> None:
     """`SlingError` for a recipe that no checkpoint can hold."""
     damped = [visit for visit, scale in enumerate(recipe.scales) if scale != 1]
     if damped:
         raise SlingError(
             f"a checkpoint has no place for scales: visit {damped[0]} has scale {recipe.scales[damped[0]]:g}"
-            f"{f', and {len(damped) - 1} more have theirs' if len(damped) > 1 else ''}. {RUNS}"
+            f"{f', and {len(damped) - 1} more have theirs' if len(damped) > 1 else ''}. {HINT}"
         )
 
 
@@ -178,7 +177,7 @@ class _Plan:
         return sum(size for bundle in self.bundles for size in bundle.made.values())
 
 
-def _refuse_weights(wrapped: nn.Module) -> None:
+def _check_weights(wrapped: nn.Module) -> None:
     """`SlingError` for weights that a plain checkpoint cannot hold."""
     model = locate.unwrapped(wrapped)
     if adapters.has_adapters(wrapped):
@@ -190,23 +189,23 @@ def _refuse_weights(wrapped: nn.Module) -> None:
     if quantised:
         raise SlingError(
             f"the weights are quantised ({type(quantised).__name__}): a stacked checkpoint of such weights cannot be "
-            f"proved to be read back as they are. Export from the weights as published, then quantise. {RUNS}"
+            f"proved to be read back as they are. Export from the weights as published, then quantise. {HINT}"
         )
     for name, weight in model.named_parameters():
         if type(weight.data) is not Tensor or not weight.is_floating_point():
             kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__
             raise SlingError(
                 f"{name} is not made of plain floating-point numbers ({kind}): its weights are quantised or sharded. "
-                f"Export from the weights as published. {RUNS}"
+                f"Export from the weights as published. {HINT}"
             )
 
 
 def _check_room(target: Path, needed: int) -> None:
     place = next(place for place in (target, *target.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
-    if needed + _BESIDE > free:
+    if needed + _RESERVE > free:
         raise SearchError(
-            f"{target} needs {size_text(needed + _BESIDE)}, and {size_text(free)} are free there: make room, or give a "
+            f"{target} needs {size_text(needed + _RESERVE)}, and {size_text(free)} are free there: make room, or give a "
             "folder on another disk"
         )
 
@@ -224,14 +223,14 @@ def size_text(size: int) -> str:
     return f"{size} bytes"
 
 
-def _planned(beside: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int) -> _Plan:
+def _make_plan(beside: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int) -> _Plan:
     """Everything that can be decided and proved without the values of the weights."""
     proved = check_round_trip(beside, recipe, n_layers)
     bundles = tuple(_bundles(proved))
     written = sum(proved.weights.meta(name).numel() for bundle in bundles for name in bundle.sources)
     if written != proved.values:
         raise SlingError(
-            f"{written} values would be written where the configuration's model has {proved.values}. {RUNS}"
+            f"{written} values would be written where the configuration's model has {proved.values}. {HINT}"
         )
     return _Plan(proved, bundles, tuple(_shards(bundles, limit)))
 
@@ -254,19 +253,19 @@ def _bundles(proved: Rebuilt) -> Iterator[_Bundle]:
 
 def _bundles_of(weights: Weights, names: Sequence[str]) -> list[_Bundle]:
     metas = {name: weights.meta(name) for name in names}
-    together = _reverted(weights.beside, metas)
+    together = _revert_conversion(weights.beside, metas)
     by_id = {id(tensor): name for name, tensor in metas.items()}
     renamed = [(by_id[id(tensor)], name) for name, tensor in together.items() if id(tensor) in by_id]
     found = [_Bundle((source,), {name: metas[source].nbytes}) for source, name in renamed]
     rest = [name for name in names if name not in {source for source, _ in renamed}]
     converted = {name: tensor for name, tensor in together.items() if id(tensor) not in by_id}
-    return found + _smallest(weights.beside, {name: metas[name] for name in rest}, converted)
+    return found + _split_bundle(weights.beside, {name: metas[name] for name in rest}, converted)
 
 
-def _smallest(beside: PreTrainedModel, metas: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> list[_Bundle]:
+def _split_bundle(beside: PreTrainedModel, metas: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> list[_Bundle]:
     """One bundle for each tensor that is converted alone, if so they come out as all do together; else one for all."""
     try:
-        alone = {name: _reverted(beside, {name: meta}) for name, meta in metas.items()}
+        alone = {name: _revert_conversion(beside, {name: meta}) for name, meta in metas.items()}
     except SlingError:
         alone = {}
     parts = [(name, tensor) for tensors in alone.values() for name, tensor in tensors.items()]
@@ -275,7 +274,7 @@ def _smallest(beside: PreTrainedModel, metas: Mapping[str, Tensor], made: Mappin
     return [_Bundle(tuple(metas), {name: tensor.nbytes for name, tensor in made.items()})] if metas else []
 
 
-def _reverted(beside: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _revert_conversion(beside: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names, and in the shapes, that the hub's checkpoints of this type have."""
     try:
         made: dict[str, Tensor] = revert_weight_conversion(beside, dict(tensors))
@@ -305,7 +304,7 @@ def _shards(bundles: Sequence[_Bundle], limit: int) -> Iterator[tuple[str, ...]]
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
+def _hidden_until_complete(target: Path) -> Iterator[Path]:
     """A hidden folder beside the target that takes its name when all is in it; gone where anything goes wrong."""
     parent = target.absolute().parent
     made = [place for place in (parent, *parent.parents) if not place.exists()]
@@ -328,7 +327,7 @@ def _appearing(target: Path) -> Iterator[Path]:
 
 def _write_weights(plan: _Plan, place: Path, progress: bool) -> dict[str, Any]:
     """Write shard by shard; the index that says where each tensor is."""
-    tensors = _tensors(plan)
+    tensors = _read_tensors(plan)
     where: dict[str, str] = {}
     for number, names in enumerate(tqdm(plan.shards, "writing", unit="shard", disable=not progress)):
         shard = f"model-{number + 1:05}-of-{len(plan.shards):05}.safetensors"
@@ -349,10 +348,12 @@ def _write_weights(plan: _Plan, place: Path, progress: bool) -> dict[str, Any]:
     return {"metadata": {"total_parameters": plan.proved.values, "total_size": plan.bytes}, "weight_map": where}
 
 
-def _tensors(plan: _Plan) -> Iterator[tuple[str, Tensor]]:
+def _read_tensors(plan: _Plan) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the file in the order of the plan; of a conversion's results, none is kept longer than needed."""
     for bundle in plan.bundles:
-        made = _reverted(plan.proved.weights.beside, {name: plan.proved.weights.load(name) for name in bundle.sources})
+        made = _revert_conversion(
+            plan.proved.weights.beside, {name: plan.proved.weights.load(name) for name in bundle.sources}
+        )
         for name in bundle.made:
             yield name, made.pop(name)
 

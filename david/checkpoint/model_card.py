@@ -35,7 +35,7 @@ class Stacked:
     size: str
 
 
-def told(model: PreTrainedModel, recipe: Recipe) -> Recipe:
+def complete_recipe(model: PreTrainedModel, recipe: Recipe) -> Recipe:
     """The recipe with its base and its makers filled in, and without the paths that things have on this machine."""
     base = describe_base(model)
     name = public_name(base)
@@ -67,17 +67,17 @@ def _without_path(score: Measurement) -> Measurement:
     return score.model_copy(update={"data": score.data.model_copy(update={"source": kept})})
 
 
-def loader(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> str:
+def loader_class(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> str:
     """The class of transformers that reads a checkpoint of a model of this kind."""
     kinds = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     return "AutoModelForCausalLM" if kinds and kinds[0] is kind else kind.__name__
 
 
-def write(recipe: Recipe, place: Path, stacked: Stacked | None = None) -> None:
+def write_card_files(recipe: Recipe, place: Path, stacked: Stacked | None = None) -> None:
     """Put a recipe's file, card and picture into a folder."""
     recipe.save(place / RECIPE_FILE)
-    (place / CARD_FILE).write_text(card(recipe, stacked), encoding="utf-8")
+    (place / CARD_FILE).write_text(render_card(recipe, stacked), encoding="utf-8")
     figure = Figure(figsize=(9, 5), layout="constrained")
     board = pd.DataFrame({"recipe": ["base", str(recipe)]})
     ax = plots.paths(tables.paths(board, recipe.n_layers), figure.add_subplot())
@@ -85,32 +85,32 @@ def write(recipe: Recipe, place: Path, stacked: Stacked | None = None) -> None:
     figure.savefig(place / PICTURE_FILE, dpi=120, format="png")  # which every page of the Hub shows, light or dark
 
 
-def card(recipe: Recipe, stacked: Stacked | None = None) -> str:
+def render_card(recipe: Recipe, stacked: Stacked | None = None) -> str:
     """The model card: what this is, how to use it, what it scored, how it was made.
 
     Of what a recipe says, it holds names of the Hub, numbers, and words of letters, digits and a few signs as code.
     """
     base: Any = recipe.base
-    named = base.model or f"a {_word(base.architecture or 'model')} of {base.num_layers} layers"
+    named = base.model or f"a {_as_code(base.architecture or 'model')} of {base.num_layers} layers"
     named = "SmolLM2-135M-Instruct (David's `demo`)" if base.model == DEMO else named
     parts = [
-        _front(recipe, stacked),
+        _front_matter(recipe, stacked),
         f"# {named}, its layers in another order",
-        _about(recipe, named, stacked),
+        _introduction(recipe, named, stacked),
         f"![The recipe's path over the base's layers]({PICTURE_FILE})",
         f"```\n{recipe}\n\n{recipe.picture}\n```",
         f"The map: `{list(recipe.repeat_map)}`",
-        *(_use_stacked(stacked) if stacked else ()),
+        *(_stacked_usage(stacked) if stacked else ()),
         "## The same without this checkpoint" if stacked else "## Use",
-        _use(recipe, stacked),
+        _usage(recipe, stacked),
         *_scores(recipe),
         "## How it was made",
-        _made(recipe, stacked),
+        _provenance(recipe, stacked),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front(recipe: Recipe, stacked: Stacked | None) -> str:
+def _front_matter(recipe: Recipe, stacked: Stacked | None) -> str:
     """The card's metadata. Of the Hub's relations, what needs its base's weights to run is an `adapter`."""
     base: Any = recipe.base
     hub = base.model if base.model != DEMO else None
@@ -123,7 +123,7 @@ def _front(recipe: Recipe, stacked: Stacked | None) -> str:
     return "\n".join([*lines, "tags:", "- david", "- frankenmerge", "- layer-repetition", "---"])
 
 
-def _about(recipe: Recipe, named: str, stacked: Stacked | None) -> str:
+def _introduction(recipe: Recipe, named: str, stacked: Stacked | None) -> str:
     if stacked:
         return (
             f"This checkpoint has {len(recipe)} layers, made of the {recipe.n_layers} of {named} without any training: "
@@ -135,7 +135,7 @@ def _about(recipe: Recipe, named: str, stacked: Stacked | None) -> str:
     )
 
 
-def _use_stacked(stacked: Stacked) -> tuple[str, str]:
+def _stacked_usage(stacked: Stacked) -> tuple[str, str]:
     return (
         "## Use",
         f"```python\nfrom transformers import {stacked.loader}\n\n"
@@ -143,7 +143,7 @@ def _use_stacked(stacked: Stacked) -> tuple[str, str]:
     )
 
 
-def _use(recipe: Recipe, stacked: Stacked | None) -> str:
+def _usage(recipe: Recipe, stacked: Stacked | None) -> str:
     """Two lines of Python and a command."""
     named = recipe.base is not None and recipe.base.model is not None
     given = "" if named else ', base="the folder of the base, or its name on the Hub"'
@@ -164,7 +164,7 @@ def _scores(recipe: Recipe) -> list[str]:
     rows = [
         "| metric | on | windows | scored | base | recipe | Δ nats | 95% interval |",
         "|---|---|---|---|---|---|---|---|",
-        *(_row(score) for score in recipe.scores),
+        *(_score_row(score) for score in recipe.scores),
     ]
     told = (
         "Δ is the recipe's NLL less the base's, for each token (of multiple choice, each question): below 0 the "
@@ -174,15 +174,15 @@ def _scores(recipe: Recipe) -> list[str]:
     return ["## Scores", "\n".join(rows), told]
 
 
-def _row(score: Measurement) -> str:
-    on = _word(score.data.source) + (f" {_word(score.data.slice)}" if score.data.slice else "")
+def _score_row(score: Measurement) -> str:
+    on = _as_code(score.data.source) + (f" {_as_code(score.data.slice)}" if score.data.slice else "")
     interval = "" if score.interval95 is None else "{:+.4f} … {:+.4f}".format(*score.interval95)
     base, value = f"{score.base:.4f}", f"{score.value:.4f}"
     if score.accuracy is not None and score.base_accuracy is not None:
         base, value = f"{base} ({score.base_accuracy:.1%} right)", f"{value} ({score.accuracy:.1%} right)"
     windows = "held out" if score.held_out else "of the search"
     cells = (
-        _word(score.metric),
+        _as_code(score.metric),
         on,
         windows,
         f"{score.tokens:,}",
@@ -194,20 +194,20 @@ def _row(score: Measurement) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _word(text: str) -> str:
+def _as_code(text: str) -> str:
     """A word or two of a stranger's as code, in which nothing of Markdown or HTML can be written."""
     shown = re.sub(r"[^\w ./:%,+=-]", "·", text[:80]).strip()
     return f"`{shown or '·'}`"
 
 
-def _made(recipe: Recipe, stacked: Stacked | None) -> str:
+def _provenance(recipe: Recipe, stacked: Stacked | None) -> str:
     base: Any = recipe.base
     said = []
     if recipe.search is not None:
         found = recipe.search
         asked = found.sampler if found.strategy is None else found.strategy.partition("(")[0]
         said.append(
-            f"Trial {found.trial} of a search of {found.trials} recipes ({_word(found.space)}, {_word(asked)})."
+            f"Trial {found.trial} of a search of {found.trials} recipes ({_as_code(found.space)}, {_as_code(asked)})."
         )
     if stacked:
         said.append(
@@ -216,7 +216,7 @@ def _made(recipe: Recipe, stacked: Stacked | None) -> str:
         )
     else:
         said.append(f"`david export --no-weights`, with david {__version__}.")
-    fingerprint = f", fingerprint {_word(base.fingerprint)}" if base.fingerprint else ""
+    fingerprint = f", fingerprint {_as_code(base.fingerprint)}" if base.fingerprint else ""
     revision = f", revision `{base.revision}`" if base.revision and base.model and base.model != DEMO else ""
-    said.append(f"Base: {_word(base.architecture or 'unknown')}{fingerprint}{revision}.")
+    said.append(f"Base: {_as_code(base.architecture or 'unknown')}{fingerprint}{revision}.")
     return " ".join(said)

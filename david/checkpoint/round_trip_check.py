@@ -26,14 +26,14 @@ from david.sling.locate import Stack
 from david.sling.views import is_rotary
 from david.support.text import one_line
 
-RUNS = "The recipe itself runs without a checkpoint: david generate --recipe"
+HINT = "The recipe itself runs without a checkpoint: david generate --recipe"
 # Attributes that say how a model is used, or how it was built, and not what it computes.
-_OF_USE = frozenset(
+_USAGE_ATTRIBUTES = frozenset(
     {"all_tied_weights_keys", "gradient_checkpointing", "layer_block_map", "layers_are_rescaled", "name_or_path"}
     | {"training", "vocab_size"}  # the shapes of the embeddings are compared
 )
 # Settings of a configuration that say where it is from (its class says what type), or what is compared in the layers.
-_OF_ORIGIN = frozenset(
+_ORIGIN_SETTINGS = frozenset(
     {"architectures", "dtype", "kv_sharing_modes", "model_type", "name_or_path", "torch_dtype", "transformers_version"}
 )
 _STORES = "store_full_length_kv"  # an attribute of attentions whose keys and values later layers share
@@ -96,9 +96,9 @@ def check_round_trip(beside: PreTrainedModel, recipe: Recipe, n_layers: int) -> 
     _follow_sharing(stack)
     config = _configuration(beside)
     read = _read_back(config, beside)
-    built = _built(read, beside)
+    built = _build_model(read, beside)
     weights = _weights(beside, stack, n_layers, recipe)
-    _compare(weights, built, prefix)
+    _compare_modules(weights, built, prefix)
     _check_padding(weights, built)
     _compare_configurations(stack, locate.find(built))
     unread = _check_ties(weights, built) | set(beside._keys_to_ignore_on_save or ())
@@ -141,16 +141,16 @@ def _read_back(config: dict[str, Any], beside: PreTrainedModel) -> PreTrainedCon
             read = AutoConfig.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # each configuration checks itself in its own way
             raise SlingError(
-                f"a {type(beside.config).__name__} cannot say what this recipe needs: {one_line(error)}. {RUNS}"
+                f"a {type(beside.config).__name__} cannot say what this recipe needs: {one_line(error)}. {HINT}"
             ) from None
     if not isinstance(beside.config, type(read)):
         raise SlingError(
-            f"its {type(beside.config).__name__} would be read back as a {type(read).__name__}, another type. {RUNS}"
+            f"its {type(beside.config).__name__} would be read back as a {type(read).__name__}, another type. {HINT}"
         )
     return read
 
 
-def _built(config: PreTrainedConfig, beside: PreTrainedModel) -> PreTrainedModel:
+def _build_model(config: PreTrainedConfig, beside: PreTrainedModel) -> PreTrainedModel:
     """What transformers builds from the configuration: real buffers, no values of parameters."""
     kind = type(beside)
     try:
@@ -158,7 +158,7 @@ def _built(config: PreTrainedConfig, beside: PreTrainedModel) -> PreTrainedModel
             return kind._from_config(config, dtype=beside.dtype)
     except Exception as error:  # the code of any model
         raise SlingError(
-            f"{kind.__name__} cannot be built with this recipe's configuration: {one_line(error)}. {RUNS}"
+            f"{kind.__name__} cannot be built with this recipe's configuration: {one_line(error)}. {HINT}"
         ) from None
 
 
@@ -177,7 +177,7 @@ def _weights(beside: PreTrainedModel, stack: Stack, n_layers: int, recipe: Recip
     return Weights(beside, beside.state_dict(), packed, n_layers, recipe.repeat_map)
 
 
-def _compare(weights: Weights, built: PreTrainedModel, prefix: str) -> None:
+def _compare_modules(weights: Weights, built: PreTrainedModel, prefix: str) -> None:
     """`SlingError` unless what the configuration builds is, module by module, what the recipe runs."""
     stack = locate.find(weights.beside)
     settings = _settings(stack.configs[0])
@@ -210,13 +210,13 @@ def _difference(
     inner = place[2] if place else path
     had, has = theirs.get(name, _ABSENT), ours.get(name, _ABSENT)
     if name == _CLASS and not inner:
-        return f"{where} would be a {had} where the recipe has a {has}: a {config.__name__} cannot say so. {RUNS}"
+        return f"{where} would be a {had} where the recipe has a {has}: a {config.__name__} cannot say so. {HINT}"
     inner = ".".join(filter(None, [inner, "" if name == _CLASS else name])) or name
-    had, has = (value if value is _ABSENT or name == _CLASS else _short(value) for value in (had, has))
-    return f"{where} would have {inner} = {had} where the recipe has {has}: a {config.__name__} cannot say so. {RUNS}"
+    had, has = (value if value is _ABSENT or name == _CLASS else _shortened(value) for value in (had, has))
+    return f"{where} would have {inner} = {had} where the recipe has {has}: a {config.__name__} cannot say so. {HINT}"
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
@@ -225,7 +225,7 @@ def _facts(weights: Weights | None, path: str, module: nn.Module | None) -> dict
     """What a module is, besides the values of its tensors. With `weights`, packed ones have the file's shapes."""
     if module is None:
         return {}
-    facts: dict[str, Any] = {_CLASS: type(module).__name__, "its class": _home_of(module)}
+    facts: dict[str, Any] = {_CLASS: type(module).__name__, "its class": _class_path(module)}
     for name, tensor in module._parameters.items():
         full = f"{path}.{name}" if path else name
         shape = weights.shape(full) if weights is not None and full in weights.packed else None
@@ -235,7 +235,7 @@ def _facts(weights: Weights | None, path: str, module: nn.Module | None) -> dict
         facts[name] = None if buffer is None else (kept, tuple(buffer.shape))
     if is_rotary(module):
         return facts
-    own = {name: _plain(value) for name, value in vars(module).items() if _says(module, name)}
+    own = {name: _plain_value(value) for name, value in vars(module).items() if _is_compared(module, name)}
     if isinstance(of_all := own.get("layer_dic"), dict):  # Zamba 2: a block that layers share knows them all by number
         numbers = {int(part) for part in path.split(".") if part.isdigit()}
         own["layer_dic"] = {number: entry for number, entry in of_all.items() if number in numbers}
@@ -245,28 +245,28 @@ def _facts(weights: Weights | None, path: str, module: nn.Module | None) -> dict
     return facts | {name: value for name, value in own.items() if value is not _OTHER}
 
 
-def _home_of(module: nn.Module) -> str:
+def _class_path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _says(module: nn.Module, name: str) -> bool:
+def _is_compared(module: nn.Module, name: str) -> bool:
     """Whether an attribute says what a module computes."""
     kept = (type(module).__name__, name) in architectures.KEPT_INDICES  # read only when the module is built
-    return not name.startswith("_") and name not in _OF_USE and not kept
+    return not name.startswith("_") and name not in _USAGE_ATTRIBUTES and not kept
 
 
 _OTHER = object()  # what is no plain value
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     """A value that can be compared: numbers, text, and lists and dictionaries of these; tuples as lists, as in JSON."""
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return value
     if isinstance(value, list | tuple):
-        parts = [_plain(part) for part in value]
+        parts = [_plain_value(part) for part in value]
         return _OTHER if any(part is _OTHER for part in parts) else parts
     if isinstance(value, dict):
-        named = {key: _plain(part) for key, part in value.items()}
+        named = {key: _plain_value(part) for key, part in value.items()}
         return _OTHER if any(part is _OTHER for part in named.values()) else named
     return _OTHER
 
@@ -312,7 +312,7 @@ def _check_padding(weights: Weights, built: PreTrainedModel) -> None:
             if row.any():
                 raise SlingError(
                     f"{path} has values for the padding token, {module.padding_idx}, which transformers sets to zero "
-                    f"when it reads a {type(built).__name__}: it would be another model. {RUNS}"
+                    f"when it reads a {type(built).__name__}: it would be another model. {HINT}"
                 )
 
 
@@ -335,8 +335,8 @@ def _compare_configurations(mine: Stack, its: Stack) -> None:
         had, has = theirs.get(name, _ABSENT), ours.get(name, _ABSENT)
         if had != has:
             raise SlingError(
-                f"the configuration would be read back with {name} = {_short(had)} where the recipe has {_short(has)}: "
-                f"a {type(its.configs[0]).__name__} cannot say so. {RUNS}"
+                f"the configuration would be read back with {name} = {_shortened(had)} where the recipe has {_shortened(has)}: "
+                f"a {type(its.configs[0]).__name__} cannot say so. {HINT}"
             )
 
 
@@ -349,10 +349,10 @@ def _settings(config: PreTrainedConfig) -> dict[str, Any]:
     }
     settings: dict[str, Any] = {}
     for name in sorted(vars(config).keys() | computed):
-        if name.startswith("_") or name in _OF_ORIGIN:
+        if name.startswith("_") or name in _ORIGIN_SETTINGS:
             continue
         try:
-            value = _plain(getattr(config, name))
+            value = _plain_value(getattr(config, name))
         except Exception:  # what the base's own model could not have read either
             continue
         if value is not _OTHER:
@@ -368,6 +368,6 @@ def _check_ties(weights: Weights, built: PreTrainedModel) -> set[str]:
         if one is not other and not torch.equal(weights.load(name), weights.load(source)):
             raise SlingError(
                 f"{name} and {source} would be read back as one tensor, and are two here: load the base with "
-                f"tie_word_embeddings=False. {RUNS}"
+                f"tie_word_embeddings=False. {HINT}"
             )
     return set(ties)

@@ -124,9 +124,9 @@ def parse_recipe(recipe: str | None, ratios: str | None, n_layers: int | None, l
     if n_layers is not None:
         parsed.check(n_layers)
     if loaded is not None:
-        from david.models.load import tell_other_weights
+        from david.models.load import note_other_weights
 
-        tell_other_weights(parsed, loaded)
+        note_other_weights(parsed, loaded)
     return parsed
 
 

@@ -98,10 +98,10 @@ def convert(
     base = place = None
     unchanged_lists: tuple[str, ...] = ()
     if model is not None:
-        from david.models.load import place_of, read_base
+        from david.models.load import read_base, tool_path
 
         base, unchanged_lists = read_base(model)
-        place = place_of(model) if target.names_base else None
+        place = tool_path(model) if target.names_base else None
     n_layers, architecture = (base.num_layers, base.architecture) if base else (None, None)
     recipe = read(source, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
     if base is not None:
@@ -199,13 +199,13 @@ def export(
 
     checkpoints.check_target(folder)
     if weights:
-        checkpoints.check_recipe(parsed)
+        checkpoints.check_exportable(parsed)
     loaded = tokenizer = None
     if model is not None:
-        from david.models.load import tell_other_weights
+        from david.models.load import note_other_weights
 
         loaded, tokenizer = load_base_model(model, dtype, device)
-        tell_other_weights(parsed, loaded)
+        note_other_weights(parsed, loaded)
     elif weights:
         loaded, tokenizer = load_recipe_base(parsed, dtype, device)
     if weights:

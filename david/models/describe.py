@@ -14,7 +14,7 @@ from david.sling.in_place import base_depth, base_layers
 
 _SAMPLES = 16  # values of each tensor that go into a fingerprint
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_NOTHING_CACHED = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer that keep nothing of each token
+_KINDS_WITHOUT_CACHE = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer that keep nothing of each token
 
 
 def token_costs(model: nn.Module) -> Costs:
@@ -32,15 +32,15 @@ def token_costs(model: nn.Module) -> Costs:
     size = torch.finfo(next(model.parameters()).dtype).bits // 8
     return Costs(
         layer_parameters=tuple(weights(layer) for layer in stack.layers),
-        layer_kv_bytes=tuple(size * _cached_values(config, i, layer) for i, layer in enumerate(stack.layers)),
+        layer_kv_bytes=tuple(size * _cached_values_per_token(config, i, layer) for i, layer in enumerate(stack.layers)),
         end_parameters=sum(p.numel() for p in head.parameters()) if head is not None else 0,
     )
 
 
-def _cached_values(config: PreTrainedConfig, index: int, layer: nn.Module) -> int:
+def _cached_values_per_token(config: PreTrainedConfig, index: int, layer: nn.Module) -> int:
     """How many numbers a layer keeps of each token: as its projections have it, or else its configuration."""
     kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[index] in _NOTHING_CACHED:
+    if kinds and kinds[index] in _KINDS_WITHOUT_CACHE:
         return 0
     modules = dict(layer.named_modules())
     if any(getattr(module, "is_kv_shared_layer", False) for module in modules.values()):

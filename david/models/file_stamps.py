@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_ENDS = (".safetensors", ".json")  # weights, which of them lies where, and the configuration
+_SUFFIXES = (".safetensors", ".json")  # weights, which of them lies where, and the configuration
 
 
 class Stamp(NamedTuple):
@@ -23,18 +23,18 @@ Stamps = Mapping[Path, Stamp]
 _LOADED: WeakKeyDictionary[nn.Module, Stamps] = WeakKeyDictionary()
 
 
-def stamps(folder: Path, gguf: str | None = None) -> Stamps:
+def read_stamps(folder: Path, gguf: str | None = None) -> Stamps:
     """The stamps of what a model is read from: a GGUF file, or a folder's configuration and weights; else nothing."""
     if gguf is not None:
         paths = [folder / gguf]
     elif os.path.isdir(folder):  # which, unlike Path's, is False for a name too long
-        paths = [path for path in folder.iterdir() if path.suffix in _ENDS and "token" not in path.name]
+        paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and "token" not in path.name]
     else:
         paths = []  # on the Hub, whose cache names files by what is in them
-    return {path.absolute(): stamp for path in paths if (stamp := _stamp(path)) is not None}
+    return {path.absolute(): stamp for path in paths if (stamp := _read_stamp(path)) is not None}
 
 
-def remember(model: nn.Module, before: Stamps) -> None:
+def store_stamps(model: nn.Module, before: Stamps) -> None:
     """Keep what the files of a model were when it was loaded."""
     _LOADED[model] = before
 
@@ -42,7 +42,7 @@ def remember(model: nn.Module, before: Stamps) -> None:
 def changed_files(model: nn.Module) -> str | None:
     """What is different of a model's files since it was loaded, in a line; None where nothing is, or none are known."""
     for path, before in sorted(_LOADED.get(model, {}).items()):
-        now = _stamp(path)
+        now = _read_stamp(path)
         if now is None:
             return f"{path.name} is gone"
         if now.size != before.size:
@@ -54,16 +54,16 @@ def changed_files(model: nn.Module) -> str | None:
     return None
 
 
-def overwritten(model: nn.Module) -> str | None:
+def overwritten_file(model: nn.Module) -> str | None:
     """Which file of weights was written to in place, which weights in memory may be a view of; None where none was."""
     for path, before in sorted(_LOADED.get(model, {}).items()):
-        now = _stamp(path)
+        now = _read_stamp(path)
         if path.suffix != ".json" and now is not None and now.number == before.number and now != before:
             return path.name
     return None
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _read_stamp(path: Path) -> Stamp | None:
     try:
         told = path.stat()
     except OSError:

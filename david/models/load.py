@@ -89,7 +89,7 @@ def load_base(
     named = named_base(recipe.base, instead) if base is None else os.fspath(base)
     revision = recipe.base.revision if base is None and recipe.base is not None and named != DEMO else None
     model, tokenizer = load_weights(named, revision=revision, dtype=dtype, device=device)
-    tell_other_weights(recipe, model)
+    note_other_weights(recipe, model)
     return model, tokenizer
 
 
@@ -114,7 +114,7 @@ def recipe_at(source: str | os.PathLike[str]) -> Recipe | None:
 
 def _hub_recipe(name: str) -> str | None:
     """Where the recipe of a repository of the Hub lies in the cache; None where it holds a model, or is not there."""
-    _say_hub(name)
+    _note_hub_lookup(name)
     try:
         hf_hub_download(name, "config.json")
     except LocalEntryNotFoundError:  # no network
@@ -129,12 +129,12 @@ def _hub_recipe(name: str) -> str | None:
 
 
 @lru_cache
-def _say_hub(name: str) -> None:
+def _note_hub_lookup(name: str) -> None:
     """Said once of each name, however many files of it are asked for."""
     say(f"nothing here is called {name}: asking the Hub")
 
 
-def tell_other_weights(recipe: Recipe, model: PreTrainedModel) -> None:
+def note_other_weights(recipe: Recipe, model: PreTrainedModel) -> None:
     """A line where a recipe was made on other weights than a model's."""
     if recipe.base is None or recipe.base.fingerprint in (None, fingerprint(model)):
         return
@@ -151,17 +151,17 @@ def load_weights(
 ) -> tuple[PreTrainedModel, Any]:
     """What `load_model` gives for a source that is no recipe; `revision` is of a Hub id."""
     source = os.fspath(source)
-    target = _device(device)
-    kind: str | torch.dtype = "auto" if dtype is None else _dtype(dtype)
-    name, options = _locate(source, revision)
-    before = file_stamps.stamps(Path(name), options.get("gguf_file"))
+    target = _parse_device(device)
+    kind: str | torch.dtype = "auto" if dtype is None else _parse_dtype(dtype)
+    name, options = _resolve_source(source, revision)
+    before = file_stamps.read_stamps(Path(name), options.get("gguf_file"))
     try:
         if "gguf_file" in options:
             kind = torch.float32 if kind == "auto" else kind
             say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
             options["quantization_config"] = GgufConfig(dequantize=True)
         else:
-            _config(name, options)
+            _read_config(name, options)
         model, told = AutoModelForCausalLM.from_pretrained(
             name, **options, dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -169,12 +169,12 @@ def load_weights(
         tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
         model = model.to(target).eval()
     except Exception as error:  # transformers, the Hub, safetensors and gguf each have their own kinds
-        raise ModelError(f"{source} cannot be loaded: {_reason(error, before)}") from error
+        raise ModelError(f"{source} cannot be loaded: {_failure_reason(error, before)}") from error
     if told["missing_keys"]:
         some = ", ".join(sorted(told["missing_keys"])[:3])
         raise ModelError(f"{source} is not whole: it lacks {len(told['missing_keys'])} of its weights, such as {some}")
     model.config._name_or_path = source
-    file_stamps.remember(model, before)
+    file_stamps.store_stamps(model, before)
     if said := changed(model):
         raise ModelError(f"{source} changed while it was loaded, {said}: load it again")
     return model, tokenizer
@@ -195,7 +195,7 @@ def changed(model: nn.Module) -> str | None:
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
     """What a token costs a model (a recipe's base), from its configuration alone: no weights are read."""
-    return token_costs(_without_weights(*_base_of(source)))
+    return token_costs(_build_without_weights(*_base_name(source)))
 
 
 def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
@@ -203,23 +203,23 @@ def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
 
     From its configuration alone: no weights are read. Such a setting is `layer_types`.
     """
-    name, revision = _base_of(source)
-    model = _without_weights(name, revision)
+    name, revision = _base_name(source)
+    model = _build_without_weights(name, revision)
     base = Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=base_depth(model))
     told = [remap.per_layer(part, base.num_layers) for part in locate.find(model).configs]
     lists = {name for part in told for name, value in part.items() if isinstance(value, list | tuple)}
     return base, tuple(sorted(lists))
 
 
-def place_of(source: str) -> str | None:
+def tool_path(source: str) -> str | None:
     """The folder in which other tools find a model; None for one of the Hub; a GGUF file is none that they read."""
-    name, options = _locate(*_base_of(source))
+    name, options = _resolve_source(*_base_name(source))
     if "gguf_file" in options:
         raise ModelError(f"{source} is a GGUF file, which these tools do not read: give the model's folder or Hub id")
     return name if os.path.isdir(name) else None
 
 
-def _base_of(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+def _base_name(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     """The model that a source is, or that it names as its base where it is a recipe; and its revision there."""
     recipe = recipe_at(source)
     if recipe is None:
@@ -227,18 +227,18 @@ def _base_of(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     return named_base(recipe.base, "--model"), None if recipe.base is None else recipe.base.revision
 
 
-def _without_weights(source: str, revision: str | None) -> PreTrainedModel:
-    name, options = _locate(source, revision)
+def _build_without_weights(source: str, revision: str | None) -> PreTrainedModel:
+    name, options = _resolve_source(source, revision)
     try:
-        config = _config(name, options)
+        config = _read_config(name, options)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the configuration of {source} cannot be read: {_reason(error)}") from error
+        raise ModelError(f"the configuration of {source} cannot be read: {_failure_reason(error)}") from error
     return model
 
 
-def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+def _resolve_source(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """What to give `from_pretrained` for a source: a folder or Hub id, and further options."""
     if not source.strip():
         raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, a recipe JSON, or demo")
@@ -252,17 +252,17 @@ def _locate(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     if os.path.isdir(path):
         if not os.path.isfile(path / "config.json"):
             raise ModelError(f"{source} holds no model: expected a config.json in it, as save_pretrained writes")
-        _check_config(path / "config.json")
+        _check_config_file(path / "config.json")
         return str(path), {}
     if os.path.exists(path) or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
         raise ModelError(
             f"no such model: {brief(source)} (give a Hub id, a folder, a .gguf file, a recipe JSON, or demo)"
         )
-    _say_hub(source)
+    _note_hub_lookup(source)
     return source, {} if revision is None else {"revision": revision}
 
 
-def _check_config(path: Path) -> None:
+def _check_config_file(path: Path) -> None:
     """`ModelError` for a file that holds no configuration."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -272,7 +272,7 @@ def _check_config(path: Path) -> None:
         raise ModelError(f"{path} must hold a JSON object, as save_pretrained writes; got {type(config).__name__}")
 
 
-def _config(name: str, options: Mapping[str, Any]) -> PreTrainedConfig:
+def _read_config(name: str, options: Mapping[str, Any]) -> PreTrainedConfig:
     """A model's configuration; `ModelError` where it names kernels on the Hub, which would be fetched and run."""
     config = AutoConfig.from_pretrained(name, **options, trust_remote_code=False)
     for part in (config, *(getattr(config, part, None) for part in config.sub_configs)):
@@ -281,7 +281,7 @@ def _config(name: str, options: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def _reason(error: Exception, before: file_stamps.Stamps | None = None) -> str:
+def _failure_reason(error: Exception, before: file_stamps.Stamps | None = None) -> str:
     """Why a model cannot be loaded; what is not whole, or would take code or a pickle, by its name."""
     if "trust_remote_code" in str(error):
         return "it needs custom code that comes with it (auto_map in its config.json), which is never run here"
@@ -308,14 +308,14 @@ def _reason(error: Exception, before: file_stamps.Stamps | None = None) -> str:
     return one_line(error)
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def _parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ModelError(f"unknown dtype {brief(dtype)}: expected float32, bfloat16 or float16")
     return kind
 
 
-def _device(device: str | None) -> torch.device:
+def _parse_device(device: str | None) -> torch.device:
     if device is None:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")

@@ -10,7 +10,7 @@ from torch import nn
 
 def is_offloaded(module: nn.Module) -> bool:
     """Whether a module, or any in it, loads its weights for each call."""
-    return any(True for part in module.modules() for _ in _loading(part))
+    return any(True for part in module.modules() for _ in _offload_hooks(part))
 
 
 @contextmanager
@@ -18,19 +18,19 @@ def loaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Load the weights of these modules once, and keep them until the end of the `with`."""
     with ExitStack() as stack:
         for module in modules:
-            for hook in _loading(module):
+            for hook in _offload_hooks(module):
                 hook.pre_forward(module)
-                stack.callback(_let_go, hook, module)
+                stack.callback(_unload, hook, module)
                 hook.offload = False
         yield
 
 
-def _let_go(hook: Any, module: nn.Module) -> None:
+def _unload(hook: Any, module: nn.Module) -> None:
     hook.offload = True
     hook.post_forward(module, None)
 
 
-def _loading(module: nn.Module) -> Iterator[Any]:
+def _offload_hooks(module: nn.Module) -> Iterator[Any]:
     hook = vars(module).get("_hf_hook")
     for part in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
         if isinstance(part, AlignDevicesHook) and part.offload:

@@ -192,7 +192,7 @@ def _score_recipes(run: Run, recipes: Sequence[Recipe], race: Race | None, done:
 
 def _check_weights(model: nn.Module) -> None:
     """Raise `ModelError` if weights on disk, which those in memory may be mapped from, were written over."""
-    if name := file_stamps.overwritten(locate.unwrapped(model)):
+    if name := file_stamps.overwritten_file(locate.unwrapped(model)):
         raise ModelError(
             f"{name} was written over while the search ran, and with it maybe the model in memory; earlier scores stay "
             "valid: load the model that the study was made on, and search again"

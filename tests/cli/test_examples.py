@@ -54,12 +54,12 @@ def in_order(commands: list[str]) -> list[str]:
 
 def furnish(folder: Path) -> None:
     """The files that examples take from their reader: a recipe that someone has made on the demo model."""
-    from david.checkpoint.model_card import told
+    from david.checkpoint.model_card import complete_recipe
     from david.models.load import load_model
     from david.recipe.recipe import Recipe
 
     model, _ = load_model("demo", device="cpu")
-    told(model, Recipe.from_blocks(30, [(8, 12, 2, 0.3)])).save(folder / "recipe.json")
+    complete_recipe(model, Recipe.from_blocks(30, [(8, 12, 2, 0.3)])).save(folder / "recipe.json")
 
 
 def here(line: str) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from david import David, Recipe, load_model
 from david.checkpoint.export import write_hub_folder
-from david.checkpoint.model_card import PICTURE_FILE, Stacked, card, told, without_paths
+from david.checkpoint.model_card import PICTURE_FILE, Stacked, complete_recipe, render_card, without_paths
 from david.errors import ModelError, RecipeError, SearchError
 from david.models import load
 from david.models.describe import fingerprint
@@ -410,8 +410,8 @@ def test_the_base_in_hand_fills_in_what_the_recipe_does_not_say(tiny: Any, tmp_p
 
 
 def test_one_text_with_and_without_a_checkpoint(full: Recipe) -> None:
-    alone = card(without_paths(full))
-    with_weights = card(without_paths(full), Stacked("AutoModelForCausalLM", 5, "float32", "20 bytes"))
+    alone = render_card(without_paths(full))
+    with_weights = render_card(without_paths(full), Stacked("AutoModelForCausalLM", 5, "float32", "20 bytes"))
     assert ModelCard(with_weights).data.base_model_relation == "merge"
     assert ModelCard(with_weights).data.library_name == "transformers"
     assert "5 values in float32, 20 bytes" in with_weights
@@ -440,14 +440,14 @@ def test_a_card_holds_nothing_of_a_strangers_that_a_page_would_act_on(base: str,
 
 def test_told_leaves_no_path_of_a_score(tiny: Any, full: Recipe) -> None:
     base = full.base.model_copy(update={"fingerprint": fingerprint(tiny)}) if full.base else None
-    kept = told(tiny, Recipe(MAP, base=base, scores=full.scores))
+    kept = complete_recipe(tiny, Recipe(MAP, base=base, scores=full.scores))
     assert [score.data.source for score in kept.scores] == ["owner/data", "mine.jsonl", "more.csv"]
 
 
 def test_told_leaves_scores_out_of_which_nobody_can_tell_on_what_weights(tiny: Any, full: Recipe) -> None:
     for fingerprint_ in (None, "sha256:another"):
         base = full.base.model_copy(update={"fingerprint": fingerprint_}) if full.base else None
-        assert told(tiny, Recipe(MAP, base=base, scores=full.scores)).scores == ()
+        assert complete_recipe(tiny, Recipe(MAP, base=base, scores=full.scores)).scores == ()
 
 
 def test_export_without_weights_loads_none(
