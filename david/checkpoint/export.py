@@ -205,8 +205,8 @@ def _check_room(target: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed + _RESERVE > free:
         raise SearchError(
-            f"{target} needs {size_text(needed + _RESERVE)}, and {size_text(free)} are free there: make room, or give a "
-            "folder on another disk"
+            f"{target} needs {size_text(needed + _RESERVE)}, and {size_text(free)} are free there: make room, or give "
+            "a folder on another disk"
         )
 
 

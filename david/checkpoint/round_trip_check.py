@@ -212,11 +212,11 @@ def _difference(
     if name == _CLASS and not inner:
         return f"{where} would be a {had} where the recipe has a {has}: a {config.__name__} cannot say so. {HINT}"
     inner = ".".join(filter(None, [inner, "" if name == _CLASS else name])) or name
-    had, has = (value if value is _ABSENT or name == _CLASS else _shortened(value) for value in (had, has))
+    had, has = (value if value is _ABSENT or name == _CLASS else _short_repr(value) for value in (had, has))
     return f"{where} would have {inner} = {had} where the recipe has {has}: a {config.__name__} cannot say so. {HINT}"
 
 
-def _shortened(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
@@ -335,8 +335,8 @@ def _compare_configurations(mine: Stack, its: Stack) -> None:
         had, has = theirs.get(name, _ABSENT), ours.get(name, _ABSENT)
         if had != has:
             raise SlingError(
-                f"the configuration would be read back with {name} = {_shortened(had)} where the recipe has {_shortened(has)}: "
-                f"a {type(its.configs[0]).__name__} cannot say so. {HINT}"
+                f"the configuration would be read back with {name} = {_short_repr(had)} where the recipe has "
+                f"{_short_repr(has)}: a {type(its.configs[0]).__name__} cannot say so. {HINT}"
             )
 
 

@@ -1,4 +1,7 @@
-"""Models: loading, what is known of a base, its files, offloaded weights."""
+"""Load models, and describe a base: fingerprint, cost per token, files on disk, offloaded weights.
+
+Users import `read_costs`, `fingerprint` and `load_base` from here, and `load_model` from `david`.
+"""
 
 from typing import TYPE_CHECKING
 

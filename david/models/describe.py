@@ -1,4 +1,7 @@
-"""What David tells of a base: where it came from, a fingerprint of its weights, and what a token costs it."""
+"""Describe a base model: its origin, a fingerprint of its weights, and the cost of a token.
+
+The main entry points are `describe_base` (for recipe files), `fingerprint` and `token_costs`.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,13 +15,21 @@ from david.recipe.explain import Costs
 from david.sling import locate
 from david.sling.in_place import base_depth, base_layers
 
-_SAMPLES = 16  # values of each tensor that go into a fingerprint
+_SAMPLES = 16  # values of each tensor that enter a fingerprint
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_KINDS_WITHOUT_CACHE = ("conv", "linear_attention", "mlp", "moe")  # kinds of layer that keep nothing of each token
+_KINDS_WITHOUT_CACHE = ("conv", "linear_attention", "mlp", "moe")  # layer types without a KV cache
 
 
 def token_costs(model: nn.Module) -> Costs:
-    """What one token costs this base: weights multiplied a layer (the active share of experts), KV-cache bytes."""
+    """Return the cost of one token for a base: weights multiplied and KV-cache bytes, for each layer.
+
+    Args:
+        model: a causal language model; its weights may be without values (on the `meta` device).
+
+    Returns:
+        For each layer, the number of weights that a token is multiplied with (of experts, the active share) and the
+        bytes of KV cache that it takes in the dtype of the weights; and the number of weights of the output head.
+    """
     stack = locate.find(model)
     config = stack.configs[0]
     per_token = config.num_experts_per_tok if hasattr(config, "num_experts_per_tok") else None
@@ -38,32 +49,40 @@ def token_costs(model: nn.Module) -> Costs:
 
 
 def _cached_values_per_token(config: PreTrainedConfig, index: int, layer: nn.Module) -> int:
-    """How many numbers a layer keeps of each token: as its projections have it, or else its configuration."""
+    """Return how many values a layer caches for each token: from its projections, or else from its configuration."""
     kinds = getattr(config, "layer_types", None)
     if kinds and kinds[index] in _KINDS_WITHOUT_CACHE:
         return 0
     modules = dict(layer.named_modules())
     if any(getattr(module, "is_kv_shared_layer", False) for module in modules.values()):
         return 0
-    wide = {path: module.out_features for path, module in modules.items() if isinstance(module, nn.Linear)}
-    latent = [width for path, width in wide.items() if path.endswith("kv_a_proj_with_mqa")]
+    widths = {path: module.out_features for path, module in modules.items() if isinstance(module, nn.Linear)}
+    latent = [width for path, width in widths.items() if path.endswith("kv_a_proj_with_mqa")]
     if latent:
         return sum(latent)
-    keys = {path: width for path, width in wide.items() if path.endswith("self_attn.k_proj")}
+    keys = {path: width for path, width in widths.items() if path.endswith("self_attn.k_proj")}
     if keys:
-        return sum(width + wide.get(path.replace("k_proj", "v_proj"), width) for path, width in keys.items())
-    own = config.per_layer_config[index]
-    many = getattr(own, "num_attention_heads", None)
-    if not many:
+        return sum(width + widths.get(path.replace("k_proj", "v_proj"), width) for path, width in keys.items())
+    layer_config = config.per_layer_config[index]
+    query_heads = getattr(layer_config, "num_attention_heads", None)
+    if not query_heads:
         return 0
-    heads = getattr(own, "num_key_value_heads", None) or many
-    if getattr(own, "multi_query", False):
-        heads = own.num_kv_heads if getattr(own, "new_decoder_architecture", False) else 1
-    return int(2 * heads * (getattr(own, "head_dim", None) or own.hidden_size // many))
+    heads = getattr(layer_config, "num_key_value_heads", None) or query_heads
+    if getattr(layer_config, "multi_query", False):
+        heads = layer_config.num_kv_heads if getattr(layer_config, "new_decoder_architecture", False) else 1
+    return int(2 * heads * (getattr(layer_config, "head_dim", None) or layer_config.hidden_size // query_heads))
 
 
 def describe_base(model: PreTrainedModel) -> Base:
-    """What a recipe file says of its base: where the model came from, its architecture, depth and fingerprint."""
+    """Return the description of a base that a recipe file holds.
+
+    Args:
+        model: the base, slung or not.
+
+    Returns:
+        The name and revision that the model was loaded from (None if unknown), its architecture, its number of layers
+        and its fingerprint.
+    """
     return Base(
         model=getattr(model.config, "_name_or_path", None) or None,
         revision=getattr(model.config, "_commit_hash", None),
@@ -74,24 +93,32 @@ def describe_base(model: PreTrainedModel) -> Base:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A hash of the base's weights: names, shapes, and a few values of each tensor, rounded to bfloat16.
+    """Return a hash of the base's weights: names, shapes, and 16 values of each tensor, rounded to bfloat16.
 
-    Cheap for any size, and the same for float32 and bfloat16 loads of one checkpoint. Slung or not makes no difference.
+    It is cheap for a model of any size, and equal for float32 and bfloat16 loads of one checkpoint.
+
+    Args:
+        model: the base, slung or not: the fingerprint is the same. Tensors on the `meta` device count by name and
+            shape.
+
+    Returns:
+        "sha256:" and 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(_base_weights(model)):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         if weight.device.type == "meta" or weight.numel() == 0:
             continue
-        at = torch.arange(_SAMPLES, device=weight.device) * (weight.numel() - 1) // (_SAMPLES - 1)
-        values = weight.detach().flatten()[at].to("cpu", torch.bfloat16)
+        sampled = torch.arange(_SAMPLES, device=weight.device) * (weight.numel() - 1) // (_SAMPLES - 1)
+        values = weight.detach().flatten()[sampled].to("cpu", torch.bfloat16)
         digest.update(values.view(torch.int16).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 
 def _base_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    current = locate.find(model).layers
-    prefix = next(name for name, module in model.named_modules() if module is current)
+    """Yield the names and tensors of all weights, with the layers of the base even while the model is slung."""
+    layers = locate.find(model).layers
+    prefix = next(name for name, module in model.named_modules() if module is layers)
     for name, weight in model.named_parameters():
         if not name.startswith(f"{prefix}."):
             yield name, weight

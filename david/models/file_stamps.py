@@ -1,4 +1,7 @@
-"""The files of a model on disk: whether they are what they were when it was loaded."""
+"""Stamps (size, time, inode) of the files of a model, to detect that they changed after it was loaded.
+
+`load_weights` calls `read_stamps` and `store_stamps`; `changed_files` and `overwritten_file` compare later.
+"""
 
 import os
 from collections.abc import Mapping
@@ -8,15 +11,15 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_SUFFIXES = (".safetensors", ".json")  # weights, which of them lies where, and the configuration
+_SUFFIXES = (".safetensors", ".json")  # the weights, the index of their shards, and the configuration
 
 
 class Stamp(NamedTuple):
-    """What a file system tells of a file."""
+    """Size, time of the last change, and inode of a file."""
 
     size: int
     modified: int  # nanoseconds
-    number: int  # its inode: another one, where it was replaced
+    number: int  # the inode; it differs after the file was replaced
 
 
 Stamps = Mapping[Path, Stamp]
@@ -24,23 +27,44 @@ _LOADED: WeakKeyDictionary[nn.Module, Stamps] = WeakKeyDictionary()
 
 
 def read_stamps(folder: Path, gguf: str | None = None) -> Stamps:
-    """The stamps of what a model is read from: a GGUF file, or a folder's configuration and weights; else nothing."""
+    """Return the stamps of the files that a model is read from.
+
+    Args:
+        folder: the folder of the model, or a Hub id as a path.
+        gguf: name of a GGUF file in the folder; then only this file is read.
+
+    Returns:
+        Absolute path → stamp, for the GGUF file or else the folder's configuration and weights. Empty for a Hub id,
+        and for files that cannot be read.
+    """
     if gguf is not None:
         paths = [folder / gguf]
-    elif os.path.isdir(folder):  # which, unlike Path's, is False for a name too long
+    elif os.path.isdir(folder):  # unlike Path.is_dir, False for a name that is too long
         paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and "token" not in path.name]
     else:
-        paths = []  # on the Hub, whose cache names files by what is in them
+        paths = []  # on the Hub: its cache names files by their content
     return {path.absolute(): stamp for path in paths if (stamp := _read_stamp(path)) is not None}
 
 
-def store_stamps(model: nn.Module, before: Stamps) -> None:
-    """Keep what the files of a model were when it was loaded."""
-    _LOADED[model] = before
+def store_stamps(model: nn.Module, stamps: Stamps) -> None:
+    """Store the stamps that the files of a model had when it was loaded.
+
+    Args:
+        model: the model, unwrapped; the stamps are dropped when it is freed.
+        stamps: from `read_stamps`, taken before the weights were read.
+    """
+    _LOADED[model] = stamps
 
 
 def changed_files(model: nn.Module) -> str | None:
-    """What is different of a model's files since it was loaded, in a line; None where nothing is, or none are known."""
+    """Return the first change of a model's files since it was loaded.
+
+    Args:
+        model: the model, unwrapped.
+
+    Returns:
+        One line, such as "model.safetensors is gone"; None without a change, or without stored stamps.
+    """
     for path, before in sorted(_LOADED.get(model, {}).items()):
         now = _read_stamp(path)
         if now is None:
@@ -55,7 +79,16 @@ def changed_files(model: nn.Module) -> str | None:
 
 
 def overwritten_file(model: nn.Module) -> str | None:
-    """Which file of weights was written to in place, which weights in memory may be a view of; None where none was."""
+    """Return the file of weights that was overwritten in place since the model was loaded.
+
+    Weights in memory may be a view of such a file, so that the loaded model has changed with it.
+
+    Args:
+        model: the model, unwrapped.
+
+    Returns:
+        The name of the file; None without one.
+    """
     for path, before in sorted(_LOADED.get(model, {}).items()):
         now = _read_stamp(path)
         if path.suffix != ".json" and now is not None and now.number == before.number and now != before:
@@ -64,8 +97,9 @@ def overwritten_file(model: nn.Module) -> str | None:
 
 
 def _read_stamp(path: Path) -> Stamp | None:
+    """Return the stamp of a file; None if it cannot be read."""
     try:
-        told = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return Stamp(told.st_size, told.st_mtime_ns, told.st_ino)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino)

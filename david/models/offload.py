@@ -1,4 +1,8 @@
-"""Weights that accelerate keeps elsewhere until a module is called: in CPU memory, on disk."""
+"""Weights that accelerate keeps on CPU or disk and loads for each call of a module.
+
+`is_offloaded` tells whether a module has such weights; `loaded_weights` holds them in memory over several calls, so
+that they are read once.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,13 +13,21 @@ from torch import nn
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether a module, or any in it, loads its weights for each call."""
+    """Return whether a module, or any module inside it, loads its weights for each call.
+
+    Args:
+        module: the module; its submodules are included.
+    """
     return any(True for part in module.modules() for _ in _offload_hooks(part))
 
 
 @contextmanager
 def loaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Load the weights of these modules once, and keep them until the end of the `with`."""
+    """Load the weights of these modules once, and keep them in memory until the end of the `with` block.
+
+    Args:
+        modules: the modules that carry the hooks of accelerate; submodules are not included.
+    """
     with ExitStack() as stack:
         for module in modules:
             for hook in _offload_hooks(module):
@@ -26,11 +38,13 @@ def loaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _unload(hook: Any, module: nn.Module) -> None:
+    """Let the hook offload again, and free the weights now."""
     hook.offload = True
     hook.post_forward(module, None)
 
 
 def _offload_hooks(module: nn.Module) -> Iterator[Any]:
+    """Yield the hooks of one module that load its weights for each call."""
     hook = vars(module).get("_hf_hook")
     for part in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
         if isinstance(part, AlignDevicesHook) and part.offload:
