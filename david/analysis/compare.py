@@ -18,6 +18,7 @@ from david.metrics.score import Score
 from david.models.describe import token_costs
 from david.recipe.explain import explain
 from david.recipe.recipe import Recipe
+from david.report.formatting import verdict_text
 from david.report.tables import BASE
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity
@@ -163,7 +164,7 @@ def comparison_text(table: pd.DataFrame) -> str:
         columns += [(f"{name} {short}", [figure.format(value) for value in table[f"{name}_{label}"]])]
         bounds = zip(*(table[f"{name}_{part}"] for part in _DIFFERENCE_COLUMNS[:3]), strict=True)
         columns += [(units.delta(unit), ["", *[_difference_text(*row) for row in bounds][1:]])]
-        columns += [("verdict", list(table[f"{name}_verdict"]))]
+        columns += [("verdict", [verdict_text(verdict) for verdict in table[f"{name}_verdict"]])]
     columns += [("recipe", list(table["recipe"]))]
     padded = []
     for head, values in columns:

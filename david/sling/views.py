@@ -1,7 +1,7 @@
 """A second module tree on the same parameters and buffers; the formula of a visit's strength.
 
-This is the one place in David that computes `h + s · (layer(h) − h)`. Two others do so on purpose, apart from this one
-and sharing no code with it: `stacked_copy` and `verify`, the independent references that prove this one right.
+This is the one place in David that computes `h + s · (layer(h) − h)`. Two others do so on purpose, each with a
+formula of its own: `stacked_copy` and `verify`, the independent references that prove this one right.
 """
 
 import copy

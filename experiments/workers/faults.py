@@ -40,7 +40,9 @@ from tests.helpers.postgres import Postgres, why_not
 from tests.tiny_models import VOCABULARY, tiny_model
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["__main__", "david.study", "david.page", "david.inputs", "david.models", "datasets"])
+PROCESSES.set_forkserver_preload(
+    ["__main__", "david.study.search", "david.report.page", "david.cli.inputs", "david.models.load", "datasets"]
+)
 TRIALS = 24  # of a study
 WINDOW, WINDOWS, HELD_OUT = 64, 150, 16
 PATIENCE = 4.0  # seconds that a storage may be gone, where it is gone for good; David waits 300
