@@ -35,13 +35,13 @@ def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
     """Return the demo model as a folder for `from_pretrained`; the first call downloads and dequantises it.
 
     Args:
-        read: a function with the parameters of `load_weights`; it reads and dequantises the downloaded GGUF file.
+        read: A function with the parameters of `load_weights`; it reads and dequantises the downloaded GGUF file.
 
     Returns:
         A folder of the cache with configuration, weights in float32, and tokenizer.
 
     Raises:
-        ModelError: the download failed, or the cache folder cannot be written.
+        ModelError: The download failed, or the cache folder cannot be written.
     """
     folder = cache_folder() / "demo-smollm2-135m"
     if (folder / "config.json").is_file():

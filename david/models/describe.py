@@ -24,7 +24,7 @@ def token_costs(model: nn.Module) -> Costs:
     """Return the cost of one token for a base: weights multiplied and KV-cache bytes, for each layer.
 
     Args:
-        model: a causal language model; its weights may be without values (on the `meta` device).
+        model: A causal language model; its weights may be without values (on the `meta` device).
 
     Returns:
         For each layer, the number of weights that a token is multiplied with (of experts, the active share) and the
@@ -77,7 +77,7 @@ def describe_base(model: PreTrainedModel) -> Base:
     """Return the description of a base that a recipe file holds.
 
     Args:
-        model: the base, slung or not.
+        model: The base, slung or not.
 
     Returns:
         The name and revision that the model was loaded from (None if unknown), its architecture, its number of layers
@@ -98,7 +98,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     It is cheap for a model of any size, and equal for float32 and bfloat16 loads of one checkpoint.
 
     Args:
-        model: the base, slung or not: the fingerprint is the same. Tensors on the `meta` device count by name and
+        model: The base, slung or not: the fingerprint is the same. Tensors on the `meta` device count by name and
             shape.
 
     Returns:

