@@ -1,7 +1,8 @@
-"""A recipe written out as an ordinary checkpoint with its layers really stacked, for engines that cannot sling.
+"""Write a recipe as an ordinary checkpoint whose layers are really stacked, for engines that cannot sling.
 
-Every visit gets its own copy of the weights, so that the file is larger than its base, and a checkpoint has no place
-for scales. Nothing is written before it is proved that what the configuration builds is what the recipe runs.
+`export` writes the checkpoint, `write_hub_folder` a folder without weights. Every visit gets its own copy of the
+weights, so that the file is larger than its base, and a checkpoint has no place for scales. Nothing is written before
+`check_round_trip` has proved that the configuration builds what the recipe runs.
 """
 
 import json
@@ -21,8 +22,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from david.checkpoint.model_card import Stacked, complete_recipe, loader_class, without_paths, write_card_files
-from david.checkpoint.round_trip_check import HINT, Rebuilt, Weights, check_round_trip
+from david.checkpoint.model_card import (
+    StackedCheckpoint,
+    complete_recipe,
+    loader_class,
+    without_paths,
+    write_card_files,
+)
+from david.checkpoint.round_trip_check import HINT, RoundTripProof, Weights, check_round_trip
 from david.errors import DavidError, ModelError, RecipeError, SearchError, SlingError
 from david.models.load import changed
 from david.recipe.recipe import Recipe
@@ -32,7 +39,7 @@ from david.support import memory
 from david.support.files import check_folder, reason
 from david.support.text import one_line
 
-_RESERVE = 2**20  # bytes for the files beside the weights, besides a tokenizer
+_RESERVE = 2**20  # bytes for the small files beside the weights; a tokenizer is not counted
 
 
 def export(
@@ -44,18 +51,32 @@ def export(
     max_shard_size: int | str = "5GB",
     progress: bool = False,
 ) -> Path:
-    """Write a recipe as a checkpoint whose layers are really stacked, for engines that cannot sling; its folder.
+    """Write a recipe as a checkpoint whose layers are really stacked, for engines that cannot sling.
 
-    Plain transformers reads it back with the very logits of the slung model. The model may be slung, offloaded or
-    spread over devices, and is left alone. The folder gets `config.json`, the weights in shards of at most
-    `max_shard_size` (bytes, or text such as `"5GB"`; a single tensor may be larger), the tokenizer if there is one,
-    `recipe.json`, a model card and the recipe's picture. Hooks that are put on the model are not in a checkpoint.
-    Beside the base, memory holds one shard at a time. What is cut off half way leaves nothing that looks whole.
+    Plain transformers reads it back with exactly the logits of the slung model. The folder gets `config.json`, the
+    weights in shards, the tokenizer if there is one, `recipe.json`, a model card and the recipe's picture. Hooks on the
+    model are not part of a checkpoint. Beside the base, memory holds one shard at a time. An interrupted export leaves
+    no folder that looks complete; an error leaves nothing.
 
-    Raises `RecipeError` for a recipe that does not fit the model; `SlingError` for what no checkpoint of this type can
-    say (scales, quantised weights, adapters, a map that its configuration has no words for); `SearchError` for a folder
-    that is not empty or cannot be written, or too little room on its disk; `ModelError` where the files of the model
-    have changed since it was loaded. Nothing is written then.
+    Args:
+        model: The base. It may be slung, offloaded or spread over devices, and is not changed.
+        recipe: The recipe, or anything that `David` accepts as one.
+        folder: A folder that is new or empty.
+        tokenizer: The tokenizer to write beside the weights, as `load_model` returns it.
+        max_shard_size: The largest size of a shard, in bytes or as text such as `"5GB"`; a larger tensor gets a shard
+            of its own.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RecipeError: The recipe does not fit the model.
+        SlingError: No checkpoint of this type can hold it: scales, quantised weights, adapters, or a map that its
+            configuration cannot express.
+        SearchError: The folder is not empty or cannot be written, or its disk has too little room.
+        ModelError: The files of the model have changed since it was loaded.
+        DavidError: The tokenizer is none, or the shard size cannot be read.
 
     Example:
         >>> folder = export(model, "0:12, 8:30", "stacked", tokenizer=tokenizer)
@@ -67,26 +88,27 @@ def export(
     limit = memory.as_bytes(max_shard_size, "the shard size")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise DavidError(f"expected a tokenizer, as load_model gives it; got {type(tokenizer).__name__}")
-    wanted = Recipe.of(recipe)
-    check_exportable(wanted)
-    if said := changed(model):
-        raise ModelError(f"the model's files are not what they were when it was loaded: {said}; load it again")
+    parsed = Recipe.of(recipe)
+    check_exportable(parsed)
+    if change := changed(model):
+        raise ModelError(f"the model's files are not what they were when it was loaded: {change}; load it again")
     _check_weights(model)
     model = locate.unwrapped(model)
-    beside = view(model, wanted)
-    plan = _make_plan(beside, wanted, base_depth(model), limit)
+    slung = view(model, parsed)
+    plan = _make_plan(slung, parsed, base_depth(model), limit)
     _check_room(target, plan.bytes)
-    kept, proved = complete_recipe(model, wanted), plan.proved
-    reads = loader_class(proved.read, type(beside))
-    about = Stacked(reads, proved.values, proved.config["dtype"], size_text(plan.bytes))
+    proof = plan.proof
+    loader = loader_class(proof.loaded_config, type(slung))
+    facts = StackedCheckpoint(loader, proof.values, proof.config["dtype"], size_text(plan.bytes))
+    completed = complete_recipe(model, parsed)
     with _hidden_until_complete(target) as place:
         index = _write_weights(plan, place, progress)
-        write_card_files(kept, place, about)
+        write_card_files(completed, place, facts)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, place)
-        if beside.can_generate():
-            beside.generation_config.to_json_file(place / "generation_config.json")  # as it is, also where unwise
-        _write_json(place / "config.json", proved.config)
+        if slung.can_generate():
+            slung.generation_config.to_json_file(place / "generation_config.json")  # unchanged, even if unwise
+        _write_json(place / "config.json", proof.config)
         _write_json(place / "model.safetensors.index.json", index)
     return Path(folder)
 
@@ -94,48 +116,65 @@ def export(
 def write_hub_folder(
     recipe: AnyRecipe, folder: str | os.PathLike[str], *, model: PreTrainedModel | None = None
 ) -> Path:
-    """Write a recipe as a folder that is ready for the Hub, without weights; its folder.
+    """Write a recipe as a folder that is ready for the Hub, without weights.
 
-    It holds `recipe.json`, a model card and the recipe's picture: `load_model` of the folder, or of the repository that
-    it becomes, slings the base that the recipe names. Paths of this machine are left out. With `model`, the base in
-    hand, what the recipe does not say of its base is filled in, and scores that are not known to be of its weights are
-    left out; without it, nothing is loaded.
+    The folder holds `recipe.json`, a model card and the recipe's picture. `load_model` of the folder, or of a Hub
+    repository with these files, slings the base that the recipe names. Paths of this machine are left out.
 
-    Raises `RecipeError` for a recipe that is not valid, does not fit the model, or says nothing of its base;
-    `SearchError` for a folder that is not empty or cannot be written.
+    Args:
+        recipe: The recipe, or anything that `David` accepts as one.
+        folder: A folder that is new or empty.
+        model: The base, if it is loaded: it completes the recipe's description of its base, and scores that are not
+            known to belong to its weights are left out. Without it, nothing is loaded.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RecipeError: The recipe is not valid, does not fit the model, or does not describe its base.
+        SearchError: The folder is not empty or cannot be written.
 
     Example:
         >>> sorted(path.name for path in write_hub_folder("recipe.json", "for-the-hub", model=model).iterdir())
         ['README.md', 'recipe.json', 'recipe.png']
     """
     target = check_target(folder)
-    wanted = Recipe.of(recipe)
+    parsed = Recipe.of(recipe)
     if model is not None:
-        wanted.check(base_depth(model))
-        wanted = complete_recipe(model, wanted)
-    elif wanted.base is None or wanted.base.fingerprint is None:
+        parsed.check(base_depth(model))
+        parsed = complete_recipe(model, parsed)
+    elif parsed.base is None or parsed.base.fingerprint is None:
         raise RecipeError("the recipe does not say which weights are its base: give the model")
-    wanted = without_paths(wanted)
     with _hidden_until_complete(target) as place:
-        write_card_files(wanted, place)
+        write_card_files(without_paths(parsed), place)
     return Path(folder)
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:
-    """The whole path; `SearchError` unless a checkpoint can be written there: nothing is there, or an empty folder."""
+    """Check that a checkpoint can be written to a folder.
+
+    Args:
+        folder: The folder; it must be new or empty.
+
+    Returns:
+        Its absolute path, without links.
+
+    Raises:
+        SearchError: The folder is not empty, is a file, is or holds the current directory, or cannot be written.
+    """
     try:
         target = Path(folder).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, links in a circle
+    except (OSError, ValueError, RuntimeError) as error:  # an impossible file name, or a cycle of links
         raise SearchError(f"{os.fspath(folder)} cannot be written: {reason(error)}") from None
     if Path.cwd().is_relative_to(target.absolute()):
         raise SearchError(
             f"{target} is where this command runs: give a folder that is new, such as {target / 'stacked'}"
         )
     try:
-        filled = target.is_dir() and any(target.iterdir())
+        has_content = target.is_dir() and any(target.iterdir())
     except OSError as error:
         raise SearchError(f"{target} cannot be written: {one_line(error)}") from None
-    if filled:
+    if has_content:
         raise SearchError(
             f"{target} is not empty: give a folder that is new or empty, so that nothing is mixed or lost"
         )
@@ -146,7 +185,14 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
 
 
 def check_exportable(recipe: Recipe) -> None:
-    """`SlingError` for a recipe that no checkpoint can hold."""
+    """Check that a checkpoint can hold a recipe.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        SlingError: A visit has a scale other than 1.
+    """
     damped = [visit for visit, scale in enumerate(recipe.scales) if scale != 1]
     if damped:
         raise SlingError(
@@ -157,28 +203,28 @@ def check_exportable(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class _Bundle:
-    """Tensors of the view that are turned into tensors of the file together, because one conversion takes them all."""
+    """Tensors of the view that one conversion turns together into tensors of the file."""
 
-    sources: tuple[str, ...]
-    made: Mapping[str, int]  # name in the file → bytes
+    sources: tuple[str, ...]  # names in the view
+    outputs: Mapping[str, int]  # name in the file → bytes
 
 
 @dataclass(frozen=True)
 class _Plan:
     """Everything that is decided before the first byte is written."""
 
-    proved: Rebuilt
+    proof: RoundTripProof
     bundles: tuple[_Bundle, ...]
-    shards: tuple[tuple[str, ...], ...]
+    shards: tuple[tuple[str, ...], ...]  # names in the file
 
     @property
     def bytes(self) -> int:
-        """What the weights take on disk."""
-        return sum(size for bundle in self.bundles for size in bundle.made.values())
+        """The size of the weights on disk."""
+        return sum(size for bundle in self.bundles for size in bundle.outputs.values())
 
 
 def _check_weights(wrapped: nn.Module) -> None:
-    """`SlingError` for weights that a plain checkpoint cannot hold."""
+    """Raise `SlingError` for weights that a plain checkpoint cannot hold: adapters, quantised or sharded weights."""
     model = locate.unwrapped(wrapped)
     if adapters.has_adapters(wrapped):
         raise SlingError(
@@ -201,6 +247,7 @@ def _check_weights(wrapped: nn.Module) -> None:
 
 
 def _check_room(target: Path, needed: int) -> None:
+    """Raise `SearchError` if the disk of the target has less than `needed` bytes free."""
     place = next(place for place in (target, *target.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if needed + _RESERVE > free:
@@ -211,91 +258,94 @@ def _check_room(target: Path, needed: int) -> None:
 
 
 def folder_size(folder: str | os.PathLike[str]) -> str:
-    """What the files of a folder take together, in words."""
+    """Return the total size of the files in a folder, in words, such as `1.3 GB`."""
     return size_text(sum(path.stat().st_size for path in Path(folder).iterdir()))
 
 
 def size_text(size: int) -> str:
-    """A number of bytes in words: `1.3 GB`."""
+    """Return a number of bytes in words, such as `1.3 GB`."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
     return f"{size} bytes"
 
 
-def _make_plan(beside: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int) -> _Plan:
-    """Everything that can be decided and proved without the values of the weights."""
-    proved = check_round_trip(beside, recipe, n_layers)
-    bundles = tuple(_bundles(proved))
-    written = sum(proved.weights.meta(name).numel() for bundle in bundles for name in bundle.sources)
-    if written != proved.values:
+def _make_plan(slung: PreTrainedModel, recipe: Recipe, n_layers: int, limit: int) -> _Plan:
+    """Prove the export and lay out its shards, without the values of the weights."""
+    proof = check_round_trip(slung, recipe, n_layers)
+    bundles = tuple(_bundles(proof))
+    written = sum(proof.weights.meta(name).numel() for bundle in bundles for name in bundle.sources)
+    if written != proof.values:
         raise SlingError(
-            f"{written} values would be written where the configuration's model has {proved.values}. {HINT}"
+            f"{written} values would be written where the configuration's model has {proof.values}. {HINT}"
         )
-    return _Plan(proved, bundles, tuple(_shards(bundles, limit)))
+    return _Plan(proof, bundles, tuple(_shards(bundles, limit)))
 
 
-def _bundles(proved: Rebuilt) -> Iterator[_Bundle]:
-    """The tensors of the file, in the order of the visits: those that take no conversion alone, the others together."""
+def _bundles(proof: RoundTripProof) -> Iterator[_Bundle]:
+    """Yield the bundles in the order of the visits: tensors without a conversion alone, the others together."""
     groups: dict[str, list[str]] = {}
-    for name in proved.names:
-        visit = re.match(rf"{re.escape(proved.prefix)}\.\d+\.", name)
+    for name in proof.names:
+        visit = re.match(rf"{re.escape(proof.prefix)}\.\d+\.", name)
         groups.setdefault(visit[0] if visit else "", []).append(name)
-    taken: set[str] = set()
+    outputs: set[str] = set()
     for group in groups.values():
-        for bundle in _bundles_of(proved.weights, group):
-            again = taken & bundle.made.keys()
-            if again:
-                raise SlingError(f"two weights would be written as {min(again)}: this layout cannot be exported")
-            taken |= bundle.made.keys()
+        for bundle in _bundles_of(proof.weights, group):
+            duplicates = outputs & bundle.outputs.keys()
+            if duplicates:
+                raise SlingError(f"two weights would be written as {min(duplicates)}: this layout cannot be exported")
+            outputs |= bundle.outputs.keys()
             yield bundle
 
 
 def _bundles_of(weights: Weights, names: Sequence[str]) -> list[_Bundle]:
+    """Return the bundles of one group of tensors, such as those of a visit."""
     metas = {name: weights.meta(name) for name in names}
-    together = _revert_conversion(weights.beside, metas)
+    together = _revert_conversion(weights.slung, metas)
     by_id = {id(tensor): name for name, tensor in metas.items()}
     renamed = [(by_id[id(tensor)], name) for name, tensor in together.items() if id(tensor) in by_id]
-    found = [_Bundle((source,), {name: metas[source].nbytes}) for source, name in renamed]
+    unconverted = [_Bundle((source,), {name: metas[source].nbytes}) for source, name in renamed]
     rest = [name for name in names if name not in {source for source, _ in renamed}]
     converted = {name: tensor for name, tensor in together.items() if id(tensor) not in by_id}
-    return found + _split_bundle(weights.beside, {name: metas[name] for name in rest}, converted)
+    return unconverted + _split_bundle(weights.slung, {name: metas[name] for name in rest}, converted)
 
 
-def _split_bundle(beside: PreTrainedModel, metas: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> list[_Bundle]:
-    """One bundle for each tensor that is converted alone, if so they come out as all do together; else one for all."""
+def _split_bundle(slung: PreTrainedModel, metas: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> list[_Bundle]:
+    """Return one bundle for each tensor if converting them one by one gives the same outputs; otherwise one for all."""
     try:
-        alone = {name: _revert_conversion(beside, {name: meta}) for name, meta in metas.items()}
+        alone = {name: _revert_conversion(slung, {name: meta}) for name, meta in metas.items()}
     except SlingError:
         alone = {}
     parts = [(name, tensor) for tensors in alone.values() for name, tensor in tensors.items()]
-    if len(parts) == len(made) and all(name in made and made[name].shape == part.shape for name, part in parts):
+    if len(parts) == len(outputs) and all(
+        name in outputs and outputs[name].shape == part.shape for name, part in parts
+    ):
         return [_Bundle((name,), {k: part.nbytes for k, part in tensors.items()}) for name, tensors in alone.items()]
-    return [_Bundle(tuple(metas), {name: tensor.nbytes for name, tensor in made.items()})] if metas else []
+    return [_Bundle(tuple(metas), {name: tensor.nbytes for name, tensor in outputs.items()})] if metas else []
 
 
-def _revert_conversion(beside: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the names, and in the shapes, that the hub's checkpoints of this type have."""
+def _revert_conversion(slung: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names, and in the shapes, of the checkpoints of this type on the Hub."""
     try:
-        made: dict[str, Tensor] = revert_weight_conversion(beside, dict(tensors))
-    except Exception as error:  # each conversion has its own kinds
+        outputs: dict[str, Tensor] = revert_weight_conversion(slung, dict(tensors))
+    except Exception as error:  # each conversion has its own error types
         raise SlingError(f"the weights cannot be brought into their published form: {one_line(error)}") from error
-    return made
+    return outputs
 
 
 def _shards(bundles: Sequence[_Bundle], limit: int) -> Iterator[tuple[str, ...]]:
-    """The names of each shard.
+    """Yield the names of the tensors of each shard.
 
-    A bundle that does not fit beside what is there begins a new shard, so that memory never holds more than one; a
-    bundle that is larger than a shard is cut.
+    A bundle that does not fit into the rest of a shard begins a new one, so that memory never holds more than one
+    shard; a bundle that is larger than a shard is cut.
     """
     names: list[str] = []
     full = 0
     for bundle in bundles:
-        whole = sum(bundle.made.values())
-        for name, size in bundle.made.items():
-            fresh = name == next(iter(bundle.made)) and full + whole > limit
-            if names and (fresh or full + size > limit):
+        total = sum(bundle.outputs.values())
+        for name, size in bundle.outputs.items():
+            begins_shard = name == next(iter(bundle.outputs)) and full + total > limit
+            if names and (begins_shard or full + size > limit):
                 yield tuple(names)
                 names, full = [], 0
             names.append(name)
@@ -305,9 +355,9 @@ def _shards(bundles: Sequence[_Bundle], limit: int) -> Iterator[tuple[str, ...]]
 
 @contextmanager
 def _hidden_until_complete(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target that takes its name when all is in it; gone where anything goes wrong."""
+    """Yield a hidden folder beside the target; rename it to the target at the end, or remove it after an error."""
     parent = target.absolute().parent
-    made = [place for place in (parent, *parent.parents) if not place.exists()]
+    new_parents = [place for place in (parent, *parent.parents) if not place.exists()]
     place = parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
     try:
         place.mkdir(parents=True)
@@ -317,7 +367,7 @@ def _hidden_until_complete(target: Path) -> Iterator[Path]:
         place.rename(target)
     except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
-        for folder in made:
+        for folder in new_parents:
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         if isinstance(error, OSError):
@@ -326,45 +376,45 @@ def _hidden_until_complete(target: Path) -> Iterator[Path]:
 
 
 def _write_weights(plan: _Plan, place: Path, progress: bool) -> dict[str, Any]:
-    """Write shard by shard; the index that says where each tensor is."""
+    """Write the weights shard by shard; return the index that names the shard of each tensor."""
     tensors = _read_tensors(plan)
-    where: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for number, names in enumerate(tqdm(plan.shards, "writing", unit="shard", disable=not progress)):
         shard = f"model-{number + 1:05}-of-{len(plan.shards):05}.safetensors"
         pending: dict[str, Tensor] = {}
-        held: set[int] = set()
+        addresses: set[int] = set()
         for expected in names:
             name, tensor = next(tensors)
             if name != expected or tensor.is_meta:
                 raise SlingError(f"expected the values of {expected}; got {name} on {tensor.device}")
             tensor = tensor.cpu().contiguous()
-            if tensor.data_ptr() in held:
-                tensor = tensor.clone()  # a layer visited again: a file has no references
-            held.add(tensor.data_ptr())
-            pending[name], where[name] = tensor, shard
+            if tensor.data_ptr() in addresses:
+                tensor = tensor.clone()  # a layer visited again: safetensors does not store references
+            addresses.add(tensor.data_ptr())
+            pending[name], shard_of[name] = tensor, shard
         del tensor
         save_file(pending, place / shard, metadata={"format": "pt"})
         pending.clear()
-    return {"metadata": {"total_parameters": plan.proved.values, "total_size": plan.bytes}, "weight_map": where}
+    return {"metadata": {"total_parameters": plan.proof.values, "total_size": plan.bytes}, "weight_map": shard_of}
 
 
 def _read_tensors(plan: _Plan) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the file in the order of the plan; of a conversion's results, none is kept longer than needed."""
+    """Yield the tensors of the file in the order of the plan; release each result of a conversion once it is used."""
     for bundle in plan.bundles:
-        made = _revert_conversion(
-            plan.proved.weights.beside, {name: plan.proved.weights.load(name) for name in bundle.sources}
-        )
-        for name in bundle.made:
-            yield name, made.pop(name)
+        weights = plan.proof.weights
+        tensors = _revert_conversion(weights.slung, {name: weights.load(name) for name in bundle.sources})
+        for name in bundle.outputs:
+            yield name, tensors.pop(name)
 
 
 def _write_tokenizer(tokenizer: Any, place: Path) -> None:
+    """Write the tokenizer without the path that it was loaded from."""
     tokenizer.save_pretrained(place)
     path = place / "tokenizer_config.json"
     if path.is_file():
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(told, dict) and told.pop("name_or_path", None) is not None:
-            _write_json(path, told)
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict) and settings.pop("name_or_path", None) is not None:
+            _write_json(path, settings)
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""A recipe ready to be handed on: its file, a model card, and its picture, with a stacked checkpoint or without."""
+"""Write what others need of a recipe: its file, a model card, and its picture.
+
+`complete_recipe` and `without_paths` prepare the recipe; `write_card_files` writes the three files, beside a stacked
+checkpoint or without one; `render_card` returns the text of the card.
+"""
 
 import json
 import re
@@ -26,17 +30,27 @@ PICTURE_FILE, CARD_FILE = "recipe.png", "README.md"
 
 
 @dataclass(frozen=True)
-class Stacked:
-    """What a card says of a checkpoint: the class that reads it, how many numbers it holds, their type and size."""
+class StackedCheckpoint:
+    """The facts of a stacked checkpoint that its card holds."""
 
-    loader: str
-    numbers: int
+    loader: str  # name of the class of transformers that reads it
+    numbers: int  # count of values in its weights
     dtype: str
-    size: str
+    size: str  # of its weights on disk, in words
 
 
 def complete_recipe(model: PreTrainedModel, recipe: Recipe) -> Recipe:
-    """The recipe with its base and its makers filled in, and without the paths that things have on this machine."""
+    """Return the recipe with its base and versions filled in, and without the paths of this machine.
+
+    Scores and search are removed if the recipe was made on other weights, or does not say on which.
+
+    Args:
+        model: The base of the recipe, slung or not.
+        recipe: The recipe.
+
+    Returns:
+        A new recipe; a public name of the same weights in the recipe is kept if the model has none.
+    """
     base = describe_base(model)
     name = public_name(base)
     if name is None and recipe.base is not None and recipe.base.fingerprint == base.fingerprint:
@@ -44,59 +58,90 @@ def complete_recipe(model: PreTrainedModel, recipe: Recipe) -> Recipe:
     if name is not None and name != base.model and recipe.base is not None:
         base = base.model_copy(update={"revision": recipe.base.revision})
     if recipe.base is None or recipe.base.fingerprint != base.fingerprint:
-        recipe = replace(recipe, scores=(), search=None)  # of other weights, or nobody can tell of which
+        recipe = replace(recipe, scores=(), search=None)  # they belong to other weights, or to unknown ones
     return without_paths(replace(recipe, base=base.model_copy(update={"model": name})))
 
 
 def without_paths(recipe: Recipe) -> Recipe:
-    """The recipe as others may have it: a base or data that lie on this machine go without their folders."""
+    """Return the recipe without the paths of this machine, ready to be given to others.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        A new recipe: a local base has no name, local data only the name of their file. The versions of David, torch and
+        transformers are filled in if they are missing.
+    """
     base = recipe.base and recipe.base.model_copy(update={"model": public_name(recipe.base)})
     scores = [_without_path(score) for score in recipe.scores]
-    made = Versions(
+    versions = Versions(
         david=__version__,
         torch=str(torch.__version__),
         transformers=transformers.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return replace(recipe, base=base, scores=tuple(scores), made_with=recipe.made_with or made)
+    return replace(recipe, base=base, scores=tuple(scores), made_with=recipe.made_with or versions)
 
 
 def _without_path(score: Measurement) -> Measurement:
+    """Return the score with the Hub id of its data, or else their file name."""
     source = score.data.source
-    kept = source if is_hub_id(source) else re.split(r"[/\\]", source)[-1]
-    return score.model_copy(update={"data": score.data.model_copy(update={"source": kept})})
+    public_source = source if is_hub_id(source) else re.split(r"[/\\]", source)[-1]
+    return score.model_copy(update={"data": score.data.model_copy(update={"source": public_source})})
 
 
 def loader_class(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> str:
-    """The class of transformers that reads a checkpoint of a model of this kind."""
+    """Return the name of the class of transformers that reads a checkpoint of a model.
+
+    Args:
+        config: The configuration of the checkpoint.
+        kind: The class of the model.
+
+    Returns:
+        "AutoModelForCausalLM" if it would choose this class, or else the name of the class.
+    """
     kinds = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     return "AutoModelForCausalLM" if kinds and kinds[0] is kind else kind.__name__
 
 
-def write_card_files(recipe: Recipe, place: Path, stacked: Stacked | None = None) -> None:
-    """Put a recipe's file, card and picture into a folder."""
+def write_card_files(recipe: Recipe, place: Path, stacked: StackedCheckpoint | None = None) -> None:
+    """Write the file, card and picture of a recipe into a folder.
+
+    Args:
+        recipe: The recipe, with its base, as `complete_recipe` or `without_paths` returns it.
+        place: An existing folder.
+        stacked: The checkpoint in this folder; None for a folder without weights.
+    """
     recipe.save(place / RECIPE_FILE)
     (place / CARD_FILE).write_text(render_card(recipe, stacked), encoding="utf-8")
     figure = Figure(figsize=(9, 5), layout="constrained")
     board = pd.DataFrame({"recipe": ["base", str(recipe)]})
     ax = plots.paths(tables.paths(board, recipe.n_layers), figure.add_subplot())
     ax.set_title("The recipe's path over the base's layers")
-    figure.savefig(place / PICTURE_FILE, dpi=120, format="png")  # which every page of the Hub shows, light or dark
+    figure.savefig(place / PICTURE_FILE, dpi=120, format="png")  # PNG: every page of the Hub shows it, light or dark
 
 
-def render_card(recipe: Recipe, stacked: Stacked | None = None) -> str:
-    """The model card: what this is, how to use it, what it scored, how it was made.
+def render_card(recipe: Recipe, stacked: StackedCheckpoint | None = None) -> str:
+    """Return the model card: what this is, how to use it, its scores, how it was made.
 
-    Of what a recipe says, it holds names of the Hub, numbers, and words of letters, digits and a few signs as code.
+    Of a recipe's content, the card holds only Hub ids, numbers, and words of letters, digits and a few signs as code,
+    so that a stranger's recipe cannot place Markdown or HTML in it.
+
+    Args:
+        recipe: The recipe, with its base.
+        stacked: The checkpoint that the card describes; None for a recipe without weights.
+
+    Returns:
+        Markdown with metadata (YAML) at its beginning.
     """
     base: Any = recipe.base
-    named = base.model or f"a {_as_code(base.architecture or 'model')} of {base.num_layers} layers"
-    named = "SmolLM2-135M-Instruct (David's `demo`)" if base.model == DEMO else named
+    base_name = base.model or f"a {_as_code(base.architecture or 'model')} of {base.num_layers} layers"
+    base_name = "SmolLM2-135M-Instruct (David's `demo`)" if base.model == DEMO else base_name
     parts = [
         _front_matter(recipe, stacked),
-        f"# {named}, its layers in another order",
-        _introduction(recipe, named, stacked),
+        f"# {base_name}, its layers in another order",
+        _introduction(recipe, base_name, stacked),
         f"![The recipe's path over the base's layers]({PICTURE_FILE})",
         f"```\n{recipe}\n\n{recipe.picture}\n```",
         f"The map: `{list(recipe.repeat_map)}`",
@@ -110,32 +155,34 @@ def render_card(recipe: Recipe, stacked: Stacked | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(recipe: Recipe, stacked: Stacked | None) -> str:
-    """The card's metadata. Of the Hub's relations, what needs its base's weights to run is an `adapter`."""
+def _front_matter(recipe: Recipe, stacked: StackedCheckpoint | None) -> str:
+    """Return the metadata of the card. A recipe needs the base's weights to run: the Hub calls this an `adapter`."""
     base: Any = recipe.base
-    hub = base.model if base.model != DEMO else None
+    hub_id = base.model if base.model != DEMO else None
     lines = ["---"]
-    if hub:
-        lines += [f"base_model: {json.dumps(hub)}", f"base_model_relation: {'merge' if stacked else 'adapter'}"]
+    if hub_id:
+        lines += [f"base_model: {json.dumps(hub_id)}", f"base_model_relation: {'merge' if stacked else 'adapter'}"]
     lines += ["license: apache-2.0"] if base.model == DEMO else []
     lines += [f"library_name: {'transformers' if stacked else 'david'}"]
     lines += ["pipeline_tag: text-generation"] if not stacked or stacked.loader == "AutoModelForCausalLM" else []
     return "\n".join([*lines, "tags:", "- david", "- frankenmerge", "- layer-repetition", "---"])
 
 
-def _introduction(recipe: Recipe, named: str, stacked: Stacked | None) -> str:
+def _introduction(recipe: Recipe, base_name: str, stacked: StackedCheckpoint | None) -> str:
+    """Return the paragraph that says what the folder holds."""
     if stacked:
         return (
-            f"This checkpoint has {len(recipe)} layers, made of the {recipe.n_layers} of {named} without any training: "
-            "the layers below, one after the other, each with its own copy of the base's weights."
+            f"This checkpoint has {len(recipe)} layers, made of the {recipe.n_layers} of {base_name} without any "
+            "training: the layers below, one after the other, each with its own copy of the base's weights."
         )
     return (
-        f"This is a recipe, without any weights: {len(recipe)} visits of the {recipe.n_layers} layers of {named}, in "
-        "the order below. David runs them on the base's own weights, of which it copies no byte."
+        f"This is a recipe, without any weights: {len(recipe)} visits of the {recipe.n_layers} layers of {base_name}, "
+        "in the order below. David runs them on the base's own weights, of which it copies no byte."
     )
 
 
-def _stacked_usage(stacked: Stacked) -> tuple[str, str]:
+def _stacked_usage(stacked: StackedCheckpoint) -> tuple[str, str]:
+    """Return the heading and the code that load a stacked checkpoint with transformers."""
     return (
         "## Use",
         f"```python\nfrom transformers import {stacked.loader}\n\n"
@@ -143,22 +190,22 @@ def _stacked_usage(stacked: Stacked) -> tuple[str, str]:
     )
 
 
-def _usage(recipe: Recipe, stacked: Stacked | None) -> str:
-    """Two lines of Python and a command."""
-    named = recipe.base is not None and recipe.base.model is not None
-    given = "" if named else ', base="the folder of the base, or its name on the Hub"'
-    command = f"david chat {RECIPE_FILE}" if named else f"david chat BASE --recipe {RECIPE_FILE}"
-    also = "" if stacked else f"\n\nThis repository's name on the Hub serves in the place of `{RECIPE_FILE}` too."
+def _usage(recipe: Recipe, stacked: StackedCheckpoint | None) -> str:
+    """Return two lines of Python and a command that run the recipe with David."""
+    has_base_name = recipe.base is not None and recipe.base.model is not None
+    base_argument = "" if has_base_name else ', base="the folder of the base, or its name on the Hub"'
+    command = f"david chat {RECIPE_FILE}" if has_base_name else f"david chat BASE --recipe {RECIPE_FILE}"
+    hub_hint = "" if stacked else f"\n\nThis repository's name on the Hub serves in the place of `{RECIPE_FILE}` too."
     return (
         f"On the base's own weights, with David and the `{RECIPE_FILE}` of this folder:\n\n"
         "```python\nfrom david import load_model\n\n"
-        f'model, tokenizer = load_model("{RECIPE_FILE}"{given})\n```\n\n'
-        f"or, to talk to it,\n\n```\n{command}\n```{also}"
+        f'model, tokenizer = load_model("{RECIPE_FILE}"{base_argument})\n```\n\n'
+        f"or, to talk to it,\n\n```\n{command}\n```{hub_hint}"
     )
 
 
 def _scores(recipe: Recipe) -> list[str]:
-    """What the recipe's file says of its scores, as a table; nothing where it says nothing."""
+    """Return a heading, a table of the recipe's scores, and its legend; nothing without scores."""
     if not recipe.scores:
         return []
     rows = [
@@ -166,16 +213,17 @@ def _scores(recipe: Recipe) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *(_score_row(score) for score in recipe.scores),
     ]
-    told = (
+    legend = (
         "Δ is the recipe's NLL less the base's, for each token (of multiple choice, each question): below 0 the "
         "recipe is better. The interval is paired; held-out windows were not seen by the search. Perplexity is a cheap "
         "gate, not intelligence."
     )
-    return ["## Scores", "\n".join(rows), told]
+    return ["## Scores", "\n".join(rows), legend]
 
 
 def _score_row(score: Measurement) -> str:
-    on = _as_code(score.data.source) + (f" {_as_code(score.data.slice)}" if score.data.slice else "")
+    """Return a row of the table of scores."""
+    data = _as_code(score.data.source) + (f" {_as_code(score.data.slice)}" if score.data.slice else "")
     interval = "" if score.interval95 is None else "{:+.4f} … {:+.4f}".format(*score.interval95)
     base, value = f"{score.base:.4f}", f"{score.value:.4f}"
     if score.accuracy is not None and score.base_accuracy is not None:
@@ -183,7 +231,7 @@ def _score_row(score: Measurement) -> str:
     windows = "held out" if score.held_out else "of the search"
     cells = (
         _as_code(score.metric),
-        on,
+        data,
         windows,
         f"{score.tokens:,}",
         base,
@@ -195,28 +243,30 @@ def _score_row(score: Measurement) -> str:
 
 
 def _as_code(text: str) -> str:
-    """A word or two of a stranger's as code, in which nothing of Markdown or HTML can be written."""
+    """Return a stranger's words as code, without characters that Markdown or HTML would interpret."""
     shown = re.sub(r"[^\w ./:%,+=-]", "·", text[:80]).strip()
     return f"`{shown or '·'}`"
 
 
-def _provenance(recipe: Recipe, stacked: Stacked | None) -> str:
+def _provenance(recipe: Recipe, stacked: StackedCheckpoint | None) -> str:
+    """Return the sentences on the search, the command and versions, and the base."""
     base: Any = recipe.base
-    said = []
+    sentences = []
     if recipe.search is not None:
-        found = recipe.search
-        asked = found.sampler if found.strategy is None else found.strategy.partition("(")[0]
-        said.append(
-            f"Trial {found.trial} of a search of {found.trials} recipes ({_as_code(found.space)}, {_as_code(asked)})."
+        search = recipe.search
+        proposer = search.sampler if search.strategy is None else search.strategy.partition("(")[0]
+        sentences.append(
+            f"Trial {search.trial} of a search of {search.trials} recipes "
+            f"({_as_code(search.space)}, {_as_code(proposer)})."
         )
     if stacked:
-        said.append(
+        sentences.append(
             f"`david export`, with david {__version__}, torch {torch.__version__}, "
             f"transformers {transformers.__version__}. {stacked.numbers:,} values in {stacked.dtype}, {stacked.size}."
         )
     else:
-        said.append(f"`david export --no-weights`, with david {__version__}.")
+        sentences.append(f"`david export --no-weights`, with david {__version__}.")
     fingerprint = f", fingerprint {_as_code(base.fingerprint)}" if base.fingerprint else ""
     revision = f", revision `{base.revision}`" if base.revision and base.model and base.model != DEMO else ""
-    said.append(f"Base: {_as_code(base.architecture or 'unknown')}{fingerprint}{revision}.")
-    return " ".join(said)
+    sentences.append(f"Base: {_as_code(base.architecture or 'unknown')}{fingerprint}{revision}.")
+    return " ".join(sentences)

@@ -44,7 +44,7 @@ _PACKED_WIDTHS = ("embedding_dim", "out_features")
 class Weights:
     """The tensors of a view by their names in it; those that it packs for each layer, in the map's order."""
 
-    beside: PreTrainedModel
+    slung: PreTrainedModel
     state: Mapping[str, Tensor]
     packed: Mapping[str, int]  # name → the dimension in which the parts of the layers stand
     n_layers: int
@@ -66,7 +66,7 @@ class Weights:
         tensor = self.state[name]
         if tensor.is_meta:
             try:
-                tensor = load_offloaded_parameter(self.beside, name)
+                tensor = load_offloaded_parameter(self.slung, name)
             except ValueError as error:
                 raise SlingError(f"{name} has no values: {one_line(error)}") from None
         if name not in self.packed:
@@ -78,33 +78,33 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class RoundTripProof:
     """What was proved: `config` is the JSON of a configuration from which transformers builds what the view runs."""
 
     config: dict[str, Any]
-    read: PreTrainedConfig
+    loaded_config: PreTrainedConfig
     weights: Weights
     prefix: str  # of the layers in the weights' names
     names: tuple[str, ...]  # of the weights that it reads from a checkpoint
     values: int  # how many numbers those are
 
 
-def check_round_trip(beside: PreTrainedModel, recipe: Recipe, n_layers: int) -> Rebuilt:
+def check_round_trip(slung: PreTrainedModel, recipe: Recipe, n_layers: int) -> RoundTripProof:
     """The proof, on a view of a base of `n_layers`; `SlingError` that names the first difference."""
-    stack = locate.find(beside)
-    prefix = next(name for name, module in beside.named_modules() if module is stack.layers)
+    stack = locate.find(slung)
+    prefix = next(name for name, module in slung.named_modules() if module is stack.layers)
     _follow_sharing(stack)
-    config = _configuration(beside)
-    read = _read_back(config, beside)
-    built = _build_model(read, beside)
-    weights = _weights(beside, stack, n_layers, recipe)
+    config = _configuration(slung)
+    read = _read_back(config, slung)
+    built = _build_model(read, slung)
+    weights = _weights(slung, stack, n_layers, recipe)
     _compare_modules(weights, built, prefix)
     _check_padding(weights, built)
     _compare_configurations(stack, locate.find(built))
-    unread = _check_ties(weights, built) | set(beside._keys_to_ignore_on_save or ())
+    unread = _check_ties(weights, built) | set(slung._keys_to_ignore_on_save or ())
     names = tuple(name for name in weights.state if name not in unread)
     values = sum(tensor.numel() for name, tensor in built.state_dict().items() if name not in unread)
-    return Rebuilt(config, read, weights, prefix, names, values)
+    return RoundTripProof(config, read, weights, prefix, names, values)
 
 
 def _follow_sharing(stack: Stack) -> None:
@@ -116,10 +116,10 @@ def _follow_sharing(stack: Stack) -> None:
             config.num_kv_shared_layers = last
 
 
-def _configuration(beside: PreTrainedModel) -> dict[str, Any]:
+def _configuration(slung: PreTrainedModel) -> dict[str, Any]:
     """The view's configuration as the JSON of a checkpoint, with nothing of this machine in it."""
-    config: dict[str, Any] = json.loads(beside.config.to_json_string())
-    dtype = str(beside.dtype).removeprefix("torch.")
+    config: dict[str, Any] = json.loads(slung.config.to_json_string())
+    dtype = str(slung.dtype).removeprefix("torch.")
 
     def clean(part: dict[str, Any]) -> None:
         part.pop("_name_or_path", None)
@@ -130,10 +130,10 @@ def _configuration(beside: PreTrainedModel) -> dict[str, Any]:
                 clean(inner)
 
     clean(config)
-    return config | {"architectures": [type(beside).__name__], "dtype": dtype}
+    return config | {"architectures": [type(slung).__name__], "dtype": dtype}
 
 
-def _read_back(config: dict[str, Any], beside: PreTrainedModel) -> PreTrainedConfig:
+def _read_back(config: dict[str, Any], slung: PreTrainedModel) -> PreTrainedConfig:
     """The configuration as transformers reads it from its file."""
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -141,29 +141,29 @@ def _read_back(config: dict[str, Any], beside: PreTrainedModel) -> PreTrainedCon
             read = AutoConfig.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # each configuration checks itself in its own way
             raise SlingError(
-                f"a {type(beside.config).__name__} cannot say what this recipe needs: {one_line(error)}. {HINT}"
+                f"a {type(slung.config).__name__} cannot say what this recipe needs: {one_line(error)}. {HINT}"
             ) from None
-    if not isinstance(beside.config, type(read)):
+    if not isinstance(slung.config, type(read)):
         raise SlingError(
-            f"its {type(beside.config).__name__} would be read back as a {type(read).__name__}, another type. {HINT}"
+            f"its {type(slung.config).__name__} would be read back as a {type(read).__name__}, another type. {HINT}"
         )
     return read
 
 
-def _build_model(config: PreTrainedConfig, beside: PreTrainedModel) -> PreTrainedModel:
+def _build_model(config: PreTrainedConfig, slung: PreTrainedModel) -> PreTrainedModel:
     """What transformers builds from the configuration: real buffers, no values of parameters."""
-    kind = type(beside)
+    kind = type(slung)
     try:
         with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-            return kind._from_config(config, dtype=beside.dtype)
+            return kind._from_config(config, dtype=slung.dtype)
     except Exception as error:  # the code of any model
         raise SlingError(
             f"{kind.__name__} cannot be built with this recipe's configuration: {one_line(error)}. {HINT}"
         ) from None
 
 
-def _weights(beside: PreTrainedModel, stack: Stack, n_layers: int, recipe: Recipe) -> Weights:
-    owner = next(name for name, module in beside.named_modules() if module is stack.owner)
+def _weights(slung: PreTrainedModel, stack: Stack, n_layers: int, recipe: Recipe) -> Weights:
+    owner = next(name for name, module in slung.named_modules() if module is stack.owner)
     packed: dict[str, int] = {}
     for name in architectures.PACKED:
         module = stack.owner._modules.get(name)
@@ -174,14 +174,14 @@ def _weights(beside: PreTrainedModel, stack: Stack, n_layers: int, recipe: Recip
         path = f"{owner}.{name}" if owner else name
         own = {name: weight for name, weight in module._parameters.items() if weight is not None}
         packed |= {f"{path}.{name}": dimension if weight.dim() > 1 else 0 for name, weight in own.items()}
-    return Weights(beside, beside.state_dict(), packed, n_layers, recipe.repeat_map)
+    return Weights(slung, slung.state_dict(), packed, n_layers, recipe.repeat_map)
 
 
 def _compare_modules(weights: Weights, built: PreTrainedModel, prefix: str) -> None:
     """`SlingError` unless what the configuration builds is, module by module, what the recipe runs."""
-    stack = locate.find(weights.beside)
+    stack = locate.find(weights.slung)
     settings = _settings(stack.configs[0])
-    mine = dict(weights.beside.named_modules(remove_duplicate=False))
+    mine = dict(weights.slung.named_modules(remove_duplicate=False))
     its = dict(built.named_modules(remove_duplicate=False))
     for path in (*mine, *(path for path in its if path not in mine)):
         ours, theirs = _facts(weights, path, mine.get(path)), _facts(None, path, its.get(path))
@@ -193,7 +193,7 @@ def _compare_modules(weights: Weights, built: PreTrainedModel, prefix: str) -> N
             if name == _STORES and ours.get(name) and theirs.get(name) is False:
                 continue  # the last that stores is read, and all that share come after it
             if ours.get(name, _ABSENT) != theirs.get(name, _ABSENT):
-                raise SlingError(_difference(path, name, ours, theirs, prefix, type(weights.beside.config)))
+                raise SlingError(_difference(path, name, ours, theirs, prefix, type(weights.slung.config)))
         _compare_buffers(weights, path, mine[path], its[path])
     _compare_dtypes(weights, built)
 
@@ -280,7 +280,7 @@ def _compare_buffers(weights: Weights, path: str, mine: nn.Module, its: nn.Modul
             continue
         full = f"{path}.{name}" if path else name
         if ours.is_meta:
-            ours = load_offloaded_parameter(weights.beside, full)
+            ours = load_offloaded_parameter(weights.slung, full)
         if ours.dtype != theirs.dtype or not torch.equal(ours.to(theirs.device), theirs):
             raise SlingError(
                 f"{full} would be built with other values than it has here ({ours.dtype}; built: {theirs.dtype}): "
@@ -306,7 +306,7 @@ def _check_padding(weights: Weights, built: PreTrainedModel) -> None:
     """Some types clear the padding token's embedding when they are read (Youtu): it must be zero then."""
     if not any(_clears_padding(part) for part in built.modules() if isinstance(part, PreTrainedModel)):
         return
-    for path, module in weights.beside.named_modules():
+    for path, module in weights.slung.named_modules():
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             row = weights.load(f"{path}.weight")[module.padding_idx]
             if row.any():
@@ -364,7 +364,7 @@ def _check_ties(weights: Weights, built: PreTrainedModel) -> set[str]:
     """The names that the built model ties to another and so does not read; `SlingError` where the view has two."""
     ties: dict[str, str] = built.all_tied_weights_keys
     for name, source in ties.items():
-        one, other = (weights.beside.get_parameter_or_buffer(key) for key in (name, source))
+        one, other = (weights.slung.get_parameter_or_buffer(key) for key in (name, source))
         if one is not other and not torch.equal(weights.load(name), weights.load(source)):
             raise SlingError(
                 f"{name} and {source} would be read back as one tensor, and are two here: load the base with "

@@ -21,7 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from david import David, Recipe, load_model
 from david.checkpoint.export import write_hub_folder
-from david.checkpoint.model_card import PICTURE_FILE, Stacked, complete_recipe, render_card, without_paths
+from david.checkpoint.model_card import PICTURE_FILE, StackedCheckpoint, complete_recipe, render_card, without_paths
 from david.errors import ModelError, RecipeError, SearchError
 from david.models import load
 from david.models.describe import fingerprint
@@ -411,7 +411,7 @@ def test_the_base_in_hand_fills_in_what_the_recipe_does_not_say(tiny: Any, tmp_p
 
 def test_one_text_with_and_without_a_checkpoint(full: Recipe) -> None:
     alone = render_card(without_paths(full))
-    with_weights = render_card(without_paths(full), Stacked("AutoModelForCausalLM", 5, "float32", "20 bytes"))
+    with_weights = render_card(without_paths(full), StackedCheckpoint("AutoModelForCausalLM", 5, "float32", "20 bytes"))
     assert ModelCard(with_weights).data.base_model_relation == "merge"
     assert ModelCard(with_weights).data.library_name == "transformers"
     assert "5 values in float32, 20 bytes" in with_weights
