@@ -76,7 +76,7 @@ def export(
             configuration cannot express.
         SearchError: The folder is not empty or cannot be written, or its disk has too little room.
         ModelError: The files of the model have changed since it was loaded.
-        DavidError: The tokenizer is none, or the shard size cannot be read.
+        DavidError: `tokenizer` is not a tokenizer, or the shard size cannot be parsed.
 
     Example:
         >>> folder = export(model, "0:12, 8:30", "stacked", tokenizer=tokenizer)

@@ -39,6 +39,8 @@ _ORIGIN_SETTINGS = frozenset(
 )
 _STORES = "store_full_length_kv"  # an attribute of attentions whose keys and values later layers share
 _PACKED_WIDTHS = ("embedding_dim", "out_features")
+_ABSENT = "nothing of this name"  # stands in messages for a missing fact
+_CLASS = "the module"  # the fact that holds the class of a module
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,6 @@ def _compare_modules(weights: Weights, built: PreTrainedModel, prefix: str) -> N
                 raise SlingError(_difference(path, name, actual, rebuilt, prefix, type(weights.slung.config)))
         _compare_buffers(weights, path, view_modules[path], built_modules[path])
     _compare_dtypes(weights, built)
-
-
-_ABSENT = "nothing of this name"
-_CLASS = "the module"
 
 
 def _difference(
