@@ -194,19 +194,35 @@ def slider(
     tokens: int = 16,
     wait: float = 0.2,
 ) -> Slider:
-    """A panel of sliders for a notebook, as the last line of a cell: it re-slings the model as they are moved.
+    """Return a panel of sliders for a notebook: it runs a recipe on the model as the sliders move.
 
-    The block `(i, j)` of layers i … j − 1 runs `times` times in all (0 leaves it out, 1 or an empty block is the base),
-    again at `strength`. The panel shows the recipe, its perplexity on the corpus beside the base's, and `tokens` tokens
-    of what both write behind `prompt`. It works once the sliders have stood still for `wait` seconds; of a recipe that
-    they have left, what is not yet begun is dropped. Take few windows: each move scores all of them.
+    Put it in the last line of a cell. Layers i … j − 1 of the block `(i, j)` run `times` times in all (0 leaves them
+    out; 1, or an empty block, is the base), each time after the first at `strength`. The panel shows the recipe, its
+    perplexity on the corpus beside the base's, and what both write after `prompt`. If the sliders move on, work on
+    the recipe before that has not begun is dropped.
 
-    The model is slung for the length of a score or a sample, and is what it was at all other times, also for other
-    cells, also after `close()`. To keep what the sliders say: `David.sling(model, panel.recipe)`.
+    The model runs the recipe only while a score or a sample is made. At all other times, also for other cells, and
+    after `close()`, it is what it was. To keep the recipe: `David.sling(model, panel.recipe)`. An error (a block that
+    the model cannot repeat, an empty prompt) is shown in the panel and stands in `panel.error`.
 
-    An error on the way (a block that the model cannot repeat, an empty prompt) stands in the panel and in `error`.
-    Raises `DavidError` where ipywidgets is missing, `RecipeError` for sliders that cannot stand where they are put, and
-    what `perplexity` raises for the base.
+    Args:
+        model: A transformers causal language model.
+        tokenizer: Its tokenizer.
+        corpus: The windows to score. Take few: each move scores all of them.
+        block: Where the sliders of the block begin; a block in the middle if left out.
+        times: How often the block runs at the beginning.
+        strength: Its strength at the beginning.
+        prompt: The text that base and recipe continue.
+        tokens: How many tokens they write.
+        wait: Seconds for which the sliders must stand still before work begins.
+
+    Returns:
+        The panel. Its state is in `recipe`, `score`, `sample` and `error`.
+
+    Raises:
+        DavidError: ipywidgets is not installed.
+        RecipeError: The sliders cannot begin at these values.
+        ScoreError: The base cannot be scored on the corpus.
 
     Example:
         >>> panel = slider(model, tokenizer, windows, block=(8, 12), strength=0.3)
@@ -261,8 +277,8 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if value < 1e5 else f"{value:.3g}"
 
 
-def _note(said: str) -> str:
-    return f'<div class="david-state" style="opacity: 0.7">{escape(said)}</div>'
+def _note(text: str) -> str:
+    return f'<div class="david-state" style="opacity: 0.7">{escape(text)}</div>'
 
 
 def _alarm(error: Exception) -> str:
@@ -273,12 +289,12 @@ def _alarm(error: Exception) -> str:
     )
 
 
-def _texts(said: dict[str, str]) -> str:
+def _texts(texts: dict[str, str]) -> str:
     """What models write, as text: theirs is never read as HTML."""
     rows = "".join(
         f'<tr><td style="padding-right: 1em; opacity: 0.7; vertical-align: top">{escape(name)}</td>'
         f'<td style="white-space: pre-wrap; overflow-wrap: anywhere">{escape(_seen(text))}</td></tr>'
-        for name, text in said.items()
+        for name, text in texts.items()
     )
     return f'<table class="mathjax_ignore" style="line-height: 1.4">{rows}</table>'
 

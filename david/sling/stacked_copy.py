@@ -50,15 +50,15 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     visits = [_visit(base[layer], layer, place, dict(configs)) for place, layer in enumerate(recipe.repeat_map)]
     copied = copy.deepcopy(model, configs | {id(base): nn.ModuleList(visits)})
     kind = model.config.get_text_config(decoder=True).model_type
-    told = set()
+    seen = set()
     for module in copied.modules():
         module.__dict__.pop("_compiled_call", None)  # compiled of the base, which it would still run
         config = module.__dict__.get("config")
-        if getattr(config, "model_type", None) == kind and id(config) not in told:
-            told.add(id(config))
+        if getattr(config, "model_type", None) == kind and id(config) not in seen:
+            seen.add(id(config))
             _follow(config, len(base), recipe.repeat_map)
     text = copied.config.get_text_config(decoder=True)
-    if id(text) not in told:
+    if id(text) not in seen:
         _follow(text, len(base), recipe.repeat_map)
     _follow_beside(copied.get_submodule(prefix.rpartition(".")[0]), len(base), recipe.repeat_map)
     for visit, scale in zip(visits, recipe.scales, strict=True):
@@ -71,14 +71,14 @@ def _layer_prefix(model: PreTrainedModel) -> str:
     """Return the part of the weights' names before the layer numbers, such as `model.layers`."""
     other = r"altup|audio|depth_decoder|embed_tokens|image|lm_heads|mtp|rotary|vision|visual|vq"
     keys = [match[1] for key in model.state_dict() if (match := re.match(r"(.*?)\.\d+\.", key))]
-    found = {prefix for prefix in keys if not re.search(other, prefix)}
-    if len(found) > 1:  # a composite model: those of the part that writes
+    prefixes = {prefix for prefix in keys if not re.search(other, prefix)}
+    if len(prefixes) > 1:  # a composite model: those of the part that writes
         decoder = model.get_decoder()
         path = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
-        found = {prefix for prefix in found if prefix.startswith(path)}
-    if len(found) != 1:
-        raise SlingError(f"expected one list of layers among the weights' names; found {sorted(found) or 'none'}")
-    return found.pop()
+        prefixes = {prefix for prefix in prefixes if prefix.startswith(path)}
+    if len(prefixes) != 1:
+        raise SlingError(f"expected one list of layers among the weights' names; found {sorted(prefixes) or 'none'}")
+    return prefixes.pop()
 
 
 def _visit(layer: nn.Module, number: int, place: int, configs: dict[int, Any]) -> Any:
@@ -119,8 +119,10 @@ def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
     for name, value in numbers.items():
         setattr(config, name, [place for place, layer in enumerate(repeat_map) if layer in value])
     if special is not None:
-        told = special.per_layer_overrides
-        config.per_layer_config = {k: dict(told[layer]) for k, layer in enumerate(repeat_map) if layer in told}
+        overrides = special.per_layer_overrides
+        config.per_layer_config = {
+            k: dict(overrides[layer]) for k, layer in enumerate(repeat_map) if layer in overrides
+        }
     as_mapped = {
         name: [value[layer] for layer in repeat_map]
         for name, value in computed.items()

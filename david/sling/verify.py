@@ -68,13 +68,13 @@ class Certificate:
         return {"passed": self.passed} | asdict(self)
 
     def __str__(self) -> str:
-        made = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         wide = max(len(finding.recipe) for finding in self.findings)
         claims = max(len(finding.claim) for finding in self.findings)
         lines = [
             f"{'PASSED' if self.passed else 'FAILED'}: slinging {self.architecture} ({self.model_type}), "
             f"{self.num_layers} layers, {self.dtype} on {self.device}, on text",
-            f"with {made}",
+            f"with {versions}",
             "",
             *(f"{f.recipe:<{wide}}  {f.claim:<{claims}}  {_word(f)}" for f in self.findings),
             "",
@@ -172,7 +172,7 @@ def whole(model: Any, tokens: Tensor, **options: Any) -> Tensor:
 
 def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, **options: Any) -> Tensor:
     """Return the logits before each token from `start` on, `[B, T − start, V]`, read one by one with a cache."""
-    kept, model.generation_config = model.generation_config, GenerationConfig()  # whatever its user has set
+    own_config, model.generation_config = model.generation_config, GenerationConfig()  # whatever its user has set
     try:
         out = model.generate(
             input_ids=tokens[:, :start],
@@ -188,7 +188,7 @@ def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, 
             **options,
         )
     finally:
-        model.generation_config = kept
+        model.generation_config = own_config
     return torch.stack(out.logits, 1)
 
 
@@ -199,8 +199,8 @@ class _Told(LogitsProcessor):  # type: ignore[misc]
         self.text = text  # [B, T]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        told = torch.full_like(scores, -torch.inf)
-        return told.scatter(1, self.text[:, input_ids.shape[1], None], 0.0)
+        scores_of_text = torch.full_like(scores, -torch.inf)
+        return scores_of_text.scatter(1, self.text[:, input_ids.shape[1], None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,8 @@ class _Base:
 
 def _findings(model: PreTrainedModel, stressing: Mapping[str, Recipe]) -> list[Finding]:
     before = _state(model)
-    base, told = _base(model)
-    found = [told]
+    base, finding_of_base = _base(model)
+    findings = [finding_of_base]
 
     def is_base(recipe: str) -> list[Finding]:
         return [
@@ -226,12 +226,12 @@ def _findings(model: PreTrainedModel, stressing: Mapping[str, Recipe]) -> list[F
         ]
 
     with slung(model, Recipe.identity(base_depth(model))):
-        found += is_base("the identity")
+        findings += is_base("the identity")
     for name, recipe in stressing.items():
-        found += _on_map(model, name, recipe, base)
-    found += is_base("after reset")
-    found.append(Finding("after reset", "the modules and the configuration are the base's", _state(model) == before))
-    return found
+        findings += _on_map(model, name, recipe, base)
+    findings += is_base("after reset")
+    findings.append(Finding("after reset", "the modules and the configuration are the base's", _state(model) == before))
+    return findings
 
 
 def _base(model: PreTrainedModel) -> tuple[_Base, Finding]:
@@ -251,8 +251,8 @@ def _base(model: PreTrainedModel) -> tuple[_Base, Finding]:
         return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, told=cached)
     own = difference(cached, uncached[:, PREFIX - 1 : -1])
     if own > _TIDY:
-        told = f"not of the base itself ({own:.1e}): not asked of its slings"
-        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, own, told)
+        reason = f"not of the base itself ({own:.1e}): not asked of its slings"
+        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, own, reason)
     return _Base(tokens, uncached, cached, allowed, own), Finding("the base", claim, True, own)
 
 
@@ -263,28 +263,28 @@ def _on_map(model: PreTrainedModel, name: str, recipe: Recipe, base: _Base) -> l
             uncached, cached = _uncached(model, tokens), _cached(model, tokens)
     except SlingError as error:
         return [Finding(name, "refused", None, told=str(error))]
-    found, of_the_stack = [], 0.0
+    findings, of_the_stack = [], 0.0
     if _room_for(model, recipe):
         copied = stacked(model, recipe)
-        its_uncached, its_cached = _uncached(copied, tokens), _cached(copied, tokens)
+        stacked_uncached, stacked_cached = _uncached(copied, tokens), _cached(copied, tokens)
         del copied
-        found.append(_same(name, "uncached = stacked", uncached, its_uncached, base.allowed))
-        found.append(_same(name, "cached = stacked", cached, its_cached, base.allowed))
-        if isinstance(its_uncached, Tensor) and isinstance(its_cached, Tensor):
-            of_the_stack = difference(its_cached, its_uncached[:, PREFIX - 1 : -1])
+        findings.append(_same(name, "uncached = stacked", uncached, stacked_uncached, base.allowed))
+        findings.append(_same(name, "cached = stacked", cached, stacked_cached, base.allowed))
+        if isinstance(stacked_uncached, Tensor) and isinstance(stacked_cached, Tensor):
+            of_the_stack = difference(stacked_cached, stacked_uncached[:, PREFIX - 1 : -1])
     elif locate.is_coupled(model):
-        told = "no room for a copy, and its layers hand on more than a hidden state"
-        found.append(Finding(name, "uncached = stacked", None, told=told))
+        reason = "no room for a copy, and its layers hand on more than a hidden state"
+        findings.append(Finding(name, "uncached = stacked", None, told=reason))
     else:
         called = layer_by_layer(model, recipe, tokens)
-        found.append(_same(name, "uncached = layer by layer", uncached, called, base.allowed))
+        findings.append(_same(name, "uncached = layer by layer", uncached, called, base.allowed))
     if base.rounding is not None and isinstance(cached, Tensor) and isinstance(uncached, Tensor):
         allowed = max(base.allowed, 10 * base.rounding, 2 * of_the_stack)  # a deeper stack rounds more
-        found.append(_same(name, "cached = uncached", cached, uncached[:, PREFIX - 1 : -1], allowed))
+        findings.append(_same(name, "cached = uncached", cached, uncached[:, PREFIX - 1 : -1], allowed))
     beside = view(model, recipe)
-    found.append(_same(name, "a view = the sling", _uncached(beside, tokens), uncached))
-    found.append(_same(name, "the base beside the view", _uncached(model, tokens), base.uncached))
-    return found
+    findings.append(_same(name, "a view = the sling", _uncached(beside, tokens), uncached))
+    findings.append(_same(name, "the base beside the view", _uncached(model, tokens), base.uncached))
+    return findings
 
 
 def _compared(findings: tuple[Finding, ...]) -> bool:
@@ -307,10 +307,10 @@ def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **opt
     Each layer gets what the base's own forward gives it besides the hidden state; the base's end finishes the last.
     """
     home = base_layers(model)
-    given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    layer_inputs: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def keep(index: int) -> Callable[..., None]:
-        return lambda _layer, args, kwargs: given.update({index: (args, kwargs)})
+        return lambda _layer, args, kwargs: layer_inputs.update({index: (args, kwargs)})
 
     handles = [layer.register_forward_pre_hook(keep(i), with_kwargs=True) for i, layer in enumerate(home)]
     try:
@@ -319,11 +319,11 @@ def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **opt
         for handle in handles:
             handle.remove()
     output: Any = None
-    args, kwargs = given[0]
+    args, kwargs = layer_inputs[0]
     state: Tensor = args[0] if args else kwargs["hidden_states"]
     with torch.no_grad():
         for index, scale in recipe:
-            args, kwargs = given[index]
+            args, kwargs = layer_inputs[index]
             entry = {"hidden_states": state} if not args else {}
             output = home[index](*((state, *args[1:]) if args else ()), **(kwargs | entry))
             after = hidden(output)
@@ -362,8 +362,10 @@ def difference(one: Tensor, other: Tensor) -> float:
 def _same(name: str, claim: str, one: Tensor | str, other: Tensor | str, allowed: float = 0) -> Finding:
     if isinstance(one, str) or isinstance(other, str):
         both = isinstance(one, str) and isinstance(other, str)
-        told = f"neither runs: {other}" if both else f"one runs, one does not: {one if isinstance(one, str) else other}"
-        return Finding(name, claim, None if both else False, told=told)
+        reason = (
+            f"neither runs: {other}" if both else f"one runs, one does not: {one if isinstance(one, str) else other}"
+        )
+        return Finding(name, claim, None if both else False, told=reason)
     apart = difference(one, other)
     return Finding(name, claim, apart <= allowed, apart)
 
@@ -388,5 +390,5 @@ def _word(finding: Finding) -> str:
         return finding.told
     apart = finding.difference
     number = "bit-equal" if apart == 0 else "" if apart is None else f"{apart:.1e}"
-    said = number or finding.told or ("yes" if finding.passed else "no")
-    return said if finding.passed else f"FAILED {said}"
+    text = number or finding.told or ("yes" if finding.passed else "no")
+    return text if finding.passed else f"FAILED {text}"
