@@ -191,7 +191,7 @@ class DataOptions:
             column=self.column,
             prompt=self.prompt_column,
             gold=self.gold_column,
-            convention=self.convention.value,
+            convention=self.convention.value if CONVENTIONS[self.convention].first_scored is None else None,
             stride=self.stride,
         )
 

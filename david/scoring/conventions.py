@@ -109,6 +109,11 @@ def convention_of_cut(name: ConventionName | None, *, stride: int | None, rollin
         raise CorpusError(f"unknown convention {brief(name)}: expected {', '.join(CONVENTIONS)}")
     if rolling and convention.name != "rolling":
         raise CorpusError(f"rolling=True is convention rolling; got convention {convention.name} too: leave one out")
+    if convention.cut == CONSECUTIVE and convention.name != DEFAULT_CONVENTION:
+        raise CorpusError(
+            f"convention {convention.name} decides which tokens of consecutive windows are scored, not how a text is "
+            f"cut: leave it out here, and give it to perplexity(…, convention={convention.name!r})"
+        )
     if stride is not None and not convention.takes_stride:
         raise CorpusError(f"convention {convention.name} has no stride: leave stride out")
     return convention

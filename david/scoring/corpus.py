@@ -112,8 +112,8 @@ class Corpus:
                 completion, which alone is scored. If a row is longer than `window`, its beginning is cut off.
             gold: The column of right answers. Each answer of a row is a window behind the row's prompt; the right one
                 is given by its number from 0 on, or by its label.
-            convention: A name from `david.scoring.conventions` that says how to cut the text. `window` and `llamacpp`
-                take consecutive windows; give `llamacpp` to `perplexity` too.
+            convention: The name of a cut: `window` (consecutive windows), or an entry of `david.scoring.conventions`
+                that has a cut of its own. Those that decide only which tokens are scored belong to `perplexity`.
             stride: Convention `strided`, as in the transformers perplexity guide: windows begin so many tokens apart,
                 and each scores the tokens that no window before it has. If only the convention is given, half a window.
             rolling: Convention `rolling`, as in lm-eval: each document by itself behind BOS (or else EOS), each token

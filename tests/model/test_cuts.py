@@ -186,7 +186,7 @@ def test_an_entry_of_the_table_is_complete(entry: Convention) -> None:
 
 @pytest.mark.parametrize(
     ("convention", "options"),
-    [("strided", {"stride": 4}), ("rolling", {"rolling": True}), ("window", {}), ("llamacpp", {})],
+    [("strided", {"stride": 4}), ("rolling", {"rolling": True}), ("window", {})],
 )
 def test_a_convention_is_cut_by_its_name(
     convention: str, options: dict[str, Any], tmp_path: Path, tokenizer: Any
@@ -203,7 +203,9 @@ def test_a_new_convention_is_one_entry(tmp_path: Path, tokenizer: Any, monkeypat
     monkeypatch.setitem(CONVENTIONS, "sliding", replace(CONVENTIONS["strided"], name="sliding"))
     model = tiny_model("llama", vocab_size=300)
     file = write(tmp_path / "a.txt", TEXT)
-    corpus = Corpus.load(file, tokenizer, window=8, convention="last")
+    with pytest.raises(CorpusError, match="give it to perplexity"):
+        Corpus.load(file, tokenizer, window=8, convention="last")
+    corpus = Corpus.load(file, tokenizer, window=8)
     score = perplexity(model, corpus, convention="last")
     assert (score.window_tokens, score.convention) == ((1, 1, 1), "last")
     with torch.no_grad():
