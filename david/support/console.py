@@ -17,8 +17,8 @@ class _StderrHandler(logging.Handler):
     """Prints records above a progress bar, to what `sys.stderr` is at the moment: it may have been redirected."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message; control characters are escaped."""
-        tqdm.write(plain(record.getMessage()), file=sys.stderr)
+        """Print the message, which `say` has escaped."""
+        tqdm.write(record.getMessage(), file=sys.stderr)
 
 
 _logger = logging.getLogger("david")
@@ -37,7 +37,7 @@ def say(line: str) -> None:
     Args:
         line: The note.
     """
-    _logger.info("%s", line)
+    _logger.info("%s", plain(line))  # escaped here, so that every handler gets text that is safe to show
 
 
 def set_bar_total(bar: Any, total: float) -> None:
