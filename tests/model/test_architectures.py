@@ -103,7 +103,7 @@ _MAPPED = remap._mapped
         pytest.param("gemma4_text", "SHARED_END", "-", id="where sharing ends"),
         pytest.param("llama", "damp", lambda *_: None, id="the hook of a scale"),
         pytest.param("gemma3n_text", "_sources", lambda *_: {}, id="the order of sharing"),
-        pytest.param("recurrent_gemma", "visited", lambda layer, *_: layer, id="a view of its own"),
+        pytest.param("recurrent_gemma", "visit_view", lambda layer, *_: layer, id="a view of its own"),
     ],
 )
 def test_the_sweep_sees_a_mechanism_that_is_taken_away(

@@ -105,7 +105,7 @@ def test_a_start_that_has_seen_the_held_out_windows_is_told(
     found = best_json.best_recipe(first)
     assert found is not None
     run(tiny, corpus, held_out=held_out.take(5), strategy=Refine(found), n_trials=2)
-    assert "was scored on 5 of the held-out windows before" in capsys.readouterr().err
+    assert "was scored on 5 of the held-out windows: for it, these are seen data" in capsys.readouterr().err
     run(tiny, corpus, held_out=whole_corpus("another", 7).take(5), strategy=Refine(found), n_trials=2)
     run(tiny, corpus, held_out=held_out, strategy=Refine(Recipe.parse("0:6, 5")), n_trials=2)
     assert "was scored on" not in capsys.readouterr().err
