@@ -8,7 +8,7 @@ help:  ## list the targets
 install:  ## install David and what its tests need, in the tested versions
 	pip install -c constraints.txt -e ".[test]"
 
-unit:  ## the tests that need no torch: seconds
+unit:  ## the tests of one part that need no torch: under a minute
 	pytest tests/unit
 
 test:  ## the default tests: minutes

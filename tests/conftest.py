@@ -59,6 +59,6 @@ def bad(place: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _seeded_torch() -> None:
-    """Seed torch before each test, if it is loaded: `tests/unit` runs without it."""
+    """Seed torch before each test, if it is loaded: `tests/unit` and `tests/report` run without it."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)

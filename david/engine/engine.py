@@ -33,7 +33,7 @@ from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity, scored_tokens
 from david.sling.forward import input_device
-from david.sling.in_place import base_depth, base_layers, running_base, slung
+from david.sling.in_place import base_depth, base_layers, check_recipe, running_base, slung
 from david.support import memory
 from david.support.console import say
 
@@ -81,7 +81,7 @@ def score_recipes(
         >>> base.nll == perplexity(model, corpus).nll, deeper.tokens == base.tokens
         (True, True)
     """
-    schedule = Schedule.of(model, recipes)
+    schedule = make_schedule(model, recipes)
     for refusal in schedule.refusals.values():
         raise refusal
     cost = total_cost(schedule.groups())
@@ -96,6 +96,18 @@ def score_recipes(
                 raise outcome if outcome.__cause__ is None else outcome.__cause__
             scores.append(outcome)
     return scores
+
+
+def make_schedule(model: nn.Module, recipes: Sequence[Recipe]) -> Schedule:
+    """Check recipes against a model, each once, and schedule those that it can run."""
+    refusals: dict[int, DavidError] = {}
+    for number, recipe in enumerate(recipes):
+        try:
+            check_recipe(model, recipe)
+        except DavidError as error:
+            refusals[number] = error
+    valid = tuple(number for number in range(len(recipes)) if number not in refusals)
+    return Schedule(tuple(recipes), base_depth(model), refusals, valid)
 
 
 class Engine:
@@ -143,7 +155,7 @@ class Engine:
         self.batches = [range(len(corpus))]
         self.end_visits = 1.0
         self._reason: str | None = None  # why recipes are scored one by one
-        self._schedule = Schedule.of(model, [])  # of the last list of recipes
+        self._schedule = make_schedule(model, [])  # of the last list of recipes
         self._budget = MemoryBudget(memory_budget or 0, window_bytes=corpus.window, keeps=keeps)
         self._cache = StateCache(self._budget, self.meter, self.n_layers)
         self._token_objective = TokenObjective.of(objective)
@@ -214,7 +226,7 @@ class Engine:
         Returns:
             Visits, states, loads and seconds.
         """
-        schedule, base = self._schedule_of(recipes), Schedule.of(self.model, [Recipe.identity(self.n_layers)])
+        schedule, base = self._schedule_of(recipes), make_schedule(self.model, [Recipe.identity(self.n_layers)])
         before, start = replace(self.meter), time.perf_counter()
         self.outcomes(base)
         load_seconds = self.meter.load_seconds - before.load_seconds
@@ -240,7 +252,7 @@ class Engine:
         if isinstance(recipes, Schedule):
             return recipes
         if tuple(recipes) != self._schedule.recipes:
-            self._schedule = Schedule.of(self.model, recipes)
+            self._schedule = make_schedule(self.model, recipes)
         return self._schedule
 
     def _window_visits(self, cost: Cost) -> float:

@@ -1,19 +1,16 @@
 """The schedule of a list of recipes: which are valid, which run together, in which order, and what they cost.
 
-`Schedule.of` checks each recipe once. `Schedule.groups` makes the prefix trees once for each limit of states, for all
-batches of windows; the engine's cost, its estimate and its runs all read them.
+`make_schedule` in `engine.py` checks each recipe once. `Schedule.groups` makes the prefix trees once for each limit of
+states, for all batches of windows; the engine's cost, its estimate and its runs all read them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
-
 from david.engine.prefix_tree import Cost, PrefixTree
 from david.errors import DavidError
 from david.recipe.recipe import Recipe
-from david.sling.in_place import base_depth, check_recipe
 
 _NO_COST = Cost(0, 0, 0, 0, 0, 0, 0)
 
@@ -62,18 +59,6 @@ class Schedule:
     ) -> None:
         self.recipes, self.n_layers, self.refusals, self.numbers = recipes, n_layers, refusals, numbers
         self._groups: dict[tuple[int | None, bool], tuple[RecipeGroup, ...]] = {}
-
-    @classmethod
-    def of(cls, model: nn.Module, recipes: Sequence[Recipe]) -> "Schedule":
-        """Check recipes against a model, each once, and schedule those that it can run."""
-        refusals: dict[int, DavidError] = {}
-        for number, recipe in enumerate(recipes):
-            try:
-                check_recipe(model, recipe)
-            except DavidError as error:
-                refusals[number] = error
-        valid = tuple(number for number in range(len(recipes)) if number not in refusals)
-        return cls(tuple(recipes), base_depth(model), refusals, valid)
 
     def only(self, numbers: Sequence[int]) -> "Schedule":
         """Return the schedule of some of the recipes that are to run, by their places; they keep these places."""

@@ -12,9 +12,8 @@ from accelerate import cpu_offload, disk_offload
 
 from david import David
 from david.engine import runner, state_cache
-from david.engine.engine import Engine, score_recipes
+from david.engine.engine import Engine, make_schedule, score_recipes
 from david.engine.prefix_tree import PrefixTree
-from david.engine.schedule import Schedule
 from david.errors import ScoreError, SlingError
 from david.recipe.blocks import all_blocks
 from david.recipe.recipe import Recipe
@@ -255,7 +254,7 @@ def test_a_scan_loads_each_layer_twice_for_each_batch_and_group(
     engine = Engine(model, corpus, memory_budget=budget, rung=rung)
     assert engine.streamed
     engine.batches = plain.batches = engine.batches  # of as many windows, so that sums have one order
-    runs = sum(len(engine._scorer.groups(Schedule.of(model, every), batch)) for batch in engine.batches)
+    runs = sum(len(engine._scorer.groups(make_schedule(model, every), batch)) for batch in engine.batches)
     loads = loads_of(model)
     scores = engine.outcomes(every)
     assert scores == plain.outcomes(every)
