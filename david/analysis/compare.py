@@ -163,7 +163,7 @@ def comparison_text(table: pd.DataFrame) -> str:
         short = "ppl" if label == "perplexity" else label
         columns += [(f"{name} {short}", [figure.format(value) for value in table[f"{name}_{label}"]])]
         bounds = zip(*(table[f"{name}_{part}"] for part in _DIFFERENCE_COLUMNS[:3]), strict=True)
-        columns += [(units.delta(unit), ["", *[_difference_text(*row) for row in bounds][1:]])]
+        columns += [(units.difference_heading(unit), ["", *[_difference_text(*row) for row in bounds][1:]])]
         columns += [("verdict", [verdict_text(verdict) for verdict in table[f"{name}_verdict"]])]
     columns += [("recipe", list(table["recipe"]))]
     padded = []
@@ -193,11 +193,11 @@ def _score_columns(scores: Sequence[Score]) -> dict[str, list[object]]:
 
 def _label(score: Score) -> str:
     """Return the name of the metric that a score is read as: perplexity, accuracy, or a task's own."""
-    return "accuracy" if score.right else units.read(score.unit, score.nll)[0]
+    return "accuracy" if score.right else units.readable(score.unit, score.nll)[0]
 
 
 def _value(score: Score) -> float:
-    return score.accuracy if score.right else units.read(score.unit, score.nll)[1]
+    return score.accuracy if score.right else units.readable(score.unit, score.nll)[1]
 
 
 def _difference_text(middle: float, low: float, high: float) -> str:

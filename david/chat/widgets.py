@@ -52,7 +52,7 @@ class Slider:
         with running_base(model):
             self.base = perplexity(model, corpus)
         self.base_sample: str | None = None
-        self._base_prompt: str | None = None  # what that goes on from
+        self._base_prompt: str | None = None  # the prompt that it continues
         self.recipe: Recipe | None = None
         self.score: Score | None = None
         self.sample: str | None = None
@@ -70,19 +70,19 @@ class Slider:
         self._controls = (self.block, self.times, self.strength, self.prompt)
         self._picture, self._figures, self._samples, self._state = (widgets.HTML() for _ in range(4))
         for control in self._controls:
-            control.observe(self._moved, names="value")
+            control.observe(self._on_change, names="value")
         self.box = widgets.VBox([*self._controls, self._picture, self._figures, self._samples, self._state])
         self.box.add_class("david-slider")
         for _ in self._steps():
             pass
 
     def close(self) -> None:
-        """End the panel: what it shows stays, its sliders are off, and work that was to come is not begun."""
-        self._drop()
+        """End the panel: its figures stay, its sliders are disabled, and waiting work is dropped."""
+        self._cancel()
         for control in self._controls:
             control.unobserve_all()
             control.disabled = True
-        self._state.value = _note("closed; the model is as it was")
+        self._state.value = _note_html("closed; the model is as it was")
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = self.box._repr_mimebundle_(**kwargs)
@@ -95,59 +95,59 @@ class Slider:
             return f"Slider({'no recipe' if self.recipe is None else self.recipe}: {self.error or 'not scored yet'})"
         return f"Slider({self.recipe}: perplexity {self.score.perplexity:.2f}, base {self.base.perplexity:.2f})"
 
-    def _moved(self, _change: Any) -> None:
-        """A slider was moved: what is under way for its last place is dropped, also what waits."""
-        self._drop()
+    def _on_change(self, _change: Any) -> None:
+        """Drop the work for the last position of the sliders, and work for this one."""
+        self._cancel()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no notebook
             for _ in self._steps():
                 pass
             return
-        self._task = loop.create_task(self._soon())
+        self._task = loop.create_task(self._run_when_still())
 
-    def _drop(self) -> None:
+    def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
-    async def _soon(self) -> None:
-        """Wait until the sliders stand still, then work; between two steps, what has moved in the meantime is heard."""
+    async def _run_when_still(self) -> None:
+        """Wait until the sliders stand still, then work; between two steps the notebook handles other events."""
         await asyncio.sleep(self._wait)
         for _ in self._steps():
             await asyncio.sleep(0.02)
 
     def _steps(self) -> Iterator[None]:
-        """Picture, score and sample of what the sliders say. The model is slung within a step alone."""
+        """Show the picture, the score and the sample of the chosen recipe. The model is slung only within a step."""
         self.recipe = self.score = self.sample = self.error = None
         self._picture.value = self._figures.value = self._samples.value = ""
         self.strength.disabled = self.times.value < 2
         try:
-            recipe = self._wanted()
+            recipe = self._chosen_recipe()
             self.recipe = recipe
             self._picture.value = recipe._repr_html_()
-            self._state.value = _note("scoring …")
+            self._state.value = _note_html("scoring …")
             yield
             with slung(self._model, recipe):
                 self.score = perplexity(self._model, self._corpus)
-            self._figures.value = self._told(self.score)
-            self._state.value = _note("writing …")
+            self._figures.value = self._figures_html(self.score)
+            self._state.value = _note_html("writing …")
             yield
             with slung(self._model, recipe):
-                self.sample = self._written()
+                self.sample = self._continuation()
             if self._base_prompt != self.prompt.value:
                 with running_base(self._model):
-                    self.base_sample = self._written()
+                    self.base_sample = self._continuation()
                 self._base_prompt = self.prompt.value
             assert self.base_sample is not None
-            self._samples.value = _texts({"base": self.base_sample, "slung": self.sample})
+            self._samples.value = _samples_html({"base": self.base_sample, "slung": self.sample})
             self._state.value = ""
-        except Exception as error:  # in a callback it would be lost: a person has to see it
+        except Exception as error:  # raised in a callback nobody would see it
             self.error = error
-            self._state.value = _alarm(error)
+            self._state.value = _error_html(error)
 
-    def _wanted(self) -> Recipe:
-        """The recipe that the sliders say; `RecipeError` or `SlingError` where the model cannot run it."""
+    def _chosen_recipe(self) -> Recipe:
+        """Return the recipe of the sliders; raise `RecipeError` or `SlingError` if the model cannot run it."""
         (start, stop), times = self.block.value, self.times.value
         if times == 0:
             left = [*range(start), *range(stop, self._n_layers)]
@@ -160,8 +160,8 @@ class Slider:
         check_recipe(self._model, recipe)
         return recipe
 
-    def _written(self) -> str:
-        """What the model as it is now writes behind the prompt, the likeliest token each time."""
+    def _continuation(self) -> str:
+        """Return how the model as it is now continues the prompt, with the likeliest token each time."""
         inputs = self._tokenizer(self.prompt.value, return_tensors="pt")
         length = inputs["input_ids"].shape[1]
         if not length:
@@ -172,7 +172,7 @@ class Slider:
             )
         return str(self._tokenizer.decode(output[0, length:], skip_special_tokens=True))
 
-    def _told(self, score: Score) -> str:
+    def _figures_html(self, score: Score) -> str:
         change = score.nll - self.base.nll
         percent = f" ({math.expm1(change):+.1%})".replace("-", "−") if abs(change) < 5 else ""
         return (
@@ -277,11 +277,11 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if value < 1e5 else f"{value:.3g}"
 
 
-def _note(text: str) -> str:
+def _note_html(text: str) -> str:
     return f'<div class="david-state" style="opacity: 0.7">{escape(text)}</div>'
 
 
-def _alarm(error: Exception) -> str:
+def _error_html(error: Exception) -> str:
     kind = "" if isinstance(error, DavidError) else f"{type(error).__name__}: "
     return (
         '<div class="david-state" role="alert" style="color: var(--jp-error-color1, #d32f2f)">'
@@ -289,16 +289,16 @@ def _alarm(error: Exception) -> str:
     )
 
 
-def _texts(texts: dict[str, str]) -> str:
-    """What models write, as text: theirs is never read as HTML."""
+def _samples_html(texts: dict[str, str]) -> str:
+    """Return a table of what models wrote. Their text is escaped: it is never read as HTML."""
     rows = "".join(
         f'<tr><td style="padding-right: 1em; opacity: 0.7; vertical-align: top">{escape(name)}</td>'
-        f'<td style="white-space: pre-wrap; overflow-wrap: anywhere">{escape(_seen(text))}</td></tr>'
+        f'<td style="white-space: pre-wrap; overflow-wrap: anywhere">{escape(_visible_lines(text))}</td></tr>'
         for name, text in texts.items()
     )
     return f'<table class="mathjax_ignore" style="line-height: 1.4">{rows}</table>'
 
 
-def _seen(text: str) -> str:
-    """A text in its lines, empty ones left out; what acts on who reads it without being seen is escaped."""
+def _visible_lines(text: str) -> str:
+    """Return the lines of a text that are not empty, with control characters escaped."""
     return "\n".join(plain(line) for line in text.strip().splitlines() if line.strip())

@@ -72,7 +72,7 @@ def figures(score: "Score") -> dict[str, float]:
     if score.right:
         return {"nll": score.nll, "accuracy": score.accuracy}
     if not units.is_nll(score.unit):
-        return dict([units.read(score.unit, score.nll)])
+        return dict([units.readable(score.unit, score.nll)])
     bits = {} if math.isnan(score.bits_per_byte) else {"bits_per_byte": score.bits_per_byte}
     return {"nll": score.nll, "perplexity": score.perplexity} | bits
 
@@ -87,6 +87,6 @@ def figures_text(score: "Score") -> str:
     if "accuracy" in values:
         return f"accuracy {score.accuracy:.1%}  NLL of the right answer {score.nll:.6f} nats a question"
     if not units.is_nll(score.unit):
-        return "{} {:.4f}".format(*units.read(score.unit, score.nll))
+        return "{} {:.4f}".format(*units.readable(score.unit, score.nll))
     text = f"perplexity {score.perplexity:.4f}  NLL {score.nll:.6f} {score.unit}"
     return text + (f"  {score.bits_per_byte:.4f} bits a byte" if "bits_per_byte" in values else "")

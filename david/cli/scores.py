@@ -212,7 +212,7 @@ def _score_lines(scores: "Sequence[Score]", recipes: "Sequence[Recipe]") -> list
         difference = _difference(score, base)
         lines.append(f"recipe  {figures_text(score)}  {recipe}")
         lines.append(
-            f"        {difference.mean:+.6f} {units.behind(base.unit)}, paired 95% interval "
+            f"        {difference.mean:+.6f} {units.difference_unit(base.unit)}, paired 95% interval "
             f"{difference.low:+.6f} to {difference.high:+.6f}: {verdict_text(difference.word)}"
         )
     return lines

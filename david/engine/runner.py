@@ -21,7 +21,7 @@ from david.models import offload
 from david.scoring.corpus import Corpus
 from david.scoring.likelihood import end_nll, ends_by_position, window_sums
 from david.sling import locate
-from david.sling.forward import Call, Given, given, input_device, outputs
+from david.sling.forward import Call, LayerCalls, input_device, layer_outputs, record_layer_calls
 from david.sling.views import hidden
 
 _FORM_TOKENS = 8  # read to see what each layer returns
@@ -62,7 +62,7 @@ class Runner:
         if locate.is_coupled(model):
             return "its layers hand on more than a hidden state"
         few = windows[:1, :_FORM_TOKENS].to(input_device(model))
-        forms, logits = outputs(model, few)
+        forms, logits = layer_outputs(model, few)
         if len(forms) != len(home):
             return "its forward does not call each layer once"
         by_position = ends_by_position(model, forms[-1], few, logits[:, -1:])
@@ -94,7 +94,7 @@ class Runner:
             The NLL in nats of each window, by the node of the end.
         """
         windows = corpus.windows.to(input_device(self.model))
-        inputs = given(self.model, windows, list(self.forms))
+        inputs = record_layer_calls(self.model, windows, list(self.forms))
         calls, device = inputs.calls, inputs.state.device
         start = self._stored(inputs.state, _empty_mappings(inputs))
         del inputs  # and its state, which is held from here on as long as it is needed
@@ -161,7 +161,7 @@ class Runner:
         return (module for module in self.model.modules() if module not in inside)
 
 
-def _empty_mappings(inputs: Given) -> dict[str, Any]:
+def _empty_mappings(inputs: LayerCalls) -> dict[str, Any]:
     """Return the dictionaries that are empty when the first layer is called: layers fill them for one another."""
     _, kwargs = inputs.calls[0]
     return {name: value for name, value in kwargs.items() if isinstance(value, MutableMapping) and not value}

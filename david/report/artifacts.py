@@ -11,6 +11,7 @@ from optuna import Study
 
 from david.report import plots
 from david.report.best_json import best_recipe
+from david.report.study_plots import drawings
 from david.report.study_report import StudyReport
 from david.storage.results import StudyResults
 from david.support.files import make_folder, write_atomically
@@ -20,8 +21,8 @@ def write(study: Study | StudyResults, folder: str | os.PathLike[str], *, top: i
     """Write a study's tables, plots and best recipe (`best.json`) into a folder.
 
     The tables are `trials.csv`, `leaderboard.csv` and the Pareto front, `front.csv`; the plots are those of
-    `plots.STUDY_PLOTS` that apply to the study. Each file is written beside its place and then renamed. `page.write`
-    adds the page.
+    `study_plots.STUDY_PLOTS` that apply to the study. Each file is written beside its place and then renamed.
+    `page.write` adds the page.
 
     Args:
         study: The study.
@@ -60,7 +61,7 @@ def write_files(report: StudyReport, folder: str | os.PathLike[str]) -> list[Pat
     best = best_recipe(report.results, top=report.top)
     if best is not None:
         files["best.json"] = best.save
-    for drawing in plots.drawings(report):
+    for drawing in drawings(report):
         files[f"{drawing.name}.png"] = _picture(drawing.draw, drawing.plot.size)
     return [write_atomically(Path(folder) / name, make) for name, make in files.items()]
 

@@ -130,7 +130,7 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str]) -> tuple[Col
         unit: Unit of what the study minimises.
         extra_objectives: Names of what it minimises beside that.
     """
-    measure, _ = units.read(unit, 0.0)
+    measure, _ = units.readable(unit, 0.0)
     short = "ppl" if measure == "perplexity" else measure
     is_choice = unit == units.QUESTION
     return (
@@ -160,7 +160,7 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str]) -> tuple[Col
         Column("search_nll", lambda entry: entry.search_nll),
         Column(
             f"search_{measure}",
-            lambda entry: units.read(unit, entry.search_nll)[1],
+            lambda entry: units.readable(unit, entry.search_nll)[1],
             f"search {short}",
             lambda row: plain_figure(row[f"search_{measure}"]),
             page=PageCell(
@@ -170,7 +170,7 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str]) -> tuple[Col
         Column("held_out_nll", lambda entry: entry.held_out_nll),
         Column(
             f"held_out_{measure}",
-            lambda entry: units.read(unit, entry.held_out_nll)[1],
+            lambda entry: units.readable(unit, entry.held_out_nll)[1],
             f"held-out {short}",
             lambda row: plain_figure(row[f"held_out_{measure}"]),
             page=PageCell(
@@ -185,7 +185,7 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str]) -> tuple[Col
         Column(
             "nll_difference",
             lambda entry: entry.interval.mean,
-            units.delta(unit),
+            units.difference_heading(unit),
             lambda row: plain_signed(row["nll_difference"]),
         ),
         Column("low95", lambda entry: entry.interval.low, "95% interval", _interval_text),

@@ -19,8 +19,8 @@ from david.report import artifacts, sentences
 from david.report.columns import BASE
 from david.report.formatting import capitalised, counted, figure, share, signed, verdict_text
 from david.report.page_sections import SECTIONS, PageContent, Section, data_text, strategies
+from david.report.rendering import part
 from david.report.study_report import StudyReport
-from david.report.templating import part
 from david.storage.results import StudyResults
 from david.support import files
 
@@ -173,8 +173,8 @@ def _tiles(content: PageContent) -> list[tuple[str, str, str]]:
             (f"Base, search {measure}", write_out(base_row[f"search_{measure}"]), "not judged yet"),
             _count(content),
         ]
-    better = "higher" if is_choice or units.read(unit, 1.0)[1] < units.read(unit, 0.0)[1] else "lower"
-    value = score.accuracy if is_choice else units.read(unit, score.nll)[1]
+    better = "higher" if is_choice or units.readable(unit, 1.0)[1] < units.readable(unit, 0.0)[1] else "lower"
+    value = score.accuracy if is_choice else units.readable(unit, score.nll)[1]
     tiles = [(f"Base, held-out {measure}", write_out(value), f"{better} is better")]
     best = next((row for row in content.recipes if not math.isnan(row["held_out_nll"])), None)
     if best is not None:

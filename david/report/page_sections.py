@@ -16,12 +16,12 @@ from david.metrics import units
 from david.recipe.picture import svg_picture
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Data, ranges_of
-from david.report import plots, sentences
+from david.report import sentences
 from david.report.columns import BASE, leaderboard_columns, page_cells
 from david.report.formatting import capitalised, counted, rounded_up, signed
-from david.report.inline_svg import inline_svg
+from david.report.rendering import inline_svg, part
+from david.report.study_plots import drawings
 from david.report.study_report import StudyReport
-from david.report.templating import part
 from david.storage.results import StudyResults
 from david.storage.study_metadata import StudyMetadata
 from david.storage.trial_attributes import CONVENTION, DUPLICATE_OF, ERROR, PARTIAL
@@ -63,7 +63,7 @@ class PageContent:
     @property
     def measure(self) -> str:
         """What people read of a score: `perplexity`, or the name of a metric."""
-        return units.read(self.results.unit, 0.0)[0]
+        return units.readable(self.results.unit, 0.0)[0]
 
 
 def _leaderboard(page: PageContent) -> Section | None:
@@ -120,7 +120,7 @@ def _plots(page: PageContent, section: str) -> list[dict[str, Any]]:
     """Draw the plots of a section."""
     return [
         inline_svg(item.draw, item.plot.page_size, f"{page.mark}{item.name.replace('_', '-')}", item.plot.page_style)
-        for item in plots.drawings(page.report)
+        for item in drawings(page.report)
         if item.plot.section == section
     ]
 

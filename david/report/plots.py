@@ -1,13 +1,4 @@
-"""Plots of tables, with matplotlib. Each function draws one table of `david.table` and returns the axes.
-
-`STUDY_PLOTS` lists the plots of a study: to add one to the folder of a run or to its page, add an entry.
-"""
-
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+"""Plots of tables, with matplotlib. Each function draws one table of `david.table` and returns the axes."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,24 +8,9 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
 from david.metrics import units
-from david.report import tables
-from david.report.inline_svg import VOID
-from david.report.study_report import StudyReport
 from david.support.text import plain
 
-__all__ = [
-    "STUDY_PLOTS",
-    "Drawing",
-    "StudyPlot",
-    "blocks",
-    "depth",
-    "drawings",
-    "history",
-    "influence",
-    "paths",
-    "profile",
-    "tradeoff",
-]
+__all__ = ["blocks", "depth", "history", "influence", "paths", "profile", "tradeoff"]
 
 _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
 
@@ -132,9 +108,8 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot(j, i, marker="o", ms=14, mew=1.5, mfc="none", mec="black", ls="none")
     worse = " (none is better)" if values[best] >= 0 else ""
     early = f"\n{len(partial)} dropped early (dots)" if partial else ""
-    ax.set_title(
-        f"Repeating one block (i, j) once\nlowest: ({i}, {j}), {values[best]:+.4f} {units.behind(unit)}{worse}{early}"
-    )
+    lowest = f"lowest: ({i}, {j}), {values[best]:+.4f} {units.difference_unit(unit)}"
+    ax.set_title(f"Repeating one block (i, j) once\n{lowest}{worse}{early}")
     return ax
 
 
@@ -249,101 +224,6 @@ def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: p
     label = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
     title = f"{_minimised(table)} against {label}"
     return _draw_against(table, f"also_{name}", front, ax or _axes((8, 4.5)), title, label)
-
-
-@dataclass(frozen=True)
-class StudyPlot:
-    """A plot of a study, in its folder and on its page. The plot's title is the caption on the page.
-
-    Attributes:
-        name: Name of its file, without `.png`; `{}` stands for the name of what it is repeated for.
-        data: What to draw, from the study's report, and the name it is repeated for.
-        draw: Draws that on the axes.
-        size: Width and height of the file, in inches.
-        section: Heading of its section on the page; None if the page does not show it.
-        page_size: Width and height on the page.
-        page_style: Matplotlib settings on the page.
-        applies: Whether the study has something to draw.
-        repeated_for: Names to draw it for; by default it is drawn once.
-    """
-
-    name: str
-    data: Callable[[StudyReport, str], Any]
-    draw: Callable[[Any, Axes], Axes]
-    size: tuple[float, float] = (8, 4.5)
-    section: str | None = "The search"
-    page_size: tuple[float, float] = (5, 3.6)
-    page_style: Mapping[str, Any] = field(default_factory=lambda: {"axes.grid": True})
-    applies: Callable[[StudyReport], bool] = lambda report: not report.board.empty
-    repeated_for: Callable[[StudyReport], Sequence[str]] = lambda _: [""]
-
-
-# In the order of the page.
-STUDY_PLOTS: tuple[StudyPlot, ...] = (
-    StudyPlot(
-        "path",
-        data=lambda report, _: tables.paths(report.board, report.results.n_layers),
-        draw=paths,
-        size=(8, 5.5),
-        section=None,  # the page draws a path for each recipe instead
-    ),
-    StudyPlot("history", data=lambda report, _: report.trials, draw=history),
-    StudyPlot(
-        "depth",
-        data=lambda report, _: (report.trials, report.depth_front),
-        draw=lambda data, ax: depth(data[0], ax, front=data[1]),
-    ),
-    StudyPlot(
-        "against_{}",
-        data=lambda report, name: (report.trials, name, tables.front(report.trials, [f"also_{name}"])),
-        draw=lambda data, ax: tradeoff(data[0], data[1], ax, front=data[2]),
-        repeated_for=lambda report: report.results.extra_columns,
-    ),
-    StudyPlot(
-        "blocks",
-        data=lambda report, _: report.blocks,
-        draw=blocks,
-        size=(7.5, 6),
-        section="Repeating one block",
-        page_size=(5.6, 4.6),
-        page_style={"axes.facecolor": VOID},
-        applies=lambda report: tables.is_map(report.blocks),
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A plot of `STUDY_PLOTS` with the data of one study.
-
-    Attributes:
-        plot: The plot.
-        name: Name of its file, without `.png`.
-        draw: Draws it on the axes.
-    """
-
-    plot: StudyPlot
-    name: str
-    draw: Callable[[Axes], Axes]
-
-
-def drawings(report: StudyReport) -> list[Drawing]:
-    """Return the plots that apply to a study.
-
-    Args:
-        report: The study's report.
-
-    Example:
-        >>> from david.report.study_report import StudyReport
-        >>> [drawing.name for drawing in drawings(StudyReport.read(study))]
-        ['path', 'history', 'depth']
-    """
-    return [
-        Drawing(plot, plot.name.format(re.sub(r"\W+", "-", name)), partial(plot.draw, plot.data(report, name)))
-        for plot in STUDY_PLOTS
-        if plot.applies(report)
-        for name in plot.repeated_for(report)
-    ]
 
 
 def _draw_against(

@@ -35,7 +35,7 @@ def verdict(board: pd.DataFrame) -> str:
         reason = f"{undecided} of {n} inconclusive" if undecided else f"every one is worse ({n} of {n})"
         return f"no finalist beats the base on held-out {items}: {reason}"
     first, corrected = better.iloc[0], f"corrected for {counted(len(judged), 'finalist')}"
-    by = f"{-first['nll_difference']:.4f} {units.behind(board.attrs.get('unit', units.TOKEN))}"
+    by = f"{-first['nll_difference']:.4f} {units.difference_unit(board.attrs.get('unit', units.TOKEN))}"
     return (
         f"better than the base on held-out {items}: {first['recipe']} by {by} "
         f"(95% interval {-first['high95']:.4f} to {-first['low95']:.4f}, {corrected})"
@@ -74,7 +74,9 @@ def luck(line: Luck | None, recipes: int, unit: str = units.TOKEN, item: str = "
     """
     if line is None or math.isnan(line.typical):
         return ""
-    typical = f"by luck alone the best of {recipes} recipes would show {line.typical:+.4f} {units.behind(unit)}"
+    typical = (
+        f"by luck alone the best of {recipes} recipes would show {line.typical:+.4f} {units.difference_unit(unit)}"
+    )
     sentence = f"{typical} on the search {item}s"
     if math.isnan(line.chance):
         return sentence
@@ -100,7 +102,7 @@ def baseline(study: Study | StudyResults) -> str:
     if score is None or base_score is None:
         return ""
     differences = sorted(nll - base_score.nll for nll in random.nll.values())
-    unit, items = units.behind(results.unit), f"{results.item}s"
+    unit, items = units.difference_unit(results.unit), f"{results.item}s"
     n_beaten = sum(score.nll < nll for nll in random.nll.values())
     return (
         f"random recipes as deep as the best finalist (trial {random.trial}) show {differences[0]:+.4f} to "

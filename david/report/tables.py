@@ -310,7 +310,7 @@ def _trial_row(results: StudyResults, trial: FrozenTrial, base_nll: float) -> di
         "visits": None if recipe is None else len(recipe),
         "extra_depth": None if recipe is None else len(recipe) / results.n_layers - 1,
         "nll": nll,
-        **dict([units.read(results.unit, nll)]),
+        **dict([units.readable(results.unit, nll)]),
         "nll_difference": nll - base_nll,
         **({"accuracy": trial_attributes.accuracy(trial)} if RIGHT in trial.user_attrs else {}),
         **{f"also_{name}": value for name, value in zip(results.metadata.extra_objectives, extra, strict=False)},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from david.scoring.corpus import Corpus
 from david.sling import locate
-from david.sling.forward import end, forward, text_config
+from david.sling.forward import forward, run_end, text_config
 from david.sling.views import hidden
 
 _END_SPREAD = 0.05  # of the logits' spread: what half precision may change in them
@@ -74,11 +74,11 @@ def end_nll(
     """
     targets, chunk = windows[:, first:], positions_at_once(model, len(windows))
     if not by_position:
-        return _cross_entropy(end(model, form, states, windows)[:, first - 1 : -1], targets)
+        return _cross_entropy(run_end(model, form, states, windows)[:, first - 1 : -1], targets)
     if chunk >= windows.shape[1]:
-        return _cross_entropy(end(model, form, states[:, first - 1 :], windows[:, first - 1 :])[:, :-1], targets)
+        return _cross_entropy(run_end(model, form, states[:, first - 1 :], windows[:, first - 1 :])[:, :-1], targets)
     parts = zip(torch.split(states[:, first - 1 : -1], chunk, dim=1), torch.split(targets, chunk, dim=1), strict=True)
-    return torch.cat([_cross_entropy(end(model, form, part, tokens), tokens) for part, tokens in parts], dim=1)
+    return torch.cat([_cross_entropy(run_end(model, form, part, tokens), tokens) for part, tokens in parts], dim=1)
 
 
 def positions_at_once(model: nn.Module, n_windows: int) -> int:
@@ -100,7 +100,7 @@ def ends_by_position(model: nn.Module, last: Any, windows: Tensor, logits: Tenso
     states = hidden(last)
     if states.shape[:2] != windows.shape:
         return False
-    again = end(model, last, states[:, -1:], windows[:, -1:])
+    again = run_end(model, last, states[:, -1:], windows[:, -1:])
     return bool((again - logits).abs().max() <= _END_SPREAD * logits.std())
 
 

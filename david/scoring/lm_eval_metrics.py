@@ -36,7 +36,7 @@ def document_loss(name: str, task: Any, metric: str) -> tuple[str, Callable[[Any
     aggregation = task.aggregation()[metric]
     if aggregation in (metrics.mean, metrics.nanmean):
         if task.higher_is_better().get(metric, True):
-            return units.lost(metric), lambda value: (1 - float(value), 1)
+            return units.one_minus(metric), lambda value: (1 - float(value), 1)
         return metric, lambda value: (float(value), 1)
     if aggregation is metrics.perplexity:
         return "nats a document", lambda value: (-float(value), 1)

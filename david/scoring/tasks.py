@@ -255,8 +255,8 @@ def _check_options(model: nn.Module, tokenizer: Tokenizer, options: Mapping[str,
 def _common_unit(parts: Sequence[Task]) -> str:
     """Return the unit that tasks have in common; `1 − score` for several metrics of which more is better."""
     distinct = list(dict.fromkeys(part.unit for part in parts))
-    if len(distinct) > 1 and all(unit.startswith(units.lost("")) for unit in distinct):
-        return units.lost("score")
+    if len(distinct) > 1 and all(unit.startswith(units.one_minus("")) for unit in distinct):
+        return units.one_minus("score")
     if len(distinct) > 1:
         measured = ", ".join(f"{part.name} in {part.unit}" for part in parts)
         raise ScoreError(f"tasks that are scored as one need one unit; got {measured}: name a metric, or score each")

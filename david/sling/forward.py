@@ -1,7 +1,7 @@
-"""A model's own forward in two parts: what it gives each layer, and what its end makes of a finished hidden state.
+"""A model's own forward in two parts: the calls of its layers, and its end, from the last hidden state to the logits.
 
-Both parts are the model's own code, run with stand-ins in the place of its layers: no architecture's quirk is
-rewritten.
+Both parts run the model's own code with its layers replaced, so no special case of an architecture is written again.
+`record_layer_calls` returns the arguments of each layer, `run_end` the logits.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # args and kwargs
 
 
 @dataclass(frozen=True)
-class Given:
-    """The state that a model begins with, and the args and kwargs that it calls each of its layers with.
+class LayerCalls:
+    """The first hidden state of a model, and the args and kwargs with which it calls each layer.
 
-    The state is the first of the args, or else the kwarg `hidden_states`; None stands in its place.
+    In `calls` the hidden state (the first of the args, or else the kwarg `hidden_states`) is replaced by None.
     """
 
     state: Tensor  # [B, T, D] (Gemma 3n: [4, B, T, D])
@@ -43,24 +43,24 @@ def context_of(model: nn.Module) -> int | None:
 def input_device(model: nn.Module) -> torch.device:
     """Return the device on which a model takes its tokens."""
     device = next(model.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device  # offloaded: accelerate moves what it is given
+    return torch.device("cpu") if device.type == "meta" else device  # offloaded: accelerate moves the inputs
 
 
 def forward(model: nn.Module, tokens: Tensor, **options: Any) -> Any:
     """Return the model's output without a cache, whatever else its configuration asks for."""
     if getattr(text_config(model), "output_router_logits", False):
-        options["output_router_logits"] = False  # the load-balancing loss they are for needs every layer's
+        options["output_router_logits"] = False  # their load-balancing loss needs those of every layer
     return model(input_ids=tokens, use_cache=False, return_dict=True, **options)
 
 
-def outputs(model: nn.Module, tokens: Tensor) -> tuple[list[Any], Tensor]:
-    """Return what each layer passes on when a model reads tokens `[B, T]`, and the logits `[B, T, V]`.
+def layer_outputs(model: nn.Module, tokens: Tensor) -> tuple[list[Any], Tensor]:
+    """Return the output of each layer for tokens `[B, T]`, and the logits `[B, T, V]`.
 
-    A layer hands on a hidden state, or a tuple that begins with it.
+    The output of a layer is a hidden state, or a tuple that begins with one.
     """
-    caught: list[Any] = []
+    recorded: list[Any] = []
     handles = [
-        layer.register_forward_hook(lambda _layer, _args, output: caught.append(output))
+        layer.register_forward_hook(lambda _layer, _args, output: recorded.append(output))
         for layer in locate.find(model).layers
     ]
     try:
@@ -68,50 +68,57 @@ def outputs(model: nn.Module, tokens: Tensor) -> tuple[list[Any], Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return caught, logits
+    return recorded, logits
 
 
-def given(model: nn.Module, tokens: Tensor, forms: list[Any]) -> Given:
-    """Return what a model gives its layers when it reads tokens, without running them.
+def record_layer_calls(model: nn.Module, tokens: Tensor, forms: list[Any]) -> LayerCalls:
+    """Return the arguments of each layer when a model reads tokens; the layers are not run.
 
-    `forms` are `outputs` of any text: they show the form of what each layer returns.
+    Args:
+        model: The model.
+        tokens: Token ids `[B, T]`.
+        forms: The `layer_outputs` of any text: they show whether a layer returns a state or a tuple.
     """
-    seen: list[Call] = []
+    calls: list[Call] = []
     states: list[Tensor] = []
 
     def stand_in(form: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             state = args[0] if args else kwargs["hidden_states"]
             states.append(state)
-            seen.append(((None, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": None}))
-            if len(seen) == len(forms):
-                raise _Enough
+            calls.append(((None, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": None}))
+            if len(calls) == len(forms):
+                raise _StopForward
             return with_hidden(form, state)
 
         return call
 
-    with _in_the_place_of_layers(model, [stand_in(form) for form in forms]), suppress(_Enough):
+    with _layers_replaced(model, [stand_in(form) for form in forms]), suppress(_StopForward):
         forward(model, tokens)
-    return Given(states[0], tuple(seen))
+    return LayerCalls(states[0], tuple(calls))
 
 
-def end(model: nn.Module, form: Any, states: Tensor, tokens: Tensor) -> Tensor:
-    """Return the logits `[B, t, V]` that the end of a model (norm, head, …) makes of final states `[B, t, D]`.
+def run_end(model: nn.Module, form: Any, states: Tensor, tokens: Tensor) -> Tensor:
+    """Return the logits `[B, t, V]` of final hidden states `[B, t, D]`: run a model's end (norm, head, …) alone.
 
-    `form` is what the last layer hands on, of any text.
+    Args:
+        model: The model.
+        form: The output of the last layer for any text: a state or a tuple.
+        states: Hidden states after the last layer.
+        tokens: Their token ids `[B, t]`.
     """
-    finished = with_hidden(form, states)
-    with _in_the_place_of_layers(model, [lambda *_args, **_kwargs: finished]):
+    last_output = with_hidden(form, states)
+    with _layers_replaced(model, [lambda *_args, **_kwargs: last_output]):
         logits: Tensor = forward(model, tokens).logits
     return logits
 
 
-class _Enough(Exception):  # noqa: N818  # no error
-    """Raised in the place of the last layer when what follows it is not needed."""
+class _StopForward(Exception):  # noqa: N818  # no error
+    """Raised instead of running the last layer, where nothing after it is needed."""
 
 
 class _StandIn(nn.Module):
-    """Stands in the place of a layer, and is like that layer except when it is called."""
+    """Replaces a layer: has the attributes of that layer, and another `forward`."""
 
     def __init__(self, like: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -125,8 +132,8 @@ class _StandIn(nn.Module):
 
 
 @contextmanager
-def _in_the_place_of_layers(model: nn.Module, calls: list[Callable[..., Any]]) -> Iterator[None]:
-    """Put stand-ins in the place of all of a model's layers, or of its last ones if they are fewer."""
+def _layers_replaced(model: nn.Module, calls: list[Callable[..., Any]]) -> Iterator[None]:
+    """Replace the layers of a model by calls, or only its last layers if there are fewer calls."""
     stack = locate.find(model)
     before, n_layers = remap.read_state(stack), len(stack.layers)
     places = list(range(n_layers - len(calls), n_layers))

@@ -87,7 +87,7 @@ def equality(model: Any, tokenizer: Any, folder: Path) -> list[str]:
             }
             for (name, metric, kept), asked in ready.items():
                 score = asked(model, asked.corpus)
-                mine, its = units.read(score.unit, score.nll)[1], theirs[name][f"{metric},{kept}"]
+                mine, its = units.readable(score.unit, score.nll)[1], theirs[name][f"{metric},{kept}"]
                 assert abs(mine - its) <= 1e-6 * abs(its), (name, metric, mine, its)
                 runs = "base" if recipe is None else f"`{recipe}`"
                 lines.append(f"| {name} | {metric} | {runs} | {mine:.6f} | {its:.6f} | {mine - its:+.1e} |")

@@ -127,7 +127,7 @@ def test_a_task_comes_to_what_lm_eval_makes_of_it(name: str, model: Any, tokeniz
     for metric in [metric for task, metric in EACH if task == name]:
         asked = loaded(folder, f"{name}:{metric}", model, tokenizer)
         score = asked(model, asked.corpus)
-        label, value = units.read(score.unit, score.nll)
+        label, value = units.readable(score.unit, score.nll)
         expected = next(value for key, value in theirs.items() if key.startswith(f"{metric},"))
         assert value == pytest.approx(expected, rel=1e-6), metric
         assert label in ("perplexity", metric, "bits a byte")
@@ -532,8 +532,8 @@ def test_the_command_scores_tasks_beside_perplexity(run: Run, there: Path, model
         with slung(model, Recipe.parse("0:4, 2:6")):
             slung_ = asked(model, corpus)
         assert its["documents"] == 8
-        assert its["base"][label] == pytest.approx(units.read(base.unit, base.nll)[1])
-        assert its["recipe"][label] == pytest.approx(units.read(base.unit, slung_.nll)[1])
+        assert its["base"][label] == pytest.approx(units.readable(base.unit, base.nll)[1])
+        assert its["recipe"][label] == pytest.approx(units.readable(base.unit, slung_.nll)[1])
         difference = its["recipe"]["difference" if name == "choice" else "nll_difference"]
         assert difference == pytest.approx(slung_.nll - base.nll)
         assert its["recipe"]["interval95"][0] <= difference <= its["recipe"]["interval95"][1]

@@ -174,9 +174,9 @@ def test_the_self_check_notices_a_visit_that_is_a_little_off(
 def test_the_end_of_all_states_is_the_models_own_forward(name: str) -> None:
     model, tokens = tiny_model(name), corpus_of(2).windows
     with torch.inference_mode():
-        handed, logits = forward.outputs(model, tokens)
+        handed, logits = forward.layer_outputs(model, tokens)
         with counted(model) as calls:
-            again = forward.end(model, handed[-1], hidden(handed[-1]), tokens)
+            again = forward.run_end(model, handed[-1], hidden(handed[-1]), tokens)
         assert torch.equal(again, logits)
         assert torch.equal(logits, model(tokens, use_cache=False).logits)
     assert calls == [0] * 6
@@ -192,9 +192,9 @@ def test_what_a_model_gives_its_layers_is_told_without_running_one(name: str) ->
         with_kwargs=True,
     )
     with torch.inference_mode():
-        forms, _ = forward.outputs(model, tokens[:1, :4])
+        forms, _ = forward.layer_outputs(model, tokens[:1, :4])
         with counted(model) as calls:
-            told = forward.given(model, tokens, forms)
+            told = forward.record_layer_calls(model, tokens, forms)
         assert calls == [0] * len(home)
         assert len(told.calls) == len(home)
         assert list(find(model).layers) == list(home)

@@ -21,7 +21,7 @@ from david.cli import app
 from david.errors import SearchError
 from david.metrics.selection_bias import Luck
 from david.recipe.recipe import Recipe
-from david.report import artifacts, best_json, columns, page, page_sections, plots, sentences, tables
+from david.report import artifacts, best_json, columns, page, page_sections, plots, sentences, study_plots, tables
 from david.storage import results, studies
 from david.storage.backend import RetryingStorage
 from david.storage.results import StudyResults
@@ -482,8 +482,8 @@ def test_each_column_of_the_leaderboard_and_each_plot_is_one_entry(
 
     for module in (columns, tables, sentences, page_sections):
         monkeypatch.setattr(module, "leaderboard_columns", extended)
-    plot = plots.StudyPlot("again", data=lambda report, _: report.trials, draw=plots.history)
-    monkeypatch.setattr(plots, "STUDY_PLOTS", (*plots.STUDY_PLOTS, plot))
+    plot = study_plots.StudyPlot("again", data=lambda report, _: report.trials, draw=plots.history)
+    monkeypatch.setattr(study_plots, "STUDY_PLOTS", (*study_plots.STUDY_PLOTS, plot))
     board = tables.leaderboard(judged)
     assert set(board["seams"]) == {7}
     assert "7!" in sentences.board_text(board)

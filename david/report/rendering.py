@@ -1,15 +1,28 @@
-"""Plots as SVG elements of the page, with the page's font and its colours for the light and the dark theme."""
+"""How the page is made of parts: macros of its template, and plots as SVG elements.
+
+`part` renders a macro of the template. `inline_svg` draws a plot with the page's font and its colours for the light and
+the dark theme.
+"""
 
 import io
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache
+from importlib import resources
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
+from jinja2 import Environment, StrictUndefined
+from jinja2.environment import TemplateModule
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from david.metrics.paired_test import BETTER, UNDECIDED, WORSE
+from david.report.formatting import figure as figure_text
+from david.report.formatting import number, percent, signed, verdict_text
+from david.support.text import plain
 
 # Placeholders that no plot uses: each is replaced by a colour of the page.
 _INK, _LINE, _CARD, VOID = "#010203", "#010204", "#010205", "#010206"
@@ -26,6 +39,43 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 _MANY_DOTS = 300  # more dots take less space as one picture than as elements
+
+
+@cache
+def _template() -> TemplateModule:
+    text = resources.files("david.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
+    environment.filters |= {
+        "figure": figure_text,
+        "signed": signed,
+        "percent": percent,
+        "number": number,
+        "tone": tone,
+        "verdict": verdict_text,
+    }
+    return environment.from_string(text).module
+
+
+def _visible(value: Any) -> Any:
+    """Make control characters of a text visible before the text is escaped, so that none acts unseen."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def part(name: str, *arguments: object) -> Markup:
+    """Render a macro of the template.
+
+    Args:
+        name: Name of the macro.
+        arguments: Its arguments; text among them is escaped.
+    """
+    return cast(Markup, getattr(_template(), name)(*arguments))
+
+
+def tone(verdict: str) -> str:
+    """Return the CSS class that colours a verdict."""
+    return {BETTER: "better", WORSE: "worse", UNDECIDED: "even"}.get(verdict, "none")
 
 
 def inline_svg(
