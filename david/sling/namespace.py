@@ -2,8 +2,9 @@
 
 from transformers import PreTrainedModel
 
+from david.sling.certificate import Certificate
 from david.sling.in_place import AnyRecipe, reset, sling, slung, view
-from david.sling.verify import Certificate, check_model
+from david.sling.verify import check_model
 
 
 class David:

@@ -6,7 +6,7 @@ a visit's strength of its own).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from david.errors import SlingError
 from david.recipe.recipe import Recipe
 from david.sling import architectures, locate
+from david.sling.certificate import Certificate, Finding, result_text
 from david.sling.in_place import AnyRecipe, base_depth, base_layers, check_recipe, slung, view
 from david.sling.install import is_slung
 from david.sling.stacked_copy import stacked
@@ -25,63 +26,10 @@ from david.support import memory
 from david.support.text import one_line
 
 PREFIX, STEPS = 24, 8  # tokens read at once, and tokens read one by one after them
-_ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the logits' spread: what the order of a sum may change
-_ALLOWED_HALF = 2e-2
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the logits' spread: the order of a sum may change this
+_TOLERANCE_HALF = 2e-2
 _NO_MAPS = ("the base", "the identity", "after reset")
-_TIDY = 5e-2  # a base whose cache changes more than this has a cache that changes its logits
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison on one map. `difference` is the largest of all logits, in standard deviations of the logits.
-
-    `passed` is None where nothing was to be compared; `told` then says why.
-    """
-
-    recipe: str
-    claim: str
-    passed: bool | None
-    difference: float | None = None
-    told: str = ""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What `check_model` compared: `str()` of it is a page of text to paste, `to_dict()` its JSON."""
-
-    architecture: str
-    model_type: str
-    num_layers: int
-    dtype: str
-    device: str
-    versions: Mapping[str, str]
-    maps: Mapping[str, str]
-    findings: tuple[Finding, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no comparison failed."""
-        return all(finding.passed is not False for finding in self.findings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the certificate as JSON values."""
-        return {"passed": self.passed} | asdict(self)
-
-    def __str__(self) -> str:
-        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        wide = max(len(finding.recipe) for finding in self.findings)
-        claims = max(len(finding.claim) for finding in self.findings)
-        lines = [
-            f"{'PASSED' if self.passed else 'FAILED'}: slinging {self.architecture} ({self.model_type}), "
-            f"{self.num_layers} layers, {self.dtype} on {self.device}, on text",
-            f"with {versions}",
-            "",
-            *(f"{f.recipe:<{wide}}  {f.claim:<{claims}}  {_word(f)}" for f in self.findings),
-            "",
-            *(f"{name}: {written}" for name, written in self.maps.items()),
-            "Differences are the largest of any logit, in standard deviations of the logits.",
-        ]
-        return "\n".join(lines)
+_MAX_CACHE_DIFFERENCE = 5e-2  # of the logits: a base whose own cache changes them more is compared without a cache only
 
 
 def check_model(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> Certificate:
@@ -107,15 +55,15 @@ def check_model(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> C
         raise SlingError("check() proves it on a base: this model is slung, so reset it first")
     if model.training:
         raise SlingError("the model is in training mode, where dropout makes logits random: call model.eval() first")
-    before = locate.is_proved(model)
-    if not before:
+    was_proved = locate.is_proved(model)
+    if not was_proved:
         setattr(model, architectures.PROVED_HERE, True)
     proved = False
     try:
-        stressing = maps(base_depth(model))
+        recipes = maps(base_depth(model))
         if recipe is not None:
-            stressing["the recipe"] = Recipe.of(recipe)
-            check_recipe(model, stressing["the recipe"])
+            recipes["the recipe"] = Recipe.of(recipe)
+            check_recipe(model, recipes["the recipe"])
         certificate = Certificate(
             architecture=type(model).__name__,
             model_type=model.config.get_text_config(decoder=True).model_type,
@@ -123,12 +71,12 @@ def check_model(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> C
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             versions={name: version(name) for name in ("david", "torch", "transformers")},
-            maps={name: str(written) for name, written in stressing.items()},
-            findings=tuple(_findings(model, stressing)),
+            maps={name: str(written) for name, written in recipes.items()},
+            findings=tuple(_run_checks(model, recipes)),
         )
-        proved = certificate.passed and _compared(certificate.findings)
+        proved = certificate.passed and _covers_both_ways(certificate.findings)
     finally:
-        if not before and not proved:
+        if not was_proved and not proved:
             delattr(model, architectures.PROVED_HERE)
     return certificate
 
@@ -146,7 +94,7 @@ def prove(model: PreTrainedModel) -> None:
         wrong = next(finding for finding in certificate.findings if finding.passed is False)
         raise SlingError(
             f"{certificate.architecture} ({certificate.model_type}) is refused: it does not sling exactly "
-            f"({wrong.recipe}, {wrong.claim}: {_word(wrong)}). The whole certificate: david check"
+            f"({wrong.recipe}, {wrong.claim}: {result_text(wrong)}). The whole certificate: david check"
         )
 
 
@@ -163,16 +111,16 @@ def maps(n_layers: int) -> dict[str, Recipe]:
     return {name: Recipe(tuple(visits)) for name, visits in named.items()} | {"layers damped": damped}
 
 
-def whole(model: Any, tokens: Tensor, **options: Any) -> Tensor:
+def full_logits(model: Any, tokens: Tensor, **options: Any) -> Tensor:
     """Return the logits `[B, T, V]` of tokens `[B, T]` in one pass without a cache; `options` go to the model."""
     with torch.no_grad():
         logits: Tensor = model(input_ids=tokens, use_cache=False, **options).logits
     return logits
 
 
-def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, **options: Any) -> Tensor:
+def stepwise_logits(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, **options: Any) -> Tensor:
     """Return the logits before each token from `start` on, `[B, T − start, V]`, read one by one with a cache."""
-    own_config, model.generation_config = model.generation_config, GenerationConfig()  # whatever its user has set
+    user_config, model.generation_config = model.generation_config, GenerationConfig()  # not the user's settings
     try:
         out = model.generate(
             input_ids=tokens[:, :start],
@@ -184,16 +132,16 @@ def stepped(model: Any, tokens: Tensor, start: int, mask: Tensor | None = None, 
             use_cache=True,
             output_logits=True,
             return_dict_in_generate=True,
-            logits_processor=[_Told(tokens)],
+            logits_processor=[_ForcedText(tokens)],
             **options,
         )
     finally:
-        model.generation_config = own_config
+        model.generation_config = user_config
     return torch.stack(out.logits, 1)
 
 
-class _Told(LogitsProcessor):  # type: ignore[misc]
-    """Makes `generate` read a given text, one token a step, whatever the model would choose."""
+class _ForcedText(LogitsProcessor):  # type: ignore[misc]
+    """Makes `generate` read a text one token a step, whatever the model would choose."""
 
     def __init__(self, text: Tensor) -> None:
         self.text = text  # [B, T]
@@ -205,39 +153,39 @@ class _Told(LogitsProcessor):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Base:
-    """What every sling is compared with: the base's logits of a text, and how large a rounding difference may be."""
+    """The reference of every comparison: the base's logits of a text, and the difference that rounding may make."""
 
     tokens: Tensor  # [1, T]
     uncached: Tensor  # [1, T, V]
     cached: Tensor | str
     allowed: float
-    rounding: float | None  # how far its own cache leads from its logits; None where that is more than rounding
+    rounding: float | None  # what its own cache changes in its logits; None if that is more than rounding
 
 
-def _findings(model: PreTrainedModel, stressing: Mapping[str, Recipe]) -> list[Finding]:
+def _run_checks(model: PreTrainedModel, recipes: Mapping[str, Recipe]) -> list[Finding]:
     before = _state(model)
-    base, finding_of_base = _base(model)
+    base, finding_of_base = _base_reference(model)
     findings = [finding_of_base]
 
     def is_base(recipe: str) -> list[Finding]:
         return [
-            _same(recipe, "uncached = the base", _uncached(model, base.tokens), base.uncached),
-            _same(recipe, "cached = the base", _cached(model, base.tokens), base.cached),
+            _compare(recipe, "uncached = the base", _uncached(model, base.tokens), base.uncached),
+            _compare(recipe, "cached = the base", _cached(model, base.tokens), base.cached),
         ]
 
     with slung(model, Recipe.identity(base_depth(model))):
         findings += is_base("the identity")
-    for name, recipe in stressing.items():
-        findings += _on_map(model, name, recipe, base)
+    for name, recipe in recipes.items():
+        findings += _check_map(model, name, recipe, base)
     findings += is_base("after reset")
     findings.append(Finding("after reset", "the modules and the configuration are the base's", _state(model) == before))
     return findings
 
 
-def _base(model: PreTrainedModel) -> tuple[_Base, Finding]:
+def _base_reference(model: PreTrainedModel) -> tuple[_Base, Finding]:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     numbers = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, vocabulary, (1, PREFIX + STEPS), generator=numbers).to(_home_device(model))
+    tokens = torch.randint(3, vocabulary, (1, PREFIX + STEPS), generator=numbers).to(_input_device(model))
     uncached, again = _uncached(model, tokens), _uncached(model, tokens)
     if isinstance(uncached, str) or isinstance(again, str):
         raise SlingError(f"{type(model).__name__} itself does not run on token ids alone: {uncached}")
@@ -246,48 +194,48 @@ def _base(model: PreTrainedModel) -> tuple[_Base, Finding]:
             f"{type(model).__name__} itself gives other logits each time: there is nothing to compare with"
         )
     cached, claim = _cached(model, tokens), "cached = uncached"
-    allowed = _ALLOWED.get(model.dtype, _ALLOWED_HALF)
+    allowed = _TOLERANCE.get(model.dtype, _TOLERANCE_HALF)
     if isinstance(cached, str):
-        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, told=cached)
+        return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, reason=cached)
     own = difference(cached, uncached[:, PREFIX - 1 : -1])
-    if own > _TIDY:
+    if own > _MAX_CACHE_DIFFERENCE:
         reason = f"not of the base itself ({own:.1e}): not asked of its slings"
         return _Base(tokens, uncached, cached, allowed, None), Finding("the base", claim, None, own, reason)
     return _Base(tokens, uncached, cached, allowed, own), Finding("the base", claim, True, own)
 
 
-def _on_map(model: PreTrainedModel, name: str, recipe: Recipe, base: _Base) -> list[Finding]:
+def _check_map(model: PreTrainedModel, name: str, recipe: Recipe, base: _Base) -> list[Finding]:
     tokens = base.tokens
     try:
         with slung(model, recipe):
             uncached, cached = _uncached(model, tokens), _cached(model, tokens)
     except SlingError as error:
-        return [Finding(name, "refused", None, told=str(error))]
-    findings, of_the_stack = [], 0.0
+        return [Finding(name, "refused", None, reason=str(error))]
+    findings, stack_rounding = [], 0.0
     if _room_for(model, recipe):
         copied = stacked(model, recipe)
         stacked_uncached, stacked_cached = _uncached(copied, tokens), _cached(copied, tokens)
         del copied
-        findings.append(_same(name, "uncached = stacked", uncached, stacked_uncached, base.allowed))
-        findings.append(_same(name, "cached = stacked", cached, stacked_cached, base.allowed))
+        findings.append(_compare(name, "uncached = stacked", uncached, stacked_uncached, base.allowed))
+        findings.append(_compare(name, "cached = stacked", cached, stacked_cached, base.allowed))
         if isinstance(stacked_uncached, Tensor) and isinstance(stacked_cached, Tensor):
-            of_the_stack = difference(stacked_cached, stacked_uncached[:, PREFIX - 1 : -1])
+            stack_rounding = difference(stacked_cached, stacked_uncached[:, PREFIX - 1 : -1])
     elif locate.is_coupled(model):
         reason = "no room for a copy, and its layers hand on more than a hidden state"
-        findings.append(Finding(name, "uncached = stacked", None, told=reason))
+        findings.append(Finding(name, "uncached = stacked", None, reason=reason))
     else:
         called = layer_by_layer(model, recipe, tokens)
-        findings.append(_same(name, "uncached = layer by layer", uncached, called, base.allowed))
+        findings.append(_compare(name, "uncached = layer by layer", uncached, called, base.allowed))
     if base.rounding is not None and isinstance(cached, Tensor) and isinstance(uncached, Tensor):
-        allowed = max(base.allowed, 10 * base.rounding, 2 * of_the_stack)  # a deeper stack rounds more
-        findings.append(_same(name, "cached = uncached", cached, uncached[:, PREFIX - 1 : -1], allowed))
-    beside = view(model, recipe)
-    findings.append(_same(name, "a view = the sling", _uncached(beside, tokens), uncached))
-    findings.append(_same(name, "the base beside the view", _uncached(model, tokens), base.uncached))
+        allowed = max(base.allowed, 10 * base.rounding, 2 * stack_rounding)  # a deeper stack rounds more
+        findings.append(_compare(name, "cached = uncached", cached, uncached[:, PREFIX - 1 : -1], allowed))
+    second = view(model, recipe)
+    findings.append(_compare(name, "a view = the sling", _uncached(second, tokens), uncached))
+    findings.append(_compare(name, "the base beside the view", _uncached(model, tokens), base.uncached))
     return findings
 
 
-def _compared(findings: tuple[Finding, ...]) -> bool:
+def _covers_both_ways(findings: tuple[Finding, ...]) -> bool:
     """Return whether some sling was compared in each of the ways in which the base itself runs."""
     asked = {finding.claim for finding in findings if finding.passed and finding.recipe not in _NO_MAPS}
     cached = any(finding.claim == "cached = the base" and finding.passed for finding in findings)
@@ -296,7 +244,7 @@ def _compared(findings: tuple[Finding, ...]) -> bool:
     )
 
 
-def _home_device(model: PreTrainedModel) -> torch.device:
+def _input_device(model: PreTrainedModel) -> torch.device:
     """Return where to put tokens: offloaded weights are on meta, and accelerate moves the inputs of their modules."""
     return torch.device("cpu") if model.device.type == "meta" else model.device
 
@@ -314,7 +262,7 @@ def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **opt
 
     handles = [layer.register_forward_pre_hook(keep(i), with_kwargs=True) for i, layer in enumerate(home)]
     try:
-        whole(model, tokens, **options)
+        full_logits(model, tokens, **options)
     finally:
         for handle in handles:
             handle.remove()
@@ -331,17 +279,17 @@ def layer_by_layer(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, **opt
     finished = with_hidden(output, state)
     handle = home[-1].register_forward_hook(lambda *_: finished)
     try:
-        return whole(model, tokens, **options)
+        return full_logits(model, tokens, **options)
     finally:
         handle.remove()
 
 
 def _uncached(model: PreTrainedModel, tokens: Tensor) -> Tensor | str:
-    return _attempt(lambda: whole(model, tokens))
+    return _attempt(lambda: full_logits(model, tokens))
 
 
 def _cached(model: PreTrainedModel, tokens: Tensor) -> Tensor | str:
-    return _attempt(lambda: stepped(model, tokens, PREFIX))
+    return _attempt(lambda: stepwise_logits(model, tokens, PREFIX))
 
 
 def _attempt(read: Callable[[], Tensor]) -> Tensor | str:
@@ -359,19 +307,19 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).abs().max() / other.double().std())
 
 
-def _same(name: str, claim: str, one: Tensor | str, other: Tensor | str, allowed: float = 0) -> Finding:
+def _compare(name: str, claim: str, one: Tensor | str, other: Tensor | str, allowed: float = 0) -> Finding:
     if isinstance(one, str) or isinstance(other, str):
         both = isinstance(one, str) and isinstance(other, str)
         reason = (
             f"neither runs: {other}" if both else f"one runs, one does not: {one if isinstance(one, str) else other}"
         )
-        return Finding(name, claim, None if both else False, told=reason)
-    apart = difference(one, other)
-    return Finding(name, claim, apart <= allowed, apart)
+        return Finding(name, claim, None if both else False, reason=reason)
+    distance = difference(one, other)
+    return Finding(name, claim, distance <= allowed, distance)
 
 
 def _state(model: PreTrainedModel) -> Any:
-    """Return what a reset brings back, besides the logits."""
+    """Return the modules and the configuration, which a reset must restore."""
     return [(name, id(module)) for name, module in model.named_modules()], model.config.to_dict()
 
 
@@ -383,12 +331,3 @@ def _room_for(model: PreTrainedModel, recipe: Recipe) -> bool:
     layer = sum(weight.nbytes for weight in base_layers(model).parameters()) / base_depth(model)
     needed = sum(weight.nbytes for weight in weights) + layer * len(recipe)
     return bool(needed < memory.free(model.device) / 2)
-
-
-def _word(finding: Finding) -> str:
-    if finding.passed is None:
-        return finding.told
-    apart = finding.difference
-    number = "bit-equal" if apart == 0 else "" if apart is None else f"{apart:.1e}"
-    text = number or finding.told or ("yes" if finding.passed else "no")
-    return text if finding.passed else f"FAILED {text}"

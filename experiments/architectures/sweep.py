@@ -26,7 +26,7 @@ from david import David, Recipe
 from david.errors import SlingError
 from david.sling import architectures, locate
 from david.sling.stacked_copy import stacked
-from david.sling.verify import layer_by_layer, stepped, whole
+from david.sling.verify import full_logits, layer_by_layer, stepwise_logits
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
 from tests.tiny_models import NOT_BUILT, TYPES, VARIANTS, VOCABULARY, tiny_named, tiny_options
@@ -78,12 +78,12 @@ def modes_of(name: str) -> dict[str, Mode]:
     options = tiny_options(name)
     many = {key: value.expand(len(BATCH), *value.shape[1:]) for key, value in options.items()}
     modes: dict[str, Mode] = {
-        "uncached": lambda model: whole(model, TEXT, **options),
-        "cached": lambda model: stepped(model, TEXT, PREFIX, **options),
-        "padded": lambda model: stepped(model, BATCH, PAD + PREFIX, (BATCH != 0).long(), **many),
+        "uncached": lambda model: full_logits(model, TEXT, **options),
+        "cached": lambda model: stepwise_logits(model, TEXT, PREFIX, **options),
+        "padded": lambda model: stepwise_logits(model, BATCH, PAD + PREFIX, (BATCH != 0).long(), **many),
     }
     if options:
-        modes["text alone"] = lambda model: whole(model, TEXT)
+        modes["text alone"] = lambda model: full_logits(model, TEXT)
     return modes
 
 

@@ -64,7 +64,7 @@ def test_it_passes_on_the_shallowest(depth: int) -> None:
 def test_a_map_that_is_refused_is_told_and_is_no_failure() -> None:
     certificate = David.check(tiny_named("gemma3n_text"))
     assert certificate.passed
-    [told] = [finding.told for finding in certificate.findings if finding.claim == "refused"]
+    [told] = [finding.reason for finding in certificate.findings if finding.claim == "refused"]
     assert "shares the keys and values of layer" in told
 
 
@@ -88,13 +88,13 @@ def test_it_fails_where_a_mechanism_is_missing(
     place: str, broken: Any, name: str, seen: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_named(name)
-    base = verify.whole(model, TOKENS)
+    base = verify.full_logits(model, TOKENS)
     monkeypatch.setattr(remap, place, broken)
     certificate = David.check(model)
     assert not certificate.passed
     assert seen <= failed(certificate)
     assert str(certificate).startswith("FAILED")
-    assert torch.equal(verify.whole(model, TOKENS), base)
+    assert torch.equal(verify.full_logits(model, TOKENS), base)
 
 
 def test_it_fails_where_a_sling_writes_into_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_layer_by_layer_is_the_sling(name: str) -> None:
     recipe = Recipe.parse("0:4, 2*0.5, 3:6")
     called = verify.layer_by_layer(model, recipe, TOKENS)
     with David.slung(model, recipe):
-        torch.testing.assert_close(verify.whole(model, TOKENS), called, atol=1e-5, rtol=0)
+        torch.testing.assert_close(verify.full_logits(model, TOKENS), called, atol=1e-5, rtol=0)
 
 
 def test_a_model_of_two_devices_has_no_room_for_a_copy() -> None:
