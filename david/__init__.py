@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from david.analysis.remeasure import measure
     from david.candidates.pruner import RacingPruner
     from david.chat.conversation import Chat
-    from david.checkpoint.export import export
+    from david.checkpoint.export_stacked import export
     from david.engine.engine import score_recipes
     from david.errors import DavidError
     from david.metrics.score import Score
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from david.scoring.corpus import Corpus
     from david.scoring.objectives import multiple_choice, perplexity
     from david.sling.namespace import David
-    from david.study.search import search
+    from david.study.run_search import search
 
 if "ipykernel" in sys.modules:  # without ipywidgets a notebook shows progress bars as text: no need for a warning
     warnings.filterwarnings("ignore", "IProgress not found")
@@ -70,13 +70,13 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "Score": "metrics.score",
     "compare": "analysis.compare",
-    "export": "checkpoint.export",
+    "export": "checkpoint.export_stacked",
     "load_model": "models.load",
     "measure": "analysis.remeasure",
     "multiple_choice": "scoring.objectives",
     "perplexity": "scoring.objectives",
     "score_recipes": "engine.engine",
-    "search": "study.search",
+    "search": "study.run_search",
 }
 _MODULES = (
     "corpus",

@@ -16,6 +16,10 @@ from david.candidates.spaces import (
 )
 from david.recipe.blocks import all_blocks, blocks_of, longest_block
 
+# the names of version 0.1.0
+named = space_named
+Sayable = InvertibleSpace
+
 __all__ = [
     "SPACES",
     "Block",
@@ -24,6 +28,7 @@ __all__ = [
     "Params",
     "Ratios",
     "Removal",
+    "Sayable",
     "Space",
     "Visits",
     "Windows",
@@ -31,6 +36,7 @@ __all__ = [
     "blocks_of",
     "is_built_in",
     "longest_block",
+    "named",
     "params_of",
     "space_named",
 ]

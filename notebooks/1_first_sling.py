@@ -56,7 +56,7 @@ with David.slung(model, damped):
 
 # %% [markdown]
 # A difference this small on four windows says nothing yet: `david search` judges its winners on windows that it has not seen,
-# and says *better*, *worse* or *not told apart*.
+# and says *better*, *worse* or *inconclusive*.
 
 # %% [markdown]
 # ## Talk

@@ -49,7 +49,7 @@ board[columns].round(4)
 # - `nll_difference` is recipe minus base on those windows, in nats a token. Below 0 is better.
 # - `low95 … high95` is its paired 95% interval: the same windows, so what makes a text hard is the same for both, and each document counts
 #   once. It is widened for the number of finalists: five chances to be lucky need wider doubt.
-# - `verdict` is *better* where the whole interval lies below 0, *worse* where above, else **not told apart**: these windows cannot say.
+# - `verdict` is *better* where the whole interval lies below 0, *worse* where above, else *not told apart*; screen and page say **inconclusive**: these windows cannot say.
 #   That is not "as good as". It is "measure more, or let it be".
 
 # %%

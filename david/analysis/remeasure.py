@@ -15,7 +15,7 @@ from david.recipe.recipe import Recipe
 from david.report import tables
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity
-from david.storage import results
+from david.storage import results, trial_attributes
 from david.study.signature import same_weights
 
 
@@ -62,12 +62,12 @@ def measure(
         raise SearchError(f"most must be at least 2; got {most}")
     snapshot = results.StudyResults.read(study)
     base = snapshot.metadata.base.model_dump()
-    if not same_weights(base, here := describe_base(model).model_dump()):
-        raise SearchError(f"the study {study.study_name!r} was made on another model: {base}; this is {here}")
+    if not same_weights(base, current := describe_base(model).model_dump()):
+        raise SearchError(f"the study {study.study_name!r} was made on another model: {base}; this is {current}")
     stored = snapshot.measured.get(name, {})
     unmeasured = [trial for trial in _evenly_spaced(snapshot.fully_scored, most) if trial.number not in stored]
     engine = Engine(model, corpus, objective=objective, memory_budget=memory_budget)
-    recipes = [Recipe.parse(trial.user_attrs["recipe"]) for trial in unmeasured]
+    recipes = [Recipe.parse(trial.user_attrs[trial_attributes.RECIPE]) for trial in unmeasured]
     total = engine.work(recipes)
     with tqdm(total=total, desc=name, unit="visit", unit_scale=True, disable=not progress or not unmeasured) as bar:
         outcomes = engine.outcomes(recipes, done=lambda work: bar.update(min(work, total - bar.n)))

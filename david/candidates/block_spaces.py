@@ -121,9 +121,9 @@ class Blocks:
         slots: list[tuple[int, int, int, float | None]] = []
         for start, stop, times, scale in parts:
             while times > 1:  # a slot holds max_times − 1 further runs; a block of more takes several
-                here = min(times, self.max_times)
-                slots.append((start, stop, here, scale))
-                times -= here - 1
+                slot_times = min(times, self.max_times)
+                slots.append((start, stop, slot_times, scale))
+                times -= slot_times - 1
         slots += [(0, 1, 1, None)] * (self.count - len(slots))
         if len(slots) > self.count:
             return None
@@ -171,8 +171,8 @@ class Removal:
                 strengths[layer] = min(scale, strengths.get(layer, inf))
         layers = range(n_layers)
         if self.scales is None:
-            kept = tuple(layer for layer in layers if layer not in strengths) or (0,)
-            return Recipe(kept, base=Base(num_layers=n_layers))
+            remaining = tuple(layer for layer in layers if layer not in strengths) or (0,)
+            return Recipe(remaining, base=Base(num_layers=n_layers))
         return Recipe(tuple(layers), tuple(strengths.get(i, 1.0) for i in layers), base=Base(num_layers=n_layers))
 
     def params(self, recipe: Recipe, n_layers: int) -> Params | None:

@@ -118,12 +118,12 @@ class Ratios:
         scale = suggest_scale(trial, "scale", self.scales)
         spare = spare_visits(self.max_visits, n_layers)
         recipe = Recipe.identity(n_layers)
-        kept: list[tuple[float, float]] = []
+        accepted: list[tuple[float, float]] = []
         for start, stop in sorted(slices):
-            deeper = Recipe.from_ratios(n_layers, [*kept, (start / self.steps, stop / self.steps)])
+            deeper = Recipe.from_ratios(n_layers, [*accepted, (start / self.steps, stop / self.steps)])
             if len(deeper) - n_layers <= spare:
                 recipe = deeper
-                kept.append((start / self.steps, stop / self.steps))
+                accepted.append((start / self.steps, stop / self.steps))
         return replace(recipe, scales=tuple(scale if repeat else 1.0 for repeat in repeat_flags(recipe.repeat_map)))
 
     def params(self, recipe: Recipe, n_layers: int) -> Params | None:

@@ -125,41 +125,41 @@ class Refine:
     def __call__(self, study: Study, n_layers: int) -> list[Recipe]:
         """Return the neighbours of the current recipe that are not scored, or a combination of improvements."""
         scored = _scored(study)
-        here = self.start or Recipe.identity(n_layers)
-        while here in scored:
-            step, better, new = self._first_helpful_step(here, scored, n_layers)
+        current = self.start or Recipe.identity(n_layers)
+        while current in scored:
+            step, better, new = self._first_helpful_step(current, scored, n_layers)
             if new or not better:
                 return new
-            combined, new = self._combine(here, better, scored)
+            combined, new = self._combine(current, better, scored)
             if not new and step == "drop":
-                shortened = _without_runs(here, scored, self.max_length)
+                shortened = _without_runs(current, scored, self.max_length)
                 new = _unscored(shortened, scored)
                 if not new:
-                    improvements = _improvements(here, [*better, *shortened], scored)
-                    other, new = self._combine(here, improvements, scored)
+                    improvements = _improvements(current, [*better, *shortened], scored)
+                    other, new = self._combine(current, improvements, scored)
                     combined = min(combined, other, key=scored.__getitem__)
             if new:
                 return new
-            here = combined
-        return [here]
+            current = combined
+        return [current]
 
     def _first_helpful_step(
-        self, here: Recipe, scored: Mapping[Recipe, float], n_layers: int
+        self, current: Recipe, scored: Mapping[Recipe, float], n_layers: int
     ) -> tuple[str, list[Recipe], list[Recipe]]:
         """Return the first step that has helped, its improvements, best first, and what of it is not scored yet."""
-        for step, candidates in self._neighbours(here, n_layers):
+        for step, candidates in self._neighbours(current, n_layers):
             new = _unscored(candidates, scored)
-            if new or (better := _improvements(here, candidates, scored)):
+            if new or (better := _improvements(current, candidates, scored)):
                 return step, [] if new else better, new
         return "", [], []
 
     def _combine(
-        self, here: Recipe, better: Sequence[Recipe], scored: Mapping[Recipe, float]
+        self, current: Recipe, better: Sequence[Recipe], scored: Mapping[Recipe, float]
     ) -> tuple[Recipe, list[Recipe]]:
         """Return the best combination of improvements, best first, and what must be scored to know it."""
         best, merged = better[0], 0
         for other in better[1:]:
-            both = _merge(here, best, other) if merged < _MAX_MERGED else None
+            both = _merge(current, best, other) if merged < _MAX_MERGED else None
             if both is None or (self.max_visits is not None and len(both) > self.max_visits):
                 continue
             if both not in scored:
@@ -167,12 +167,12 @@ class Refine:
             best, merged = min(best, both, key=scored.__getitem__), merged + 1
         return best, []
 
-    def _neighbours(self, here: Recipe, n_layers: int) -> Iterator[tuple[str, list[Recipe]]]:
+    def _neighbours(self, current: Recipe, n_layers: int) -> Iterator[tuple[str, list[Recipe]]]:
         """Yield the neighbours of a recipe, step by step."""
         for step in self.steps:
             for scales in (_COARSE, _FINE) if step == "scale" else (_FINE,):
                 limited = partial(neighbours, max_length=self.max_length, max_visits=self.max_visits)
-                yield step, limited(here, n_layers, steps={step}, scales=scales)
+                yield step, limited(current, n_layers, steps={step}, scales=scales)
 
 
 def singles(n_layers: int) -> list[Recipe]:
@@ -226,7 +226,7 @@ def _scored(study: Study) -> dict[Recipe, float]:
     """Return the NLL of each recipe that a study has scored; infinity if it cannot be scored."""
     results = StudyResults.read(study)
     nll = dict.fromkeys(results.refused, math.inf)
-    nll |= {trial.user_attrs["recipe"]: trial_attributes.value_of(trial) for trial in results.scored}
+    nll |= {trial.user_attrs[trial_attributes.RECIPE]: trial_attributes.value_of(trial) for trial in results.scored}
     return {Recipe.parse(notation): value for notation, value in nll.items()}
 
 
@@ -239,20 +239,20 @@ def _best(recipes: Sequence[Recipe], scored: Mapping[Recipe, float], n: int) -> 
     return sorted((recipe for recipe in recipes if recipe in scored), key=scored.__getitem__)[:n]
 
 
-def _improvements(here: Recipe, recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
-    """Return the recipes that are better than `here`, best first."""
-    return [recipe for recipe in _best(recipes, scored, len(recipes)) if scored[recipe] < scored[here]]
+def _improvements(current: Recipe, recipes: Sequence[Recipe], scored: Mapping[Recipe, float]) -> list[Recipe]:
+    """Return the recipes that are better than `current`, best first."""
+    return [recipe for recipe in _best(recipes, scored, len(recipes)) if scored[recipe] < scored[current]]
 
 
-def _without_runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list[Recipe]:
+def _without_runs(current: Recipe, scored: Mapping[Recipe, float], max_length: int) -> list[Recipe]:
     """Leave out runs of visits: of each length, two disjoint runs whose single visits gain the most together."""
-    visits = list(here)
+    visits = list(current)
 
     def without(start: int, stop: int) -> Recipe:
         layers, scales = zip(*visits[:start], *visits[stop:], strict=True)
         return Recipe(layers, scales)
 
-    gains = [scored[here] - scored.get(without(i, i + 1), math.inf) for i in range(len(visits))]
+    gains = [scored[current] - scored.get(without(i, i + 1), math.inf) for i in range(len(visits))]
     shortened = []
     for length in range(2, min(max_length, len(visits) - 1) + 1):
         sums = {start: sum(gains[start : start + length]) for start in range(len(visits) - length + 1)}
@@ -262,9 +262,9 @@ def _without_runs(here: Recipe, scored: Mapping[Recipe, float], max_length: int)
     return shortened
 
 
-def _merge(here: Recipe, one: Recipe, other: Recipe) -> Recipe | None:
+def _merge(current: Recipe, one: Recipe, other: Recipe) -> Recipe | None:
     """Apply the changes of two recipes to a third; None if they change the same place."""
-    visits = list(here)
+    visits = list(current)
     edits = []
     for changed in (list(one), list(other)):
         codes = SequenceMatcher(None, visits, changed, autojunk=False).get_opcodes()

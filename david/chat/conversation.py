@@ -20,7 +20,7 @@ from david.support.console import say
 from david.support.files import expand_home
 from david.support.text import one_line
 
-__all__ = ["Chat"]
+__all__ = ["BASE", "Chat", "encodable", "recipe_name", "template_tokens"]
 
 BASE = "base"
 _PLAIN_ROLES = {"user": "User", "assistant": "Assistant"}  # a conversation where a model has no template for one
@@ -116,11 +116,11 @@ class Chat:
         """
         parsed = Recipe.of(recipe)
         check_recipe(self._model, parsed)
-        for voice in self.voices:
-            if voice.recipe == parsed:
-                return voice
-        name = name or name_of(recipe, parsed)
-        names = {voice.name for voice in self.voices}
+        for generator in self.voices:
+            if generator.recipe == parsed:
+                return generator
+        name = name or recipe_name(recipe, parsed)
+        names = {generator.name for generator in self.voices}
         self.voices.append(TextGenerator(str(parsed) if name in names else name, parsed, self._model))
         return self.voices[-1]
 
@@ -163,7 +163,7 @@ class Chat:
 
     def compare(self, text: str) -> dict[str, str]:
         """Return the answers of the base and each recipe by name; the conversation keeps that of the one in use."""
-        return {voice.name: "".join(pieces) for voice, pieces in self.comparing(text)}
+        return {generator.name: "".join(pieces) for generator, pieces in self.comparing(text)}
 
     def comparing(self, text: str) -> Iterator[tuple[TextGenerator, Iterator[str]]]:
         """Yield each generator with the pieces of its answer, which have to be read before the next; as `compare`."""
@@ -185,8 +185,8 @@ class Chat:
         """Begin a new conversation; the recipes, the system text and the sampling stay."""
         self.messages.clear()
         self._n_questions = 0
-        for voice in self.voices:
-            voice.forget()
+        for generator in self.voices:
+            generator.forget()
 
     def _answers(self, text: str, voices: Sequence[TextGenerator]) -> Iterator[tuple[TextGenerator, Iterator[str]]]:
         """Yield each generator and its answer; the conversation keeps what is read of the answer of the one in use."""
@@ -197,12 +197,12 @@ class Chat:
             drawn = replace(drawn, max_new_tokens=max(1, min(drawn.max_new_tokens, self.context - len(prompt))))
         self._n_questions += 1
         end = "" if self.tokenizer.chat_template else _USERS_TURN
-        for voice in voices:
-            pieces = voice.write(self.tokenizer, prompt, drawn, trim=True, end=end)
-            yield voice, self._record(question, gone, voice, pieces) if voice is self.in_use else pieces
+        for generator in voices:
+            pieces = generator.write(self.tokenizer, prompt, drawn, trim=True, end=end)
+            yield generator, self._record(question, gone, generator, pieces) if generator is self.in_use else pieces
 
     def _record(
-        self, question: dict[str, str], gone: int, voice: TextGenerator, pieces: Iterator[str]
+        self, question: dict[str, str], gone: int, generator: TextGenerator, pieces: Iterator[str]
     ) -> Iterator[str]:
         """Yield the pieces of an answer; then add it to the conversation, and forget its first `gone` messages."""
         failed = False
@@ -212,8 +212,8 @@ class Chat:
             failed = True
             raise
         finally:
-            if not failed and voice.answer is not None and (voice.answer.text or voice.answer.ended):
-                answer = {"role": "assistant", "content": voice.answer.text.strip(), "recipe": voice.name}
+            if not failed and generator.answer is not None and (generator.answer.text or generator.answer.ended):
+                answer = {"role": "assistant", "content": generator.answer.text.strip(), "recipe": generator.name}
                 del self.messages[:gone]
                 self.messages += [question, answer]
 
@@ -271,7 +271,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def name_of(source: AnyRecipe, recipe: Recipe) -> str:
+def recipe_name(source: AnyRecipe, recipe: Recipe) -> str:
     """Return the name of a recipe: the path of its file, or its notation."""
     is_path = isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.exists(expand_home(source)))
     return os.fspath(source) if is_path else str(recipe)  # type: ignore[arg-type]

@@ -106,9 +106,9 @@ class TextGenerator:
         answer: The last answer; None before there is one.
 
     Example:
-        >>> voice = TextGenerator("skips", Recipe.parse("0:12, 14:30"), model)
-        >>> pieces = list(voice.write(tokenizer, tokenizer("Once upon").input_ids, Sampling(max_new_tokens=4)))
-        >>> voice.answer.text == "".join(pieces)
+        >>> generator = TextGenerator("skips", Recipe.parse("0:12, 14:30"), model)
+        >>> pieces = list(generator.write(tokenizer, tokenizer("Once upon").input_ids, Sampling(max_new_tokens=4)))
+        >>> generator.answer.text == "".join(pieces)
         True
     """
 
@@ -164,13 +164,13 @@ class TextGenerator:
                 written.append(token)
                 text = _decode_behind(tokenizer, prompt[-_CONTEXT_TOKENS:], written)
                 text = text.lstrip() if trim else text
-                text, found, _ = text.partition(end) if end else (text, "", "")
-                ended = bool(found) or token in thread.ends
-                ready = len(text) if found else _safe_length(text, end)
+                text, end_text, _ = text.partition(end) if end else (text, "", "")
+                ended = bool(end_text) or token in thread.ends
+                ready = len(text) if end_text else _safe_length(text, end)
                 if ready > shown:
                     yield text[shown:ready]
                     shown = ready
-                if found:
+                if end_text:
                     break
             if shown < len(text):
                 yield text[shown:]

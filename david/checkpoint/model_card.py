@@ -4,7 +4,6 @@
 checkpoint or without one; `render_card` returns the text of the card.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 import transformers
+from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -158,14 +158,17 @@ def render_card(recipe: Recipe, stacked: StackedCheckpoint | None = None) -> str
 def _front_matter(recipe: Recipe, stacked: StackedCheckpoint | None) -> str:
     """Return the metadata of the card. A recipe needs the base's weights to run: the Hub calls this an `adapter`."""
     base: Any = recipe.base
-    hub_id = base.model if base.model != DEMO else None
-    lines = ["---"]
-    if hub_id:
-        lines += [f"base_model: {json.dumps(hub_id)}", f"base_model_relation: {'merge' if stacked else 'adapter'}"]
-    lines += ["license: apache-2.0"] if base.model == DEMO else []
-    lines += [f"library_name: {'transformers' if stacked else 'david'}"]
-    lines += ["pipeline_tag: text-generation"] if not stacked or stacked.loader == "AutoModelForCausalLM" else []
-    return "\n".join([*lines, "tags:", "- david", "- frankenmerge", "- layer-repetition", "---"])
+    is_demo = base.model == DEMO
+    hub_id = None if is_demo else base.model
+    data = ModelCardData(
+        base_model=hub_id,
+        license="apache-2.0" if is_demo else None,
+        library_name="transformers" if stacked else "david",
+        pipeline_tag="text-generation" if not stacked or stacked.loader == "AutoModelForCausalLM" else None,
+        tags=["david", "frankenmerge", "layer-repetition"],
+        base_model_relation=None if hub_id is None else "merge" if stacked else "adapter",
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _introduction(recipe: Recipe, base_name: str, stacked: StackedCheckpoint | None) -> str:

@@ -79,7 +79,7 @@ class Session:
 
 
 def _use(session: Session, which: str) -> None:
-    from david.chat.conversation import BASE, name_of
+    from david.chat.conversation import BASE, recipe_name
 
     chat = session.chat
     if not which:
@@ -90,40 +90,40 @@ def _use(session: Session, which: str) -> None:
         chat.use(0)
     else:
         recipe = session.recipe(which)
-        chat.use(chat.voices.index(chat.add(recipe, name=name_of(which, recipe))))
+        chat.use(chat.voices.index(chat.add(recipe, name=recipe_name(which, recipe))))
     _recipes(session, "")
 
 
 def _add(session: Session, which: str) -> None:
-    from david.chat.conversation import name_of
+    from david.chat.conversation import recipe_name
 
     recipe = session.recipe(which)
-    session.chat.add(recipe, name=name_of(which, recipe))
+    session.chat.add(recipe, name=recipe_name(which, recipe))
     _recipes(session, "")
 
 
 def _recipes(session: Session, _: str) -> None:
-    for number, voice in enumerate(session.chat.voices):
-        mark = "*" if voice is session.chat.in_use else " "
-        notation = "" if voice.name == str(voice.recipe) else f"  {plain(str(voice.recipe), 60)}"
-        print_now(f"{mark} {number}  {plain(voice.name, 60)}{notation}  ({len(voice.recipe)} visits)\n")
+    for number, generator in enumerate(session.chat.voices):
+        mark = "*" if generator is session.chat.in_use else " "
+        notation = "" if generator.name == str(generator.recipe) else f"  {plain(str(generator.recipe), 60)}"
+        print_now(f"{mark} {number}  {plain(generator.name, 60)}{notation}  ({len(generator.recipe)} visits)\n")
 
 
 def _compare(session: Session, text: str) -> None:
     failure: DavidError | None = None
     with nullcontext(text) if text else _last_message(session.chat) as message:
-        for voice, pieces in session.chat.comparing(message):
+        for generator, pieces in session.chat.comparing(message):
             try:
-                if not session.show(pieces, _label(voice)):
+                if not session.show(pieces, _label(generator)):
                     break
             except DavidError as error:  # one that cannot answer does not silence the others
-                failure = DavidError(f"{voice.name}: {error}")
+                failure = DavidError(f"{generator.name}: {error}")
     if failure is not None:
         raise failure
 
 
-def _label(voice: "TextGenerator") -> str:
-    return f"[{plain(voice.name, 60)}] "
+def _label(generator: "TextGenerator") -> str:
+    return f"[{plain(generator.name, 60)}] "
 
 
 def _retry(session: Session, _: str) -> None:

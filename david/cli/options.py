@@ -25,8 +25,8 @@ WORKERS, OUTPUT, SAMPLING = "Storage and workers", "Output", "Sampling"
 _LARGEST_SEED = 2**63 - 1
 
 
-Convention = StrEnum("Convention", list(CONVENTIONS))  # type: ignore[misc]  # members from the table
-_DEFAULT_CONVENTION = Convention(DEFAULT_CONVENTION)
+ConventionChoice = StrEnum("ConventionChoice", list(CONVENTIONS))  # type: ignore[misc]  # members from the table
+_DEFAULT_CONVENTION = ConventionChoice(DEFAULT_CONVENTION)
 
 
 def _check_seed(seed: int) -> int:
@@ -146,7 +146,7 @@ class DataOptions:
         int, typer.Option(min=1, metavar="N", help="Windows (or questions, or documents of tasks) to score.")
     ] = 8
     convention: Annotated[
-        Convention,
+        ConventionChoice,
         typer.Option(
             metavar="NAME",
             help="Which tokens are scored. "

@@ -195,7 +195,7 @@ def export(
     elif model is None and (parsed.base is None or parsed.base.fingerprint is None):
         raise RecipeError("the recipe does not say which weights are its base: name them with --model")
 
-    from david.checkpoint import export as checkpoints
+    from david.checkpoint import export_stacked as checkpoints
 
     checkpoints.check_target(folder)
     if weights:

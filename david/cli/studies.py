@@ -145,7 +145,7 @@ def run_study(
         typer.Exit: A signal has ended the run; the exit code is 128 plus its number.
     """
     from david.report.study_report import StudyReport
-    from david.study.search import search as run_search
+    from david.study.run_search import search as run_search
 
     budget = evaluation.memory_bytes
     with storage.start_workers(n_workers):
@@ -227,7 +227,7 @@ def report(
     target = out or folder
     if target is None:
         raise SearchError("no folder to write to: add --out FOLDER")
-    with studies.readable(f"the study {opened.study_name!r}"):
+    with studies.damage_reported(f"the study {opened.study_name!r}"):
         summary = StudyReport.read(opened, top)
         page.write_run(summary, target)
         print_run(summary, target, as_json)

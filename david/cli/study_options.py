@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from david.recipe.recipe import Recipe
 
 
-class Cost(StrEnum):
+class ExtraCost(StrEnum):
     """What a search can minimise beside its objective."""
 
     visits = "visits"
@@ -63,7 +63,7 @@ class ProposalOptions:
 
     panel: ClassVar[str] = SEARCH
     also: Annotated[
-        list[Cost] | None,
+        list[ExtraCost] | None,
         typer.Option(metavar="COST", help="Minimise this too (visits): finalists are taken from the Pareto front."),
     ] = None
     sampler: Annotated[str, typer.Option(metavar="NAME", help="tpe, random, cmaes, gp, qmc or nsga2.")] = "tpe"

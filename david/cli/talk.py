@@ -143,7 +143,7 @@ def _named_recipes(
     loaded: Any, model: str, own_recipe: "Recipe | None", recipes: list[str] | None
 ) -> list[tuple[str, "Recipe"]]:
     """Return the recipes of a command line with their names: MODEL if it is one, then the values of `--recipe`."""
-    from david.chat.conversation import BASE, name_of
+    from david.chat.conversation import BASE, recipe_name
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
 
@@ -151,7 +151,7 @@ def _named_recipes(
     named = [] if own_recipe is None else [(model, own_recipe)]
     for text in recipes or ():
         recipe = Recipe.identity(n_layers) if text == BASE else parse_recipe(text, None, n_layers, loaded)
-        named.append((text if text == BASE else name_of(text, recipe), recipe))
+        named.append((text if text == BASE else recipe_name(text, recipe), recipe))
     return named
 
 

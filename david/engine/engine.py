@@ -251,7 +251,8 @@ class Engine:
         """Return the schedule of recipes; the list of the last call is not scheduled again."""
         if isinstance(recipes, Schedule):
             return recipes
-        if tuple(recipes) != self._schedule.recipes:
+        # Equal recipes may state other bases, which `check_recipe` reads: so the very same objects.
+        if [*map(id, recipes)] != [*map(id, self._schedule.recipes)]:
             self._schedule = make_schedule(self.model, recipes)
         return self._schedule
 

@@ -34,9 +34,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        values = asdict(self) | {"ratio": self.ratio}
-        values["cost"]["elevator_states"] = values["cost"].pop("sweep_states")  # the key that readers of the JSON know
-        return values
+        return asdict(self) | {"ratio": self.ratio}
 
     @property
     def ratio(self) -> float:

@@ -41,8 +41,8 @@ class MemoryBudget:
 
     def states_at_once(self, batch: range) -> int:
         """Return how many states of a batch of windows a run may hold, at least 1."""
-        kept = self.total // 2 if self.keeps else 0
-        return max(1, (self.total - kept) // (self.window_bytes * len(batch)))
+        reserved = self.total // 2 if self.keeps else 0
+        return max(1, (self.total - reserved) // (self.window_bytes * len(batch)))
 
     def reduce(self, batches: list[range], place: int) -> bool:
         """Hold fewer windows or states after memory has run out, and print what changes.

@@ -86,7 +86,7 @@ class PrefixTree:
 
         Args:
             recipes: Recipes in any order, duplicates allowed.
-            n_layers: Layers of their base.
+            n_layers: Layers of their base. Whether a recipe was made for this base is for the caller to check.
 
         Raises:
             RecipeError: A recipe visits a layer that the base does not have.

@@ -12,7 +12,6 @@ from david.notation.parsing import (
     bounded_list,
     extend_map,
     refuse_scales,
-    split_stretches,
 )
 from david.recipe.recipe import Recipe
 from david.support.text import brief
@@ -70,7 +69,7 @@ def write_exllamav3(recipe: Recipe, _model: str | None) -> str:
     refuse_scales(recipe, "exllamav3")
     return ",".join(
         f"{stretch[0]}..{stretch[-1]}" if len(stretch) > 2 else ",".join(map(str, stretch))
-        for stretch in split_stretches(recipe.repeat_map)
+        for stretch in _split_stretches(recipe.repeat_map)
     )
 
 
@@ -79,7 +78,7 @@ def write_exllamav2(recipe: Recipe, _model: str | None) -> str:
     refuse_scales(recipe, "exllamav2")
     tuples = [
         (layers.start, layers.stop) if layers.step == 1 else (layers.start, layers.stop, layers.step)
-        for layers in split_stretches(recipe.repeat_map)
+        for layers in _split_stretches(recipe.repeat_map)
     ]
     return str(tuples)
 
@@ -104,3 +103,18 @@ EXLLAMAV2 = Format(
     looks_like=lambda text: re.match(r"[\[(]\s*\(", text) is not None,
     text_priority=1,
 )
+
+
+def _split_stretches(repeat_map: tuple[int, ...]) -> list[range]:
+    """Split a repeat map into the longest ranges upwards or downwards, from the left."""
+    stretches: list[range] = []
+    for layer in repeat_map:
+        last = stretches[-1] if stretches else range(0)
+        if len(last) == 1 and abs(layer - last.start) == 1:
+            step = layer - last.start
+            stretches[-1] = range(last.start, layer + step, step)
+        elif len(last) > 1 and layer == last.stop:
+            stretches[-1] = range(last.start, layer + last.step, last.step)
+        else:
+            stretches.append(range(layer, layer + 1))
+    return stretches

@@ -21,13 +21,13 @@ from david.notation.peft import PEFT
 from david.notation.rys import RYS, RYS_RELAYER
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
+from david.recipe.schema import MAX_FILE_BYTES
 from david.support.files import expand_home, reason
 from david.support.text import brief
 
 FORMAT_TABLE = (DAVID, NOTATION, MERGEKIT, RYS, RYS_RELAYER, EXLLAMAV3, EXLLAMAV2, PEFT, LAYER_SCAN, DRLLM)
 FORMATS = tuple(entry.name for entry in FORMAT_TABLE)  # all of them can be read
 WRITABLE = tuple(entry.name for entry in FORMAT_TABLE if entry.write is not None)
-_MAX_BYTES = 1_000_000
 
 
 def _markdown_table() -> str:
@@ -116,7 +116,7 @@ def write(recipe: Recipe, format: str, *, model: str | None = None) -> str:  # n
     """
     entry = format_named(format, WRITABLE)
     if entry.write is None:
-        raise RecipeError(f"David cannot write {entry.name}: {entry.limits}")
+        raise RecipeError(f"{entry.name} can only be read: write one of {', '.join(WRITABLE)}")
     return entry.write(recipe, model)
 
 
@@ -149,11 +149,11 @@ def _text_of(source: str | os.PathLike[str]) -> str:
     else:
         try:
             with open(expand_home(source), "rb") as file:
-                text = file.read(_MAX_BYTES + 1).decode("utf-8-sig")
+                text = file.read(MAX_FILE_BYTES + 1).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read {brief(os.fspath(source))}: {reason(error)}") from None
-    if len(text) > _MAX_BYTES:
-        raise RecipeError(f"a recipe in any format has at most {_MAX_BYTES} characters; this text has more")
+    if len(text) > MAX_FILE_BYTES:
+        raise RecipeError(f"a recipe in any format has at most {MAX_FILE_BYTES} characters; this text has more")
     return text.strip()
 
 

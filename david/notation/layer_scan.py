@@ -8,10 +8,10 @@ from david.notation.parsing import (
     as_depth,
     as_json,
     as_layer,
-    check_visit_count,
     json_field,
     text_or_none,
 )
+from david.recipe.parsing import check_length
 
 
 def read_layer_scan(text: str, hints: BaseHints) -> ParsedRecipe:
@@ -26,7 +26,7 @@ def read_layer_scan(text: str, hints: BaseHints) -> ParsedRecipe:
     start, stop = (as_layer(json_field(ranked[hints.rank - 1], key, "one of top_configs")) for key in ("i", "j"))
     if not start <= stop <= depth:
         raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ i ≤ j ≤ {depth}, the base's layers")
-    check_visit_count(depth + stop - start)
+    check_length(depth + stop - start)
     visits = [*range(stop), *range(start, depth)]
     return ParsedRecipe(visits, n_layers=depth, model=text_or_none(results.get("model")))
 

@@ -6,12 +6,13 @@ with the value it refuses.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from david.errors import RecipeError
 from david.recipe.base_model import DEMO
+from david.recipe.parsing import check_length
 from david.recipe.recipe import Recipe
 from david.recipe.schema import LONGEST
 from david.support.text import brief
@@ -150,60 +151,14 @@ def bounded_list(values: Any) -> list[Any]:
     """Check that a value is a list of at least one entry, and of at most as many as a recipe can have visits."""
     if not isinstance(values, list) or not values:
         raise RecipeError(f"expected a list with at least one entry; got {brief(values)}")
-    check_visit_count(len(values))
+    check_length(len(values))
     return values
 
 
 def extend_map(visits: list[int], layers: range) -> None:
     """Append layers to a repeat map in place, up to the most visits that a recipe can have."""
-    check_visit_count(len(visits) + len(layers))
+    check_length(len(visits) + len(layers))
     visits += layers
-
-
-def check_visit_count(visits: int) -> None:
-    """Refuse more visits than a recipe can have."""
-    if visits > LONGEST:
-        raise RecipeError(f"a recipe has at most {LONGEST} visits; this one has more")
-
-
-def insert_blocks(blocks: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
-    """Insert blocks into the base as RYS does: in order, each after the last visit of the block's last layer.
-
-    Args:
-        blocks: Pairs (start, end), end excluded; (0, 0) is how RYS writes the base.
-        n_layers: Layers of the base.
-
-    Returns:
-        The layers in the order of their visits.
-
-    Raises:
-        RecipeError: A block is not in the base, or there would be too many visits.
-    """
-    visits = list(range(n_layers))
-    for start, stop in blocks:
-        if (start, stop) == (0, 0):
-            continue
-        if not start < stop <= n_layers:
-            raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ start < end ≤ {n_layers}, the base's layers")
-        check_visit_count(len(visits) + stop - start)
-        end = len(visits) - visits[::-1].index(stop - 1)
-        visits[end:end] = range(start, stop)
-    return visits
-
-
-def split_stretches(repeat_map: tuple[int, ...]) -> list[range]:
-    """Split a repeat map into the longest ranges upwards or downwards, from the left."""
-    stretches: list[range] = []
-    for layer in repeat_map:
-        last = stretches[-1] if stretches else range(0)
-        if len(last) == 1 and abs(layer - last.start) == 1:
-            step = layer - last.start
-            stretches[-1] = range(last.start, layer + step, step)
-        elif len(last) > 1 and layer == last.stop:
-            stretches[-1] = range(last.start, layer + last.step, last.step)
-        else:
-            stretches.append(range(layer, layer + 1))
-    return stretches
 
 
 def refuse_scales(recipe: Recipe, name: str) -> None:

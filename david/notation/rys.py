@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,6 @@ from david.notation.parsing import (
     as_json,
     as_layer,
     bounded_list,
-    insert_blocks,
     json_field,
     layer_from_text,
     refuse_scales,
@@ -24,6 +23,7 @@ from david.notation.parsing import (
     require_tool_name,
     text_or_none,
 )
+from david.recipe.parsing import check_length
 from david.recipe.recipe import Recipe
 from david.support.text import brief
 
@@ -46,7 +46,7 @@ def read_rys(text: str, hints: BaseHints) -> ParsedRecipe:
         raise RecipeError("a RYS block spec does not state the base's depth: name the base (--model)")
     pairs = [part.strip() for part in rest.split(";") if part.strip()]
     return ParsedRecipe(
-        insert_blocks([_block(pair) for pair in bounded_list(pairs)], hints.n_layers), n_layers=hints.n_layers
+        _insert_blocks([_block(pair) for pair in bounded_list(pairs)], hints.n_layers), n_layers=hints.n_layers
     )
 
 
@@ -98,7 +98,7 @@ def write_rys(recipe: Recipe, _model: str | None) -> str:
         blocks = [(after.start, before.stop) for before, after in pairwise(runs) if after.start < before.stop]
         if blocks and len(blocks) == len(runs) - 1:
             try:
-                same = tuple(insert_blocks(blocks, recipe.n_layers)) == recipe.repeat_map
+                same = tuple(_insert_blocks(blocks, recipe.n_layers)) == recipe.repeat_map
             except RecipeError:  # longer than any recipe
                 same = False
             if same:
@@ -145,3 +145,28 @@ RYS_RELAYER = Format(
     json_priority=4,
     names_base=True,
 )
+
+
+def _insert_blocks(blocks: Iterable[tuple[int, int]], n_layers: int) -> list[int]:
+    """Insert blocks into the base as RYS does: in order, each after the last visit of the block's last layer.
+
+    Args:
+        blocks: Pairs (start, end), end excluded; (0, 0) is how RYS writes the base.
+        n_layers: Layers of the base.
+
+    Returns:
+        The layers in the order of their visits.
+
+    Raises:
+        RecipeError: A block is not in the base, or there would be too many visits.
+    """
+    visits = list(range(n_layers))
+    for start, stop in blocks:
+        if (start, stop) == (0, 0):
+            continue
+        if not start < stop <= n_layers:
+            raise RecipeError(f"the block ({start}, {stop}) needs 0 ≤ start < end ≤ {n_layers}, the base's layers")
+        check_length(len(visits) + stop - start)
+        end = len(visits) - visits[::-1].index(stop - 1)
+        visits[end:end] = range(start, stop)
+    return visits

@@ -12,6 +12,7 @@ from david.recipe.recipe import Recipe
 from david.recipe.schema import Convention, Data, Measurement, Origin, Versions
 from david.report import tables
 from david.storage import trial_attributes
+from david.storage.queue import STRATEGY
 from david.storage.results import StudyResults
 from david.storage.study_metadata import PERPLEXITY
 from david.storage.trial_attributes import RECIPE
@@ -49,7 +50,7 @@ def best_recipe(study: Study | StudyResults, *, top: int = 5) -> Recipe | None:
                 "trial": best.number,
                 "space": metadata.space_name,
                 "sampler": metadata.sampler,
-                "strategy": best.user_attrs.get("strategy"),
+                "strategy": best.user_attrs.get(STRATEGY),
                 "trials": len(results.scored),
                 "seed": metadata.seed,
             }

@@ -20,8 +20,10 @@ from david.report import sentences
 from david.report.columns import BASE, leaderboard_columns, page_cells
 from david.report.formatting import capitalised, counted, rounded_up, signed
 from david.report.rendering import inline_svg, part
-from david.report.study_plots import drawings
+from david.report.study_plots import BLOCKS_SECTION, SEARCH_SECTION, drawings
 from david.report.study_report import StudyReport
+from david.report.tables import is_map
+from david.storage.queue import STRATEGY
 from david.storage.results import StudyResults
 from david.storage.study_metadata import StudyMetadata
 from david.storage.trial_attributes import CONVENTION, DUPLICATE_OF, ERROR, PARTIAL
@@ -127,22 +129,20 @@ def _plots(page: PageContent, section: str) -> list[dict[str, Any]]:
 
 def _blocks(page: PageContent) -> Section | None:
     """Render the heatmap of single blocks, and the lowest of them."""
-    heading = "Repeating one block"
-    svgs = _plots(page, heading)
-    if not svgs:
-        return None
+    svgs = _plots(page, BLOCKS_SECTION)
     grid = page.report.blocks
+    if not is_map(grid):
+        return (BLOCKS_SECTION, part("plots", svgs)) if svgs else None
     values = grid.to_numpy(dtype=float)
     lowest = sorted((values[i, j], int(i), int(j)) for i, j in np.argwhere(~np.isnan(values)))[:_LOWEST_BLOCKS]
     best = [(i, int(grid.columns[j]), difference) for difference, i, j in lowest]
-    return heading, part("blocks", svgs, best, page.results.unit)
+    return BLOCKS_SECTION, part("blocks", svgs, best, page.results.unit)
 
 
 def _search(page: PageContent) -> Section | None:
     """Render the NLL in the order of the trials, and against depth and extra objectives."""
-    heading = "The search"
-    svgs = _plots(page, heading)
-    return (heading, part("plots", svgs)) if svgs else None
+    svgs = _plots(page, SEARCH_SECTION)
+    return (SEARCH_SECTION, part("plots", svgs)) if svgs else None
 
 
 def _front(page: PageContent) -> Section | None:
@@ -240,7 +240,7 @@ def _facts(page: PageContent) -> Section:
 
 def strategies(results: StudyResults) -> list[str]:
     """Return the strategies that proposed recipes, in the order of their first."""
-    names = (trial.user_attrs.get("strategy") for trial in results.trials)
+    names = (trial.user_attrs.get(STRATEGY) for trial in results.trials)
     return list(dict.fromkeys(name for name in names if name is not None))
 
 

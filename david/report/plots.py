@@ -76,14 +76,14 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = ax or _axes((7.5, 6))
     values = table.to_numpy(dtype=float)
-    known = values[np.isfinite(values)]
+    finite = values[np.isfinite(values)]
     ax.set(xlabel="block end j (the layer after its last)", ylabel="block start i (its first layer)")
     _whole_numbers(ax, "both")
-    if not len(known):
+    if not len(finite):
         ax.set_title("Repeating one block (i, j) once: no finite score")
         return ax
-    high = max(float(np.quantile(known, 0.9)), 1e-3)
-    low = min(float(known.min()), -high / 20, -1e-3)
+    high = max(float(np.quantile(finite, 0.9)), 1e-3)
+    low = min(float(finite.min()), -high / 20, -1e-3)
     columns = table.columns.to_numpy()
     image = ax.imshow(
         np.where(values == np.inf, 2 * high, values),
@@ -96,7 +96,7 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     over = bool((values > high).any())
     bar = ax.figure.colorbar(image, ax=ax, extend="max" if over else "neither", format="%+.3g", spacing="proportional")
     bar.set_ticks([*([low] if -low > high / 10 else []), 0.0, high / 2, high])
-    if known.min() >= 0:
+    if finite.min() >= 0:
         bar.ax.set_ylim(0.0, high)  # no block is better: no blue to show
     unit = table.attrs.get("unit", units.TOKEN)
     what, within = ("NLL", f"{unit}; ") if units.is_nll(unit) else (unit, "")
@@ -249,7 +249,7 @@ def _scored(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scatter(ax: Axes, x: "pd.Series[float]", scored: pd.DataFrame) -> str:
-    """Points, with those far above the others held at the upper edge; says so for the title."""
+    """Draw points, those far above the others at the upper edge; return what the title says of them."""
     nll = scored["nll"]
     if nll.empty:
         return " (nothing scored yet)"

@@ -16,6 +16,8 @@ from david.report import plots, tables
 from david.report.rendering import VOID
 from david.report.study_report import StudyReport
 
+SEARCH_SECTION, BLOCKS_SECTION = "The search", "Repeating one block"  # the page's sections that hold plots
+
 
 @dataclass(frozen=True)
 class StudyPlot:
@@ -26,7 +28,7 @@ class StudyPlot:
         data: What to draw, from the study's report, and the name it is repeated for.
         draw: Draws that on the axes.
         size: Width and height of the file, in inches.
-        section: Heading of its section on the page; None if the page does not show it.
+        section: The section of the page that shows it, `SEARCH_SECTION` or `BLOCKS_SECTION`; None if the page does not.
         page_size: Width and height on the page.
         page_style: Matplotlib settings on the page.
         applies: Whether the study has something to draw.
@@ -37,11 +39,15 @@ class StudyPlot:
     data: Callable[[StudyReport, str], Any]
     draw: Callable[[Any, Axes], Axes]
     size: tuple[float, float] = (8, 4.5)
-    section: str | None = "The search"
+    section: str | None = SEARCH_SECTION
     page_size: tuple[float, float] = (5, 3.6)
     page_style: Mapping[str, Any] = field(default_factory=lambda: {"axes.grid": True})
     applies: Callable[[StudyReport], bool] = lambda report: not report.board.empty
     repeated_for: Callable[[StudyReport], Sequence[str]] = lambda _: [""]
+
+    def __post_init__(self) -> None:
+        if self.section not in (None, SEARCH_SECTION, BLOCKS_SECTION):
+            raise ValueError(f"section must be SEARCH_SECTION, BLOCKS_SECTION or None; got {self.section!r}")
 
 
 # In the order of the page.
@@ -70,7 +76,7 @@ STUDY_PLOTS: tuple[StudyPlot, ...] = (
         data=lambda report, _: report.blocks,
         draw=plots.blocks,
         size=(7.5, 6),
-        section="Repeating one block",
+        section=BLOCKS_SECTION,
         page_size=(5.6, 4.6),
         page_style={"axes.facecolor": VOID},
         applies=lambda report: tables.is_map(report.blocks),

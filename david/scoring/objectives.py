@@ -150,9 +150,8 @@ def score_of(sums: Sequence[float], corpus: Corpus, convention: ConventionName) 
         window_tokens=scored_tokens(corpus, first)[:n],
         documents=corpus.documents[:n],
         convention=convention if corpus.scored is None else corpus.convention,
-        window_bytes=corpus.window_bytes[:n]
-        if convention == DEFAULT_CONVENTION
-        else (),  # a corpus counts those of its own cut
+        # A corpus counts the bytes of its own cut.
+        window_bytes=corpus.window_bytes[:n] if convention == DEFAULT_CONVENTION else (),
     )
 
 

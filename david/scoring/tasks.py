@@ -40,7 +40,7 @@ from david.sling.in_place import running_base
 from david.support.console import say
 from david.support.text import brief, one_line
 
-__all__ = ["Tasks", "load_tasks"]
+__all__ = ["Tasks", "load_tasks", "parse_task_names"]
 
 _LONGEST = 2048  # tokens: logits of more are gigabytes, and few tasks have longer documents
 

@@ -157,9 +157,8 @@ def _configs(owner: nn.Module, name: str, config: PreTrainedConfig) -> Iterator[
     """Yield each configuration object that the text model keeps outside its layers, once."""
     seen = {id(config)}
     yield config
-    for _, module in owner.named_modules(
-        {owner.get_submodule(name)}
-    ):  # not inside layers: a layer may hold a copy with settings of its own
+    # Not inside layers: a layer may hold a copy with settings of its own.
+    for _, module in owner.named_modules({owner.get_submodule(name)}):
         other = module.__dict__.get("config")
         if (
             isinstance(other, PreTrainedConfig)

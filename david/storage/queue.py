@@ -102,7 +102,7 @@ def requeue(study: Study, trial: FrozenTrial, *, was_lost: bool) -> None:
     """
     request = _request_of(trial)
     lost = request.lost + was_lost
-    recipe = trial.user_attrs.get("recipe")
+    recipe = trial.user_attrs.get(trial_attributes.RECIPE)
     with suppress(UpdateFinishedTrialError):  # another worker may do the same at once
         if lost >= _LOST_BEFORE_FAILURE and recipe not in (None, results.base_notation(study)):
             reason = f"{lost} workers ended while they scored it"

@@ -44,7 +44,7 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
                 raise FileNotFoundError(f"the file {url.database} is empty")  # … or fill it
     except (OSError, ValueError, sqlalchemy.exc.ArgumentError) as error:
         raise SearchError(f"the storage {where} cannot be used: {one_line(error)}") from error
-    with readable(f"the storage {where}"):
+    with damage_reported(f"the storage {where}"):
         opened = open_storage(storage)
         names = [name for name in optuna.get_all_study_names(opened) if not name.endswith(LOCK_SUFFIX)]
         study_name = name or (names[0] if len(names) == 1 else None)
@@ -54,7 +54,7 @@ def open_existing(folder: str | os.PathLike[str] | None, storage: str | None, na
 
 
 @contextmanager
-def readable(what: str) -> Iterator[None]:
+def damage_reported(what: str) -> Iterator[None]:
     """Turn errors of reading a study into a `SearchError`: others can write into a storage, too.
 
     Args:

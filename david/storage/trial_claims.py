@@ -23,6 +23,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from david.storage.heartbeat import OWNER, WorkerHeartbeat
+from david.storage.trial_attributes import DUPLICATE_OF, RECIPE
 from david.support import signals
 
 TICKET = "ticket"  # trial attribute: its turn among the trials of the same recipe
@@ -45,7 +46,7 @@ def claim_recipes(study: Study, heartbeat: WorkerHeartbeat, trials: Mapping[str,
         KeyboardInterrupt: If a signal asks to end while another worker is waited for.
     """
     for recipe, trial in trials.items():
-        _set_attribute(trial, "recipe", recipe)
+        _set_attribute(trial, RECIPE, recipe)
     rivals, tickets = _rivals(study, heartbeat, trials), {}
     for recipe, trial in trials.items():
         tickets[recipe] = 1 + max((rival.user_attrs.get(TICKET, 0) for rival in rivals.get(recipe, ())), default=0)
@@ -84,8 +85,8 @@ def _rivals(study: Study, heartbeat: WorkerHeartbeat, recipes: Mapping[str, Tria
     """Return, by recipe, the running trials of these recipes that other living workers own."""
     rivals: dict[str, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        recipe, owner = str(trial.user_attrs.get("recipe")), trial.user_attrs.get(OWNER)
-        if recipe not in recipes or owner in (None, heartbeat.name) or "duplicate_of" in trial.user_attrs:
+        recipe, owner = str(trial.user_attrs.get(RECIPE)), trial.user_attrs.get(OWNER)
+        if recipe not in recipes or owner in (None, heartbeat.name) or DUPLICATE_OF in trial.user_attrs:
             continue
         if heartbeat.is_alive(owner):
             rivals.setdefault(recipe, []).append(trial)

@@ -22,6 +22,7 @@ from david.report import tables
 from david.storage import studies
 from david.storage.backend import open_storage, without_creation_log
 from david.storage.results import StudyResults
+from david.storage.study_metadata import METADATA
 from david.support import files
 from david.support.text import brief, plain
 
@@ -81,12 +82,12 @@ def open_study(
     if name != plain(name, len(name)):
         raise SearchError(f"a study's name must be one line of whole characters; got {brief(name)}")
     opened = open_storage(storage)
-    with studies.readable(f"the study {name!r}"):
+    with studies.damage_reported(f"the study {name!r}"):
         with without_creation_log():
             study = optuna.create_study(
                 storage=opened, study_name=name, directions=["minimize"] * values, load_if_exists=True
             )
-        if "david" in study.user_attrs:
+        if METADATA in study.user_attrs:
             results = StudyResults.read(study)
             tables.trials(results)  # raises where the study is damaged
             results.finalists()
@@ -155,7 +156,7 @@ def check_sampler(sampler: str | BaseSampler, values: int) -> None:
         raise SearchError("the sampler cmaes needs the package cmaes: pip install 'david[cma]'")
 
 
-def models_parameters_alone(sampler: BaseSampler) -> bool:
+def ignores_trials_without_params(sampler: BaseSampler) -> bool:
     """Return whether a sampler falls back to random draws if some trials have no parameters."""
     return isinstance(
         sampler,

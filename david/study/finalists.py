@@ -15,7 +15,7 @@ from david.models.load import changed
 from david.recipe.blocks import scattered
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
-from david.storage import results
+from david.storage import results, trial_attributes
 from david.storage.lock import exclusive_lock
 from david.study.run import Run
 from david.support import signals
@@ -70,7 +70,7 @@ def _judge(study: Study, run: Run, held_out: Corpus, top: int, baseline: int, pr
 
 def _held_out_score(study: Study, engine: Engine, trial: FrozenTrial, base: FrozenTrial | None) -> Score:
     """Return a finalist's score on the held-out windows; an infinite one if it cannot be scored and the base can."""
-    [score] = engine.outcomes([Recipe.parse(trial.user_attrs["recipe"])])
+    [score] = engine.outcomes([Recipe.parse(trial.user_attrs[trial_attributes.RECIPE])])
     if not isinstance(score, DavidError):
         return score
     base_score = None if base is None else results.StudyResults.read(study).held_out(base)
@@ -93,7 +93,7 @@ def _score_baseline(study: Study, run: Run, engine: Engine, n: int) -> None:
     snapshot = results.StudyResults.read(study)
     best, stored = snapshot.judged_best, snapshot.baseline
     assert best is not None
-    recipe = Recipe.parse(best.user_attrs["recipe"])
+    recipe = Recipe.parse(best.user_attrs[trial_attributes.RECIPE])
     rng, drawn = Random(f"{run.seed} {recipe}"), dict[Recipe, None]()
     for _ in range(_DRAWS_PER_RECIPE * n):
         other = scattered(recipe, run.n_layers, rng)

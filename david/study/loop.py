@@ -119,14 +119,14 @@ def begin_study(study: Study, run: Run, queue: Sequence[Recipe]) -> None:
     A base that would come behind a queue that an earlier search left is scored at once.
     """
     base = Recipe.identity(run.n_layers)
-    running = {trial.user_attrs.get("recipe") for trial in running_trials(study, run)}
+    running = {trial.user_attrs.get(trial_attributes.RECIPE) for trial in running_trials(study, run)}
     is_next = str(base) in running or first_queued(study) in (None, _request(run, base))
     if results.StudyResults.read(study).base_trial is None and not is_next:
         _score_base(study, run, base)
     _enqueue_new(study, run, [base, *queue])
     finished = (TrialState.COMPLETE, TrialState.WAITING)
     without = sum(_has_no_parameters(trial) for trial in study.get_trials(deepcopy=False, states=finished))
-    if without and run.strategy is None and create.models_parameters_alone(study.sampler):
+    if without and run.strategy is None and create.ignores_trials_without_params(study.sampler):
         sampler = type(study.sampler).__name__
         say(
             f"{sampler} samples at random here: {without} of the recipes have no parameters in this space; "
@@ -168,7 +168,7 @@ def _has_next(study: Study, run: Run, room: int) -> bool:
     """Return whether there is something to ask for now; a strategy fills an empty queue with up to `room` recipes."""
     if run.strategy is None or first_queued(study) is not None:
         return True
-    _enqueue_new(study, run, run.strategy(study, run.n_layers), signature.name_of(run.strategy), room)
+    _enqueue_new(study, run, run.strategy(study, run.n_layers), signature.callable_name(run.strategy), room)
     return first_queued(study) is not None
 
 
@@ -193,7 +193,7 @@ def _score_base(study: Study, run: Run, base: Recipe) -> None:
     if isinstance(score, DavidError):
         raise score
     window_means = {i: nll / score.window_tokens[i] for i, nll in enumerate(score.window_nll)}
-    attributes = {"recipe": str(base), **score.to_attributes()}
+    attributes = {trial_attributes.RECIPE: str(base), **score.to_attributes()}
     [extra] = extra_values(run.extra_measures, [base])
     if isinstance(extra, DavidError):
         raise extra
@@ -205,7 +205,7 @@ def _enqueue_new(
     study: Study, run: Run, recipes: Sequence[Recipe], strategy: str | None = None, room: int | None = None
 ) -> None:
     """Queue the recipes that are not scored yet, up to `room` of them."""
-    scored = {trial.user_attrs["recipe"] for trial in results.scored_trials(study)}
+    scored = {trial.user_attrs[trial_attributes.RECIPE] for trial in results.scored_trials(study)}
     new = [recipe for recipe in recipes if str(recipe) not in scored]
     enqueue(study, [_request(run, recipe, strategy) for recipe in new[:room]])
 

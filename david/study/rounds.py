@@ -169,8 +169,8 @@ def _recipe_of(study: Study, run: Run, trial: Trial) -> Recipe | str:
 
 def _leave_to_other(study: Study, trial: Trial, notation: str, number: int) -> str:
     """Fail a trial whose recipe another worker runs, in the trial of that number; that trial will be told the score."""
-    trial.set_user_attr("duplicate_of", number)
-    trial.set_user_attr("recipe", notation)
+    trial.set_user_attr(trial_attributes.DUPLICATE_OF, number)
+    trial.set_user_attr(trial_attributes.RECIPE, notation)
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
     return DUPLICATE
 
@@ -216,4 +216,4 @@ def _values(run: Run, recipes: Sequence[Recipe], scores: Sequence[Outcome]) -> l
 def _finished_trials(study: Study) -> dict[str, FrozenTrial]:
     """Return, by recipe, the trial that has scored it, or has found that it cannot be scored."""
     snapshot = results.StudyResults.read(study)
-    return snapshot.refused | {trial.user_attrs["recipe"]: trial for trial in snapshot.scored}
+    return snapshot.refused | {trial.user_attrs[trial_attributes.RECIPE]: trial for trial in snapshot.scored}

@@ -105,7 +105,7 @@ def describe_data(corpus: Corpus) -> dict[str, Any]:
     return description
 
 
-def name_of(thing: Any) -> str:
+def callable_name(thing: Any) -> str:
     """Return the name of a function, a partial with its arguments, or a space with its options.
 
     Args:
@@ -113,12 +113,12 @@ def name_of(thing: Any) -> str:
     """
     if isinstance(thing, partial):
         options = [*map(repr, thing.args), *(f"{name}={value!r}" for name, value in thing.keywords.items())]
-        return f"{name_of(thing.func)}({', '.join(options)})"
+        return f"{callable_name(thing.func)}({', '.join(options)})"
     name = getattr(thing, "__name__", None) or repr(thing)
     return type(thing).__qualname__ if " at 0x" in name else name
 
 
-def kind_of(objective: Objective) -> str:
+def _kind_of(objective: Objective) -> str:
     """Return the kind of an objective: `perplexity`, `multiple_choice`, `tasks` or `custom`.
 
     Args:
@@ -155,10 +155,10 @@ def study_signature(
     return {
         "base": describe_base(model).model_dump(),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "space": name_of(space),
-        "space_name": type(space).__name__.lower() if is_built_in(space) else name_of(space),
-        "objective": name_of(objective),
-        "objective_kind": kind_of(objective),
+        "space": callable_name(space),
+        "space_name": type(space).__name__.lower() if is_built_in(space) else callable_name(space),
+        "objective": callable_name(objective),
+        "objective_kind": _kind_of(objective),
         "also": [[name, _describe_extra(extra)] for name, extra in also.items()],
         "window": corpus.window,
         "bos": corpus.bos,
@@ -187,5 +187,5 @@ def _describe_extra(extra: ExtraObjective) -> Any:
     if isinstance(extra, Corpus):
         extra = perplexity, extra
     if isinstance(extra, tuple):
-        return {"objective": name_of(extra[0]), "data": describe_data(extra[1])}
-    return name_of(extra)
+        return {"objective": callable_name(extra[0]), "data": describe_data(extra[1])}
+    return callable_name(extra)

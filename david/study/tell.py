@@ -78,7 +78,7 @@ def tell_failed(study: Study, trial: Trial, error: DavidError) -> str:
     if error.__cause__ is not None and lacks_memory(error.__cause__):
         trial.set_user_attr(trial_attributes.NO_MEMORY, True)
     study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-    if trial.user_attrs.get("recipe") == results.base_notation(study):
+    if trial.user_attrs.get(trial_attributes.RECIPE) == results.base_notation(study):
         raise SearchError(f"the base itself cannot be scored: {error}") from error
     say(f"trial {trial.number} failed: {error}")
     return REFUSED if isinstance(error, RecipeError | SlingError) else FAILED
@@ -99,8 +99,8 @@ def tell_duplicate(study: Study, trial: Trial, notation: str, finished: Mapping[
     """
     original = finished.get(notation)
     if original is not None:
-        trial.set_user_attr("duplicate_of", original.number)
-    trial.set_user_attr("recipe", notation)
+        trial.set_user_attr(trial_attributes.DUPLICATE_OF, original.number)
+    trial.set_user_attr(trial_attributes.RECIPE, notation)
     values, state = (None, TrialState.FAIL) if original is None else (original.values, original.state)
     study.tell(trial, values, state=state, skip_if_finished=True)
     return DUPLICATE

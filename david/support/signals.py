@@ -92,4 +92,4 @@ def _ask(number: int, _frame: FrameType | None) -> None:
         to(number)
     if _pausing or not first:
         raise KeyboardInterrupt
-    say(f"{signal.Signals(number).name}: ending after the windows in hand; once more to end at once")
+    say(f"{signal.Signals(number).name}: stopping after the windows in progress; press again to stop at once")

@@ -41,7 +41,7 @@ from tests.tiny_models import VOCABULARY, tiny_model
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["__main__", "david.study.search", "david.report.page", "david.cli.inputs", "david.models.load", "datasets"]
+    ["__main__", "david.study.run_search", "david.report.page", "david.cli.inputs", "david.models.load", "datasets"]
 )
 TRIALS = 24  # of a study
 WINDOW, WINDOWS, HELD_OUT = 64, 150, 16

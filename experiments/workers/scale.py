@@ -40,7 +40,7 @@ LIMITS = (0.05, 0.5, 5, 60)  # … for which it is worked out when the storage i
 SPACE = Blocks(scales=(0.1, 0.95))  # more recipes of six layers than are drawn here
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["david.study.search", "tests.helpers.postgres", "tests.tiny_models"]
+    ["david.study.run_search", "tests.helpers.postgres", "tests.tiny_models"]
 )  # for a quick start
 _UNCOUNTED = 2  # calls of a worker's objective before the clock starts
 _SETTLE = 0.5  # seconds after that which do not count either

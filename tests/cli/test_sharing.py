@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 
 from david import David, Recipe, load_model
-from david.checkpoint.export import write_hub_folder
+from david.checkpoint.export_stacked import write_hub_folder
 from david.checkpoint.model_card import PICTURE_FILE, StackedCheckpoint, complete_recipe, render_card, without_paths
 from david.errors import ModelError, RecipeError, SearchError
 from david.models import load

@@ -4,7 +4,7 @@ import psycopg  # noqa: F401  # a driver is imported where a URL names it
 import torch
 
 from david.candidates.spaces import Block
-from david.study.search import search
+from david.study.run_search import search
 from tests.helpers.processes import corpus
 from tests.tiny_models import tiny_model
 

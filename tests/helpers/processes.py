@@ -18,7 +18,7 @@ from david.metrics.score import Score
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
 from david.storage.backend import open_storage
-from david.study.search import search
+from david.study.run_search import search
 from tests.tiny_models import VOCABULARY, tiny_model
 
 

@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import david
 from david import David, Recipe
-from david.checkpoint import export as export_module
+from david.checkpoint import export_stacked as export_module
 from david.checkpoint import round_trip_check
-from david.checkpoint.export import export
+from david.checkpoint.export_stacked import export
 from david.errors import DavidError, RecipeError, SearchError, SlingError
 from david.models.describe import fingerprint
 from david.recipe.base_model import Base
@@ -612,7 +612,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(
 KILLED = """
 import sys, time
 from tests.tiny_models import tiny_model
-from david.checkpoint import export as checkpoint
+from david.checkpoint import export_stacked as checkpoint
 write = checkpoint.save_file
 def slow(*args, **options):
     write(*args, **options)

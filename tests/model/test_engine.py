@@ -16,8 +16,9 @@ from optuna.trial import BaseTrial, TrialState
 from david.candidates.spaces import Block
 from david.engine.engine import Engine, score_recipes
 from david.engine.prefix_tree import PrefixTree
-from david.errors import DavidError, ScoreError, SearchError
+from david.errors import DavidError, RecipeError, ScoreError, SearchError
 from david.metrics.score import Score
+from david.recipe.base_model import Base
 from david.recipe.blocks import all_blocks
 from david.recipe.recipe import Recipe
 from david.report.best_json import best_recipe
@@ -25,7 +26,7 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import multiple_choice, perplexity
 from david.sling.in_place import reset, sling, slung
 from david.sling.locate import find
-from david.study.search import search
+from david.study.run_search import search
 from tests.helpers.corpora import (
     QUESTIONS,
     STATE,
@@ -283,6 +284,15 @@ def test_a_call_with_several_batches_builds_one_tree_and_checks_each_recipe_once
     assert len(engine.batches) > 2
     assert trees == [len(every)]
     assert checks == every
+
+
+def test_equal_maps_made_for_different_bases_are_checked_each(tiny: Any, corpus: Corpus) -> None:
+    plain, elsewhere = Recipe([0, 1, 2]), Recipe([0, 1, 2], base=Base(num_layers=40))
+    assert plain == elsewhere  # what a recipe runs does not include its base
+    engine = Engine(tiny, corpus)
+    [refusal] = engine.outcomes([elsewhere])
+    assert isinstance(refusal, RecipeError)
+    assert isinstance(engine.outcomes([plain])[0], Score)
 
 
 def test_groups_are_made_once_for_all_batches_of_a_size(tiny: Any, trees: list[int], checks: list[Recipe]) -> None:

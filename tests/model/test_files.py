@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from david.checkpoint.export import export
+from david.checkpoint.export_stacked import export
 from david.errors import ModelError
 from david.models.load import changed, load_model
 from tests.helpers.gguf_files import write_gguf

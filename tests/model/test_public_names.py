@@ -37,3 +37,22 @@ def test_a_lazy_name_of_a_room_is_no_module_of_it(module: str) -> None:
     assert not names & {found.name for found in pkgutil.iter_modules(room.__path__)}
     for name in names:
         assert not inspect.ismodule(getattr(room, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "now"),
+    [
+        ("space.named", "candidates.spaces.space_named"),
+        ("space.Sayable", "candidates.spaces.InvertibleSpace"),
+        ("strategy.named", "candidates.strategies.strategy_named"),
+        ("study.search", "study.run_search.search"),
+        ("checkpoint.export", "checkpoint.export_stacked.export"),
+        ("sling.David", "sling.namespace.David"),
+    ],
+)
+def test_the_paths_of_the_first_version_lead_to_what_they_meant(path: str, now: str) -> None:
+    objects = []
+    for dotted in (path, now):
+        module, name = f"david.{dotted}".rsplit(".", 1)
+        objects.append(getattr(importlib.import_module(module), name))
+    assert objects[0] is objects[1]

@@ -35,7 +35,7 @@ from david.sling.in_place import sling, slung, view
 from david.sling.stacked_copy import stacked
 from david.storage import results
 from david.storage.results import StudyResults
-from david.study.search import search
+from david.study.run_search import search
 from tests.helpers.command import Run, refusal
 from tests.helpers.corpora import FILES, HEAD, random_corpus
 from tests.tiny_models import VOCABULARY, tiny_model

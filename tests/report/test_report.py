@@ -492,3 +492,19 @@ def test_each_column_of_the_leaderboard_and_each_plot_is_one_entry(
     assert "7?" in source
     assert source.count("Search history") > 1
     assert (tmp_path / "again.png") in artifacts.write(judged, tmp_path)
+
+
+def test_a_plot_in_a_section_that_the_page_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="SEARCH_SECTION"):
+        study_plots.StudyPlot("lost", data=lambda report, _: report.trials, draw=plots.history, section="Luck")
+
+
+def test_a_plot_stands_beside_the_blocks_also_where_there_is_no_map(
+    judged: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = study_plots.BLOCKS_SECTION
+    plot = study_plots.StudyPlot("again", data=lambda report, _: report.trials, draw=plots.history, section=section)
+    monkeypatch.setattr(study_plots, "STUDY_PLOTS", (plot,))
+    source = page.page(judged)
+    assert section in source
+    assert source.count("Search history") == 2  # its caption and its label

@@ -17,7 +17,7 @@ from david.report import page, sentences
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
 from david.storage.results import StudyResults
-from david.study.search import search
+from david.study.run_search import search
 from tests.helpers.corpora import of_completions, windows
 from tests.helpers.layer_calls import counted
 from tests.tiny_models import tiny_model

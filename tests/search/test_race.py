@@ -26,7 +26,7 @@ from david.storage.results import StudyResults
 from david.study.create import open_study
 from david.study.rounds import run_step
 from david.study.run import Run
-from david.study.search import search
+from david.study.run_search import search
 from david.study.tell import estimate_nll
 from tests.helpers.searches import BASE, WINDOW, run, scored, visits, whole_corpus
 

@@ -10,7 +10,7 @@ from optuna import Study
 
 from david.candidates.pruner import RacingPruner, hopeless
 from david.engine.engine import Engine
-from david.study.search import FIRST_RUNG
+from david.study.run_search import FIRST_RUNG
 from experiments.engine import racing as experiment
 from tests.helpers.corpora import STATE, windows
 

@@ -9,7 +9,7 @@ import pytest
 
 from david.candidates.spaces import Blocks
 from david.scoring.corpus import Corpus
-from david.study.search import search
+from david.study.run_search import search
 
 VERIFY = Path(__file__).parents[2] / "experiments" / "verify" / "verify.py"
 

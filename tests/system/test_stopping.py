@@ -29,7 +29,7 @@ def test_the_first_signal_is_kept_and_the_second_is_at_once(capsys: pytest.Captu
     with signals.deferred_signals():
         signals.raise_if_asked()
         signal.raise_signal(signal.SIGINT)
-        assert "SIGINT: ending after the windows in hand" in capsys.readouterr().err
+        assert "SIGINT: stopping after the windows in progress" in capsys.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signals.raise_if_asked()
         with pytest.raises(KeyboardInterrupt):

@@ -20,7 +20,7 @@ from david.engine.engine import score_recipes
 from david.errors import SearchError
 from david.recipe.recipe import Recipe
 from david.storage.backend import open_storage
-from david.study.search import search
+from david.study.run_search import search
 from tests.helpers.postgres import Postgres, free_port, why_not
 from tests.helpers.processes import context, corpus, finished, trials_of, worker
 from tests.tiny_models import tiny_model

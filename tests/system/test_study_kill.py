@@ -26,7 +26,7 @@ from david.scoring.objectives import perplexity
 from david.sling.in_place import slung
 from david.storage.heartbeat import OWNER
 from david.study.create import open_study
-from david.study.search import search
+from david.study.run_search import search
 from tests.helpers.processes import command_in, context, corpus
 from tests.tiny_models import tiny_model
 

@@ -173,7 +173,7 @@ def test_a_results_file_that_layer_scan_wrote_is_read() -> None:
         assert found.n_layers == 6
     with pytest.raises(RecipeError, match="no rank 11: expected 1 to 10"):
         read(path, rank=11)
-    with pytest.raises(RecipeError, match="cannot write layer-scan"):
+    with pytest.raises(RecipeError, match="layer-scan can only be read"):
         write(Recipe.identity(6), "layer-scan")
 
 

@@ -15,8 +15,7 @@ from torch import nn
 
 from david.candidates.encoding import Space
 from david.candidates.spaces import params_of, space_named
-from david.candidates.strategies import Refine, Strategy
-from david.candidates.strategies import strategy_named as strategy_named
+from david.candidates.strategies import Refine, Strategy, strategy_named
 from david.engine.engine import Engine
 from david.engine.token_objective import is_token_objective
 from david.errors import DavidError, SearchError
