@@ -1,6 +1,6 @@
 """Sliders in a notebook: a block of layers, how often and how strongly it runs, and what that does to the model.
 
-Needs ipywidgets (`pip install 'david[notebooks]'`), which is imported when a panel is made.
+Needs ipywidgets, of the extra `notebooks`, which is imported when a panel is made.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import check_fits, perplexity
 from david.sling.forward import input_device
 from david.sling.in_place import base_depth, check_recipe, running_base, slung
+from david.support.extras import install_hint
 from david.support.text import brief, one_line, plain
 
 MOST_TIMES, MOST_STRENGTH = 4, 2.0
@@ -269,7 +270,7 @@ def _ipywidgets() -> Any:
     try:
         import ipywidgets
     except ImportError:
-        raise DavidError("sliders need the package ipywidgets: pip install 'david[notebooks]'") from None
+        raise DavidError(f"sliders need the package ipywidgets: {install_hint('notebooks')}") from None
     return ipywidgets
 
 

@@ -38,6 +38,7 @@ from david.scoring.tokens import Tokenizer
 from david.sling.forward import context_of, input_device
 from david.sling.in_place import running_base
 from david.support.console import say
+from david.support.extras import install_hint
 from david.support.text import brief, one_line
 
 __all__ = ["Tasks", "load_tasks", "parse_task_names"]
@@ -216,7 +217,7 @@ def parse_task_names(names: str | os.PathLike[str] | Sequence[str]) -> list[tupl
             this name is not known before it is loaded.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ScoreError("tasks need the package lm-eval: pip install 'david[eval]'")
+        raise ScoreError(f"tasks need the package lm-eval: {install_hint('eval')}")
     texts = [os.fspath(names)] if isinstance(names, os.PathLike) else names
     specs: list[tuple[str, str | None, str | None]] = []
     for text in texts.split(",") if isinstance(texts, str) else texts:

@@ -35,6 +35,7 @@ from sqlalchemy.exc import (
 from david.errors import StorageError
 from david.support import signals
 from david.support.console import say
+from david.support.extras import install_hint
 from david.support.text import one_line
 
 RETRY_SECONDS = 300.0  # for which a storage that does not answer is tried again, before a search ends
@@ -154,8 +155,8 @@ def _open_proxy(url: URL) -> GrpcStorageProxy:
 
 def _package_hint(url: str) -> str:
     if url.startswith("postgresql"):
-        return "pip install 'david[postgres]'"
-    return "pip install 'david[grpc]'" if url.startswith("grpc") else "install the driver that the URL names"
+        return install_hint("postgres")
+    return install_hint("grpc") if url.startswith("grpc") else "install the driver that the URL names"
 
 
 class RetryingStorage(BaseStorage):

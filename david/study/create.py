@@ -24,6 +24,7 @@ from david.storage.backend import open_storage, without_creation_log
 from david.storage.results import StudyResults
 from david.storage.study_metadata import METADATA
 from david.support import files
+from david.support.extras import install_hint
 from david.support.text import brief, plain
 
 _SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
@@ -153,7 +154,7 @@ def check_sampler(sampler: str | BaseSampler, values: int) -> None:
     if values > 1 and (sampler == "cmaes" or isinstance(sampler, optuna.samplers.CmaEsSampler)):
         raise SearchError("the sampler cmaes minimises a single value: take tpe or nsga2, or leave `also` out")
     if sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
-        raise SearchError("the sampler cmaes needs the package cmaes: pip install 'david[cma]'")
+        raise SearchError(f"the sampler cmaes needs the package cmaes: {install_hint('cma')}")
 
 
 def ignores_trials_without_params(sampler: BaseSampler) -> bool:

@@ -480,7 +480,7 @@ def test_without_lm_eval_a_line_says_what_to_install(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ScoreError, match=r"pip install 'david\[eval\]'"):
+    with pytest.raises(ScoreError, match=r"pip install -c constraints\.txt -e '\.\[eval\]' in a clone of David"):
         tasks.load("last", model, tokenizer)
 
 
