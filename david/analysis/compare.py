@@ -25,7 +25,7 @@ from david.scoring.objectives import Objective, perplexity
 from david.sling.forward import context_of, input_device
 from david.sling.in_place import base_depth, check_recipe, running_base, slung
 
-__all__ = ["compare", "comparison_text"]
+__all__ = ["compare"]
 
 _PROMPT_TOKENS = 8  # read before each timed decoding
 _DIFFERENCE_COLUMNS = ("difference", "low95", "high95", "verdict")

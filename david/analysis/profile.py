@@ -60,7 +60,7 @@ def profile(model: nn.Module, corpus: Corpus, *, memory_budget: int | None = Non
         SlingError: If the model is refused.
 
     Example:
-        >>> found = profile(model, corpus)
+        >>> found = profile(model, windows)
         >>> found.layers.columns.tolist(), found.distances.shape
         (['layer', 'influence', 'repeat', 'skip'], (30, 30))
     """

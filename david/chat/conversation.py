@@ -20,7 +20,7 @@ from david.support.console import say
 from david.support.files import expand_home
 from david.support.text import one_line
 
-__all__ = ["BASE", "Chat", "encodable", "recipe_name", "template_tokens"]
+__all__ = ["Chat"]
 
 BASE = "base"
 _PLAIN_ROLES = {"user": "User", "assistant": "Assistant"}  # a conversation where a model has no template for one

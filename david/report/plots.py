@@ -124,7 +124,7 @@ def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         The axes.
 
     Example:
-        >>> ax = profile(david.profile.profile(model, corpus).layers)
+        >>> ax = profile(david.profile.profile(model, windows).layers)
         >>> ax.get_xlabel()
         'layer'
     """
@@ -150,7 +150,7 @@ def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         The axes.
 
     Example:
-        >>> ax = influence(david.profile.profile(model, corpus).layers)
+        >>> ax = influence(david.profile.profile(model, windows).layers)
         >>> ax.get_xlabel()
         'layer'
     """

@@ -41,7 +41,7 @@ from david.support.console import say
 from david.support.extras import install_hint
 from david.support.text import brief, one_line
 
-__all__ = ["Tasks", "load_tasks", "parse_task_names"]
+__all__ = ["Tasks", "load_tasks"]
 
 _LONGEST = 2048  # tokens: logits of more are gigabytes, and few tasks have longer documents
 

@@ -98,13 +98,16 @@ def test_every_command_has_an_example_and_only_commands_that_exist_are_written_o
     assert {line.split()[1] for line in of_readme()} <= {*COMMANDS, "--help"}
 
 
-def test_the_examples_run_on_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("commands", [of_help, pytest.param(of_readme, marks=pytest.mark.slow)])
+def test_the_examples_run_on_a_tiny_model(
+    commands: Callable[[], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DAVID_CACHE", str(furnish_cache(tmp_path / "cache")))
     (place := tmp_path / "place").mkdir()
     furnish(place)
     monkeypatch.chdir(place)
     with same_levels():
-        assert failures([*of_help(), *of_readme()], here) == []
+        assert failures(commands(), here) == []
 
 
 @pytest.mark.slow

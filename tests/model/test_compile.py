@@ -98,7 +98,7 @@ def test_the_base_is_compiled_as_before_after_a_reset(tiny: Any) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("compiled", [model_compiled, model_wrapped])
+@pytest.mark.parametrize("compiled", [model_compiled, pytest.param(model_wrapped, marks=pytest.mark.slow)])
 def test_a_model_compiled_whole_runs_each_recipe(compiled: Any, tiny: Any) -> None:
     right = {text: logits(stacked(tiny, Recipe.parse(text))) for text in MAPS[:3]}
     base, counter = logits(tiny), CompileCounter()

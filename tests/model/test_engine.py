@@ -170,7 +170,7 @@ def test_strided_and_rolling_windows_are_scored_as_slinging_by_hand_scores_them(
 
 def test_multiple_choice_goes_through_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, corpus = tiny_model("llama", vocab_size=300), choice_corpus(tmp_path, QUESTIONS * 3)
-    recipes = [Recipe.identity(6), *all_blocks(6, 3)]
+    recipes = [Recipe.identity(6), *all_blocks(6, 2)]
     engine = Engine(model, corpus, objective=multiple_choice, keeps=True)
     assert engine.shares
     for again in range(2):  # the second time from states that were kept

@@ -112,21 +112,6 @@ def judged_once(url: str, name: str) -> None:
 
 
 @needs_server
-def test_workers_on_postgresql_are_killed_and_nothing_is_lost_or_twice(server: Postgres, tmp_path: Path) -> None:
-    pauses = random.Random(0)
-    trials = storm(server.url, NAME, 2, 40, pause=lambda: pauses.uniform(0.2, 0.8), out=tmp_path / "run")
-    check(trials, 40, 2)
-    judged_once(server.url, NAME)
-    assert (tmp_path / "run" / "best.json").is_file()
-
-
-def test_workers_on_sqlite_are_killed_and_nothing_is_lost_or_twice(tmp_path: Path) -> None:
-    pauses, url = random.Random(1), f"sqlite:///{tmp_path / 'study.db'}"
-    check(storm(url, NAME, 2, 40, pause=lambda: pauses.uniform(0.2, 0.8)), 40, 2)
-    judged_once(url, NAME)
-
-
-@needs_server
 def test_a_server_that_is_gone_for_a_while_is_waited_for(server: Postgres) -> None:
     process = context().Process(target=worker, args=(server.url, "gone", 30, 0, None))
     process.start()
@@ -190,10 +175,11 @@ def test_three_workers_and_a_server_that_dies_three_times(server: Postgres, tmp_
 @needs_server
 @pytest.mark.slow
 @pytest.mark.parametrize("round_", range(8))
-def test_short_storms(round_: int, server: Postgres) -> None:
+def test_short_storms(round_: int, server: Postgres, tmp_path: Path) -> None:
     pauses, name = random.Random(round_), f"short {round_}"
-    check(storm(server.url, name, 3, 50, pause=lambda: pauses.uniform(0.2, 0.8)), 50, 3)
+    check(storm(server.url, name, 3, 50, pause=lambda: pauses.uniform(0.2, 0.8), out=tmp_path / "run"), 50, 3)
     judged_once(server.url, name)
+    assert (tmp_path / "run" / "best.json").is_file()
 
 
 @pytest.mark.slow
