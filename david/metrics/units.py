@@ -11,7 +11,7 @@ def one_minus(metric: str) -> str:
     """Return the unit of 1 minus a metric whose best value is 1.
 
     Example:
-        >>> lost("acc")
+        >>> one_minus("acc")
         '1 − acc'
     """
     return _ONE_MINUS + metric
@@ -36,7 +36,7 @@ def readable(unit: str, mean: float) -> tuple[str, float]:
     """Return the name and the value that a person reads for a mean: perplexity, a metric, or the mean itself.
 
     Example:
-        >>> read("1 − acc", 0.25), read("bits a byte", 0.9)
+        >>> readable("1 − acc", 0.25), readable("bits a byte", 0.9)
         (('acc', 0.75), ('bits a byte', 0.9))
     """
     if is_nll(unit):
