@@ -88,6 +88,7 @@ def neighbours(
     }
     paths = dict.fromkeys(chain.from_iterable(generators[name]() for name in STEPS if name in selected))
     base = recipe.base or Base(num_layers=n_layers)
+    base = base if base.num_layers else base.model_copy(update={"num_layers": n_layers})
     return [
         Recipe(*zip(*other, strict=True), base=base)
         for other in paths

@@ -79,7 +79,7 @@ def convert(
         typer.Option(min=1, metavar="N", help="Transfer the recipe to a sibling of N layers, by fractions of depth."),
     ] = None,
     rank: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Which of the best recipes of a layer-scan file to read.")
+        int, typer.Option(min=1, metavar="N", help="Which recipe of a file with several (layer-scan, polar) to read.")
     ] = 1,
     out: Annotated[
         Path | None,

@@ -279,8 +279,9 @@ def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
     """
     name, revision = _base_name(source)
     model = _build_without_weights(name, revision)
-    base = Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=base_depth(model))
-    layer_settings = [remap.per_layer(part, base.num_layers) for part in locate.find(model).configs]
+    depth = base_depth(model)
+    base = Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=depth)
+    layer_settings = [remap.per_layer(part, depth) for part in locate.find(model).configs]
     lists = {name for part in layer_settings for name, value in part.items() if isinstance(value, list | tuple)}
     return base, tuple(sorted(lists))
 

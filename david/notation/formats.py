@@ -18,6 +18,7 @@ from david.notation.mergekit import MERGEKIT
 from david.notation.own import DAVID, NOTATION
 from david.notation.parsing import BaseHints, Format, ParsedRecipe, as_json
 from david.notation.peft import PEFT
+from david.notation.polar import MOST_TEXT, POLAR, has_paths
 from david.notation.rys import RYS, RYS_RELAYER
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
@@ -25,7 +26,7 @@ from david.recipe.schema import MAX_FILE_BYTES
 from david.support.files import expand_home, reason
 from david.support.text import brief
 
-FORMAT_TABLE = (DAVID, NOTATION, MERGEKIT, RYS, RYS_RELAYER, EXLLAMAV3, EXLLAMAV2, PEFT, LAYER_SCAN, DRLLM)
+FORMAT_TABLE = (DAVID, NOTATION, MERGEKIT, RYS, RYS_RELAYER, EXLLAMAV3, EXLLAMAV2, PEFT, LAYER_SCAN, DRLLM, POLAR)
 FORMATS = tuple(entry.name for entry in FORMAT_TABLE)  # all of them can be read
 WRITABLE = tuple(entry.name for entry in FORMAT_TABLE if entry.write is not None)
 
@@ -50,12 +51,12 @@ def read(
     """Read a recipe in any format, from a file or a text.
 
     Args:
-        source: The text, or the path of a file of at most a megabyte.
+        source: The text, or the path of a file of at most a megabyte, or 200 for PoLar's paths.
         format: One of `FORMATS`; left out, the text is recognised. A bare list of numbers is read as layers: it is a
             vector of Dr.LLM only if `format` is `"drllm"`.
         n_layers: Layers of the base, for a text that does not state them and whose meaning depends on them.
         architecture: Class name of the base, such as `"LlamaForCausalLM"`, for the same reason.
-        rank: Which of the best recipes of a layer-scan file to read, from 1.
+        rank: Which recipe to read of a file that holds several (`layer-scan`, `polar`), from 1, the best.
 
     Returns:
         The recipe, with its base if the depth is known.
@@ -72,7 +73,7 @@ def read(
         >>> str(read("[1, 1, 2, 0, 1]", "drllm"))
         '0:3, 2, 4'
     """
-    text = _text_of(source)
+    text = _text_of(source, format)
     entry = _recognised(text) if format is None else format_named(format)
     if rank != 1 and not entry.has_ranks:
         ranked = ", ".join(other.name for other in FORMAT_TABLE if other.has_ranks)
@@ -140,7 +141,7 @@ def format_named(name: str, expected: Collection[str] = FORMATS) -> Format:
     return entry
 
 
-def _text_of(source: str | os.PathLike[str]) -> str:
+def _text_of(source: str | os.PathLike[str], name: str | None) -> str:
     """Return the text itself, or the content of the file that it names."""
     if isinstance(source, str) and not os.path.exists(expand_home(source)):
         if re.fullmatch(r"\S+\.(json|ya?ml)", source):
@@ -149,10 +150,11 @@ def _text_of(source: str | os.PathLike[str]) -> str:
     else:
         try:
             with open(expand_home(source), "rb") as file:
-                text = file.read(MAX_FILE_BYTES + 1).decode("utf-8-sig")
+                text = file.read(MOST_TEXT + 1).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             raise RecipeError(f"cannot read {brief(os.fspath(source))}: {reason(error)}") from None
-    if len(text) > MAX_FILE_BYTES:
+    holds_paths = name == POLAR.name or (name is None and has_paths(text))
+    if len(text) > (MOST_TEXT if holds_paths else MAX_FILE_BYTES):
         raise RecipeError(f"a recipe in any format has at most {MAX_FILE_BYTES} characters; this text has more")
     return text.strip()
 
@@ -161,6 +163,8 @@ def _recognised(text: str) -> Format:
     if text.startswith("{"):
         keys = as_json(text, "a JSON object")
         candidates = [entry for entry in FORMAT_TABLE if not keys.keys().isdisjoint(entry.json_keys)]
+        if not candidates and has_paths(text):
+            return POLAR
         if not candidates:
             raise RecipeError(f"no format has this JSON's keys {brief(list(keys))}: name its format (--from)")
         return max(candidates, key=lambda entry: entry.json_priority)
@@ -175,8 +179,7 @@ def _with_base(parsed: ParsedRecipe, n_layers: int | None, architecture: str | N
     scales = None if parsed.scales is None else tuple(parsed.scales)
     recipe = Recipe(tuple(parsed.visits), scales)  # type: ignore[arg-type]
     depth = parsed.n_layers or n_layers
-    if depth is None:
+    if depth is None and parsed.model is None:
         return recipe
-    recipe.check(depth)
     base = Base(num_layers=depth, model=parsed.model, architecture=architecture, revision=parsed.revision)
     return Recipe(recipe.repeat_map, recipe.scales, base=base)

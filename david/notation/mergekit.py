@@ -1,71 +1,138 @@
-"""Passthrough merges of mergekit 0.1.5.
+"""Passthrough merges of mergekit 0.1.5: the order of their layers, and the name of their base.
 
-mergekit multiplies weights. `o_proj` and `down_proj` times s is a visit of strength s, h + s·(layer(h) − h), only where
-attention and MLP read the same hidden state (Cohere). Elsewhere the MLP would read attention's output already damped;
-there only 0 gives the same result.
+`mergekit_scales` has the strengths. What mergekit ignores in a passthrough merge is ignored here.
 """
 
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import yaml
 
 from david.errors import RecipeError
+from david.notation.mergekit_scales import HALVES, layer_strengths, why_not
 from david.notation.parsing import (
     BaseHints,
     Format,
     ParsedRecipe,
     as_json,
+    as_layer,
     extend_map,
-    half_open_ranges,
     json_field,
     require_tool_name,
 )
 from david.recipe.recipe import Recipe
 from david.support.text import brief
 
-HALVES = ("o_proj", "down_proj")  # the last weights of a layer's attention and of its MLP
-# Strengths that mergekit can give a whole layer by multiplying these two: any if attention and MLP read the same hidden
-# state, 0 alone if the MLP reads what attention has added. Measured in experiments/notation.
-ANY_STRENGTH = ("CohereForCausalLM", "Cohere2ForCausalLM")
-STRENGTH_ZERO = (
-    *("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"),
-    *("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
-)
 MOST_YAML = 100_000  # characters: PyYAML reads some 50,000 in a second
 _MOST_NODES = 100_000  # of a YAML document with its aliases written out
 
 
+class _Model(NamedTuple):
+    """A model that a merge names: a folder or a Hub id, and its revision."""
+
+    name: str
+    revision: str | None
+
+
 def read_mergekit(text: str, hints: BaseHints) -> ParsedRecipe:
-    """Read a merge by mergekit's `MergeConfiguration` (config.py) and `plan_slice` (plan.py)."""
+    """Read a merge by mergekit's `MergeConfiguration` (config.py) and `MergePlanner` (plan.py)."""
     config = as_json(text, "a merge") if text.startswith("{") else _as_yaml(text)
     method = json_field(config, "merge_method", "a merge")
     if method != "passthrough":
         raise RecipeError(f"only a passthrough merge is an order of layers; got the merge_method {brief(method)}")
-    slices = config.get("slices")
-    if not isinstance(slices, list) or not slices:
-        raise RecipeError("a passthrough merge must have slices; this one has none")
+    models: list[_Model] = []
+    slices, module = _slices(config, models, hints)
     visits: list[int] = []
     scales: list[float] = []
-    models: list[str] = []
     for number, part in enumerate(slices):
         sources = json_field(part, "sources", f"slice {number}")
         if not isinstance(sources, list) or len(sources) != 1:
             raise RecipeError(f"slice {number} of a passthrough merge must have one source; got {brief(sources)}")
-        models.append(_model_name(json_field(sources[0], "model", f"slice {number}")))
-        [layers] = half_open_ranges([json_field(sources[0], "layer_range", f"slice {number}")], "layer_range")
+        models.append(_model(json_field(sources[0], "model", f"slice {number}")))
+        layers = _layers(json_field(sources[0], "layer_range", f"slice {number}"))
         extend_map(visits, layers)
-        strength = _strength([sources[0].get("parameters"), part.get("parameters"), config.get("parameters")], hints)
-        scales += [strength] * len(layers)
+        scopes = (sources[0].get("parameters"), part.get("parameters"), module, config.get("parameters"))
+        scales += layer_strengths(scopes, layers, hints)
+    if not visits:
+        raise RecipeError("this merge has no layer: expected a layer_range [start, end] with start < end, end excluded")
+    _check_one_base(models, config)
+    return ParsedRecipe(visits, scales, model=models[0].name, revision=models[0].revision)
+
+
+def _slices(config: Mapping[str, Any], models: list[_Model], hints: BaseHints) -> tuple[list[Any], Any]:
+    """Return the slices of a merge and the parameters of its module; add the models of other modules to `models`."""
+    given = [key for key in ("slices", "models", "modules") if config.get(key)]
+    if len(given) != 1:
+        raise RecipeError(f"a merge must have one of slices, models and modules; this one has {brief(given)}")
+    if given != ["modules"]:
+        return _slices_of(config, hints), None
+    modules = config["modules"]
+    if not isinstance(modules, Mapping) or not all(isinstance(module, Mapping) for module in modules.values()):
+        raise RecipeError(f"modules must be a mapping of names to slices or models; got {brief(modules)}")
+    name = next(iter(modules)) if len(modules) == 1 else "text_decoder"
+    if name not in modules or "vision" in str(name):
+        raise RecipeError(f"a merge of several modules must have a text_decoder; got {brief(list(modules))}")
+    models += [_unchanged_module(other, modules[other], config) for other in modules if other != name]
+    return _slices_of(modules[name], hints), modules[name].get("parameters")
+
+
+def _unchanged_module(name: Any, module: Mapping[str, Any], config: Mapping[str, Any]) -> _Model:
+    """Return the model from which a module is taken whole and unscaled; `RecipeError` for any other module."""
+    parts = module.get("models")
+    if not isinstance(parts, list) or len(parts) != 1 or module.get("slices"):
+        raise RecipeError(f"a recipe leaves other modules as they are; this merge changes {brief(name)}")
+    model = _model(json_field(parts[0], "model", f"module {brief(name)}"))
+    layer_strengths(
+        (parts[0].get("parameters"), module.get("parameters"), config.get("parameters")), range(1), BaseHints()
+    )
+    return model
+
+
+def _slices_of(part: Mapping[str, Any], hints: BaseHints) -> list[Any]:
+    """Return the slices of a merge or module; a single model is one slice of all the base's layers."""
+    slices, inputs = part.get("slices"), part.get("models")
+    if isinstance(slices, list) and slices and not inputs:
+        return slices
+    if not isinstance(inputs, list) or len(inputs) != 1 or slices:
+        raise RecipeError(f"a passthrough merge must have slices, or one model; got {brief(slices or inputs)}")
+    if hints.n_layers is None:
+        raise RecipeError("a merge of whole models does not state the base's depth: name the base (--model)")
+    source = {"model": json_field(inputs[0], "model", "models"), "parameters": inputs[0].get("parameters")}
+    return [{"sources": [source | {"layer_range": [0, hints.n_layers]}]}]
+
+
+def _layers(pair: Any) -> range:
+    """Read a layer_range, whose numbers may also be written as text or with a decimal point, as pydantic reads them."""
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise RecipeError(f"layer_range must be [start, end], end excluded; got {brief(pair)}")
+    start, stop = map(_layer, pair)
+    if start > stop:
+        raise RecipeError(f"layer_range [{start}, {stop}] has no layer: expected start < end, end excluded")
+    return range(start, stop)
+
+
+def _layer(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return as_layer(int(value))
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*\+?(\d{1,9})(\.0*)?\s*", value, re.ASCII)):
+        return as_layer(int(match[1]))
+    return as_layer(value)
+
+
+def _check_one_base(models: list[_Model], config: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` unless layers, configuration and vocabulary come from one model."""
     model = models[0]
-    base = _model_name(config["base_model"]) if config.get("base_model") else model
-    if set(models) != {model} or base != model:
-        names = sorted({*models, base})
+    base = _model(config["base_model"]) if config.get("base_model") else model
+    if {*models, base} != {model}:
+        names = sorted({str(named.name) + f"@{named.revision}" * bool(named.revision) for named in (*models, base)})
         raise RecipeError(f"a recipe has one base; this merge takes layers or a configuration from {brief(names)}")
-    name, _, revision = model.partition("@")
-    return ParsedRecipe(visits, scales, model=name or None, revision=revision or None)
+    tokenizer = config.get("tokenizer") or {}
+    if not isinstance(tokenizer, Mapping):
+        raise RecipeError(f"a merge's tokenizer must be a mapping; got {brief(tokenizer)}")
+    source = config.get("tokenizer_source") or tokenizer.get("source") or "union"
+    if tokenizer.get("tokens") or (source not in ("union", "base") and _model(source) != model):
+        raise RecipeError("a recipe has the base's vocabulary; this merge makes another one (tokenizer)")
 
 
 def _as_yaml(text: str) -> Any:
@@ -98,81 +165,25 @@ def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
     return sizes[id(node)]
 
 
-def _model_name(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+def _model(value: Any) -> _Model:
+    """Read the name of a model: `name`, `name@revision`, or the mappings by which mergekit writes them."""
+    if isinstance(value, Mapping) and "model" in value:
+        if value.get("lora"):
+            raise RecipeError(f"{brief(value)} is a model with an adapter, which is another base: merge it first")
+        value = value["model"]
+    if isinstance(value, Mapping):
+        name, revision = value.get("path"), value.get("revision")
+    else:
+        name, revision = value, None
+        if isinstance(value, str):
+            name, _, revision = value.partition("@")
+    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
         raise RecipeError(f"a slice's model must be a name; got {brief(value)}")
-    if "+" in value:
+    if isinstance(value, str) and "+" in value:
         raise RecipeError(f"{brief(value)} is a model with an adapter, which is another base: merge the adapter first")
-    return value
-
-
-def _strength(scopes: Sequence[Any], hints: BaseHints) -> float:
-    """Return the strength of a slice by its `scale`, from the nearest scope as in mergekit's parameter_resolver.py."""
-    parameters = [scope for scope in scopes if scope]
-    if not parameters:
-        return 1.0
-    for scope in parameters:
-        if not isinstance(scope, Mapping) or set(scope) != {"scale"}:
-            raise RecipeError(f"the only parameter of a passthrough merge is scale; got {brief(scope)}")
-    names = (*HALVES, "any other weight")
-    attention, mlp, other = (_factor([scope["scale"] for scope in parameters], name) for name in names)
-    if other != 1:
-        raise RecipeError(
-            f"this merge multiplies every weight of a layer by {other:g}, norms too: no strength does that"
-        )
-    if attention != mlp:
-        raise RecipeError(f"o_proj times {attention:g} and down_proj times {mlp:g}: a strength multiplies both alike")
-    if reason := why_not(attention, hints.architecture):
-        raise RecipeError(reason)
-    return attention
-
-
-def _factor(settings: Iterable[Any], name: str) -> float:
-    """Return the factor of the weights with a name: the first condition that holds, in the first scope with one."""
-    for setting in settings:
-        if isinstance(setting, list) and not all(isinstance(condition, Mapping) for condition in setting):
-            raise RecipeError(f"the scale {brief(setting)} is a gradient over a slice: write a slice for each strength")
-        for condition in setting if isinstance(setting, list) else [setting]:
-            filtered, value = None, condition
-            if isinstance(condition, Mapping):
-                filtered, value = condition.get("filter"), condition.get("value")
-            if filtered not in (None, "*", *HALVES):
-                raise RecipeError(f"cannot read the filter {brief(filtered)}: expected o_proj, down_proj or '*'")
-            if filtered in (None, "*", name):
-                return _number(value)
-    return 1.0
-
-
-def _number(value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise RecipeError(f"a scale must be one finite number; got {brief(value)}")
-    return number
-
-
-def why_not(strength: float, architecture: str | None) -> str | None:
-    """Return the reason why mergekit cannot give a whole layer a strength, or None if it can.
-
-    Args:
-        strength: The strength of a visit.
-        architecture: Class name of the base, None if unknown.
-    """
-    if strength == 1 or architecture in ANY_STRENGTH or (strength == 0 and architecture in STRENGTH_ZERO):
-        return None
-    if architecture is None:
-        return (
-            f"whether mergekit can express the strength {strength:g} depends on the base's architecture: name the base "
-            "(--model)"
-        )
-    if architecture in STRENGTH_ZERO:
-        return (
-            f"mergekit cannot express the strength {strength:g}: it multiplies o_proj and down_proj, and the MLP of "
-            f"{architecture} would read attention's output already damped; only 0 and 1 are the same"
-        )
-    return f"what mergekit's scale does to a {architecture} has not been measured: only plain visits are translated"
+    if "@" in (revision or ""):
+        raise RecipeError(f"a model's name has at most one '@', before its revision; got {brief(value)}")
+    return _Model(name, revision or None)
 
 
 def write_mergekit(recipe: Recipe, model: str | None) -> str:
@@ -222,7 +233,7 @@ MERGEKIT = Format(
     read=read_mergekit,
     write=write_mergekit,
     range_end="excluded",
-    limits="most strengths, see `david.notation.mergekit`",
+    limits="most strengths, see `david.notation.mergekit_scales`",
     json_keys=("merge_method",),
     json_priority=1,
     looks_like=lambda text: re.search(r"^[ \t]*+(merge_method|slices)[ \t]*+:", text, re.MULTILINE) is not None,

@@ -170,9 +170,9 @@ def refuse_scales(recipe: Recipe, name: str) -> None:
 
 def require_depth(recipe: Recipe, what: str) -> int:
     """Return the number of layers of the recipe's base, which the recipe must state."""
-    if recipe.base is None:
+    if recipe.depth is None:
         raise RecipeError(f"{what} states the base's depth and the recipe does not: name the base (--model)")
-    return recipe.n_layers
+    return recipe.depth
 
 
 def require_tool_name(name: str, tool: str) -> str:

@@ -31,7 +31,7 @@ def moved(recipe: Recipe, n_layers: int) -> Recipe:
         >>> str(moved(Recipe.from_blocks(30, [(8, 12, 2, 0.5)]), 48))
         '0:19, 13:19*0.5, 19:48'
     """
-    if recipe.base is None:
+    if recipe.depth is None:
         raise RecipeError("the recipe does not state its base's depth: name the base (--model)")
     depth, to = recipe.n_layers, Recipe.identity(n_layers).n_layers  # the latter checked
     chains: list[list[Segment]] = []

@@ -93,7 +93,7 @@ def read_relayer(text: str, _hints: BaseHints) -> ParsedRecipe:
 def write_rys(recipe: Recipe, _model: str | None) -> str:
     """Write a block spec if RYS reads it as the same visits, else a layer spec."""
     refuse_scales(recipe, "RYS")
-    if recipe.base is not None:
+    if recipe.depth is not None:
         runs = recipe.segments
         blocks = [(after.start, before.stop) for before, after in pairwise(runs) if after.start < before.stop]
         if blocks and len(blocks) == len(runs) - 1:

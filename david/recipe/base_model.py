@@ -25,14 +25,14 @@ class Base(Part):
         model: A Hub id, `"demo"`, or what `load_model` was given.
         revision: The Hub revision.
         architecture: Class name, such as `"LlamaForCausalLM"`.
-        num_layers: Layers.
+        num_layers: Layers; None if the recipe comes from a file that names a base without them, as a merge does.
         fingerprint: Hash of names, shapes and a sample of the weights.
     """
 
     model: str | None = None
     revision: str | None = None
     architecture: str | None = None
-    num_layers: int = Field(gt=0, le=LONGEST)
+    num_layers: int | None = Field(gt=0, le=LONGEST)
     fingerprint: str | None = None
 
 

@@ -83,8 +83,8 @@ class Recipe:
         object.__setattr__(self, "repeat_map", repeat_map)
         object.__setattr__(self, "scales", scales)
         object.__setattr__(self, "scores", tuple(self.scores))
-        if self.base is not None:
-            self.check(self.base.num_layers)
+        if self.depth is not None:
+            self.check(self.depth)
 
     @classmethod
     def identity(cls, n_layers: int) -> "Recipe":
@@ -259,15 +259,18 @@ class Recipe:
                 f"layer {deepest} is out of range: the base has {n_layers} layers, 0 … {n_layers - 1}; "
                 "this recipe was made for another model"
             )
-        if self.base is not None and self.base.num_layers != n_layers:
-            raise RecipeError(
-                f"this recipe was made for a base of {self.base.num_layers} layers; this one has {n_layers}"
-            )
+        if self.depth not in (None, n_layers):
+            raise RecipeError(f"this recipe was made for a base of {self.depth} layers; this one has {n_layers}")
+
+    @property
+    def depth(self) -> int | None:
+        """Layers of the base, None if the recipe does not state them."""
+        return None if self.base is None else self.base.num_layers
 
     @property
     def n_layers(self) -> int:
         """Layers of the base; if the recipe does not state them, as many as its deepest visit needs."""
-        return self.base.num_layers if self.base is not None else max(self.repeat_map) + 1
+        return self.depth or max(self.repeat_map) + 1
 
     @property
     def is_base(self) -> bool:

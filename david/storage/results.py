@@ -89,7 +89,7 @@ class StudyResults:
     @property
     def n_layers(self) -> int:
         """Number of layers of the base."""
-        return self.metadata.base.num_layers
+        return self.metadata.n_layers
 
     @property
     def extra_columns(self) -> list[str]:
@@ -291,7 +291,7 @@ def _parse_metadata(name: str, attributes: Mapping[str, Any]) -> StudyMetadata:
 
 
 def _base_notation(metadata: StudyMetadata) -> str:
-    return str(Recipe.identity(metadata.base.num_layers))
+    return str(Recipe.identity(metadata.n_layers))
 
 
 def _first_of_each_recipe(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

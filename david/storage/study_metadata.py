@@ -81,6 +81,13 @@ class StudyMetadata(BaseModel):
         return {**values, "objective_kind": name if name in (PERPLEXITY, MULTIPLE_CHOICE, TASKS) else CUSTOM}
 
     @property
+    def n_layers(self) -> int:
+        """Layers of the base, which every study states; ValueError if they are missing."""
+        if self.base.num_layers is None:
+            raise ValueError("the study's metadata do not state the number of layers of its base")
+        return self.base.num_layers
+
+    @property
     def objective_name(self) -> str:
         """The objective without its options."""
         return _without_options(self.objective)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from david.cli.inputs import parse_range
 from david.errors import DavidError
-from david.notation.formats import FORMATS, read, write
+from david.notation.formats import FORMATS, WRITABLE, read, write
 from david.recipe.explain import explain
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Data
@@ -37,7 +37,7 @@ def languages(data: bytes) -> None:
         for architecture in ("LlamaForCausalLM", "CohereForCausalLM"):
             found = read(f"{text}\n", name, n_layers=8, architecture=architecture)
             used(found)
-            if name != "layer-scan":
+            if name in WRITABLE:
                 assert (
                     read(write(found, name, model="owner/name"), name, n_layers=8, architecture=architecture) == found
                 )

@@ -120,6 +120,7 @@ slices:
 - sources: [{{model: a, layer_range: [2, 6]}}]
 {below}
 """
+HALF = "{{filter: o_proj, value: {0}}}, {{filter: down_proj, value: {0}}}"
 DAMPED = "scale: [{filter: o_proj, value: 0}, {filter: down_proj, value: 0.0}, {value: 1}]"
 
 
@@ -135,13 +136,27 @@ def merge(source: str = "", below: str = "", architecture: str | None = "LlamaFo
         (DAMPED, "", "0:4*0.0, 2:6"),
         ("", f"parameters: {{{DAMPED}}}", "0:4*0.0, 2:6*0.0"),
         ("scale: 1", f"parameters: {{{DAMPED}}}", "0:4, 2:6*0.0"),  # the nearest counts
-        ("scale: {filter: q_proj, value: 1}", "", None),
+        ("scale: {filter: q_proj, value: 1}", "", "0:4, 2:6"),
+        ("scale: {filter: q_proj, value: 0}", "", None),
+        ("scale: {filter: embed_tokens, value: 2}", "", None),
         ("scale: [{filter: o_proj, value: 1}, {filter: o_proj, value: 0}]", "", "0:4, 2:6"),  # and there the first
         ("scale: [{filter: '*', value: 1.0}, {value: 3}]", "", "0:4, 2:6"),
         ("scale: 0.5", "", None),
         ("scale: [0, 1]", "", None),
         ("scale: {filter: o_proj, value: 0}", "", None),
-        ("weight: 1", "", None),
+        ("scale: [1, '1.0', 1e0, 1]", "", "0:4, 2:6"),  # a gradient of equal values
+        ("scale: '1'", "", "0:4, 2:6"),
+        ("scale: []", f"parameters: {{{DAMPED}}}", "0:4*0.0, 2:6*0.0"),  # an empty list says nothing
+        (f"scale: [{HALF.format('[0, 0.0, 0, 0, 0]')}]", "", "0:4*0.0, 2:6"),
+        (f"scale: [{HALF.format('[0, 0, 1, 1]')}]", "", "0:2*0.0, 2:4, 2:6"),  # a factor for each of four layers
+        (f"scale: [{HALF.format('[0, 1]')}]", "", None),  # one and two thirds lie between
+        (
+            "scale: [{filter: layers.2.self_attn.o, value: 0}, {filter: layers.2.mlp.d, value: 0}]",
+            "",
+            "0:2, 2*0.0, 3, 2:6",
+        ),
+        ("weight: 1", "", "0:4, 2:6"),  # mergekit ignores what passthrough has no use for
+        ("density: [0.1, 0.9]", "parameters: {normalize: true, int8_mask: true}", "0:4, 2:6"),
     ],
 )
 def test_scales_of_a_merge_are_read_as_mergekit_finds_them(source: str, below: str, meant: str | None) -> None:
@@ -219,7 +234,9 @@ def test_a_results_file_that_layer_scan_wrote_is_read() -> None:
         ("0:3", "yaml", "unknown format 'yaml'"),
         ("gone.yaml", None, "no such file"),
         ("merge_method: linear", None, "passthrough"),
-        ("merge_method: passthrough\nmodels: [{model: a}]", None, "slices"),
+        ("merge_method: passthrough\nmodels: [{model: a}]", None, "--model"),
+        ("merge_method: passthrough\nmodels: [{model: a}, {model: b}]", None, "one model"),
+        ("merge_method: passthrough", None, "one of slices, models and modules"),
         ("x" * (MOST_YAML + 1), "mergekit", f"at most {MOST_YAML} characters"),
         ("x" * 1_000_001, None, "at most 1000000 characters"),
     ],
@@ -234,6 +251,65 @@ SLICE = "{model: a, layer_range: [0, 2]}"
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "slices: [{sources: [{model: a@r, layer_range: ['0', 4.0]}]},"
+        " {sources: [{model: a@r, layer_range: [2, ' 6 ']}]}]",
+        "slices: [{sources: [{model: {model: {path: a, revision: r}, lora: null}, layer_range: [0, 4]}]},"
+        " {sources: [{model: {model: a@r}, layer_range: [3, 3]}]}, {sources: [{model: a@r, layer_range: [2, 6]}]}]",
+        "modules: {default: {slices: [{sources: [{model: a@r, layer_range: [0, 4]}]},"
+        " {sources: [{model: a@r, layer_range: [2, 6], parameters: {weight: 1}}]}]}}\ntokenizer_source: base",
+        "modules: {vision_tower: {models: [{model: a@r}]}, text_decoder: {slices: [{sources:"
+        " [{model: a@r, layer_range: [0, 4]}]}, {sources: [{model: a@r, layer_range: [2, 6]}]}]}}\nbase_model: a@r",
+    ],
+)
+def test_what_mergekit_reads_is_read_and_the_name_of_the_base_is_kept(text: str) -> None:
+    found = read(f"merge_method: passthrough\n{text}\ntokenizer: {{source: union}}\nparameters: {{normalize: true}}")
+    assert str(found) == "0:4, 2:6"
+    assert found.base == Base(model="a", revision="r", num_layers=None)
+    again = Recipe.from_json(found.to_json())
+    assert (again, again.base, again.depth, again.n_layers) == (found, found.base, None, 6)
+    again.check(8)  # the merge does not say how deep its base is
+    assert read(write(again, "mergekit")) == again
+    with pytest.raises(RecipeError, match="states the base's depth"):
+        write(Recipe([0, 1], base=found.base), "drllm")
+    assert write(again, "rys").startswith("layers:")
+
+
+def test_a_single_model_is_the_base_itself() -> None:
+    text = "merge_method: passthrough\nmodels: [{model: owner/name, parameters: {weight: 1}}]"
+    found = read(text, n_layers=6)
+    assert found.is_base
+    assert found.base == Base(model="owner/name", num_layers=6)
+
+
+def test_the_path_that_answers_the_most_questions_is_read(tmp_path: Path) -> None:
+    samples: list[dict[str, Any]] = [
+        {"question": "a", "final_valid_transitions": [[0, 1, 2, 3], [0, 1, 1, 2, 3], [0, 1, 1, 2, 3]]},
+        {"question": "b", "final_valid_transitions": [[0, 1, 1, 2, 3], {"path": [0, 2, 3], "score": 1.0}]},
+        {"question": "c", "final_valid_transitions": [], "final_invalid_transitions": [[0], [0], [0]]},
+    ]
+    for document in ({"samples": samples, "BASE_MODEL": "owner/name"}, samples, {"q1": samples[0], "q2": samples[1]}):
+        text = json.dumps(document)
+        assert [str(read(text, rank=rank)) for rank in (1, 2, 3)] == ["0:2, 1:4", "0, 2:4", "0:4"]
+        with pytest.raises(RecipeError, match="no rank 4: it has 3 paths"):
+            read(text, rank=4)
+    assert read(json.dumps({"samples": samples, "BASE_MODEL": "owner/name"}), n_layers=4).base == Base(
+        model="owner/name", num_layers=4
+    )
+    assert str(read(json.dumps(samples[0]))) == "0:4"  # of two equals the shorter one
+    assert str(read("[[0, 1, 1], [0, 2], [0, 2]]", "polar")) == "0, 2"
+    large = tmp_path / "merged_mcts_samples.json"
+    large.write_text(json.dumps({"samples": [*samples, {"question": 2_000_000 * "x"}]}))
+    assert str(read(large)) == "0:2, 1:4"
+    for wrong in ('{"samples": 3}', '{"samples": [3]}', '{"samples": [{"final_valid_transitions": [["0"]]}]}'):
+        with pytest.raises(RecipeError):
+            read(wrong)
+    with pytest.raises(RecipeError, match="polar can only be read"):
+        write(Recipe.identity(4), "polar")
+
+
+@pytest.mark.parametrize(
     ("slices", "told"),
     [
         (f"[{{sources: [{SLICE}, {SLICE}]}}]", "one source"),
@@ -244,6 +320,20 @@ SLICE = "{model: a, layer_range: [0, 2]}"
         ("[{sources: [{model: a, layer_range: [0, 9999]}]}, {sources: [{model: a, layer_range: [0, 2]}]}]", "at most"),
         ("[{sources: [{model: !!python/name:os.system x, layer_range: [0, 2]}]}]", "constructor"),
         (f"[{{sources: [{SLICE}]}}]\nbase_model: b", "one base"),
+        (f"[{{sources: [{SLICE}]}}]\nbase_model: a@other", "one base"),
+        ("[{sources: [{model: {model: a, lora: b}, layer_range: [0, 2]}]}]", "adapter"),
+        ("[{sources: [{model: {}, layer_range: [0, 2]}]}]", "must be a name"),
+        ("[{sources: [{model: a@b@c, layer_range: [0, 2]}]}]", "at most one '@'"),
+        ("[{sources: [{model: a, layer_range: [0, 2.5]}]}]", "whole number"),
+        ("[{sources: [{model: a, layer_range: [0, -2]}]}]", "from 0"),
+        ("[{sources: [{model: a, layer_range: [4, 2]}]}]", "has no layer"),
+        ("[{sources: [{model: a, layer_range: [0, 2], parameters: 3}]}]", "mapping"),
+        ("[{sources: [{model: a, layer_range: [0, 2], parameters: {scale: {filter: 3, value: 1}}}]}]", "a text"),
+        (f"[{{sources: [{SLICE}]}}]\nmodels: [{{model: a}}]", "one of slices"),
+        (f"[{{sources: [{SLICE}]}}]\ntokenizer_source: b", "vocabulary"),
+        (f"[{{sources: [{SLICE}]}}]\ntokenizer: {{tokens: {{x: {{source: a}}}}}}", "vocabulary"),
+        ("\nmodules: {vision_tower: {slices: []}}", "text_decoder"),
+        ("\nmodules: {text_decoder: {models: [{model: a}]}, v: {slices: [1]}}", "leaves other modules"),
         ("&a [*a]", "holds itself"),
     ],
 )
