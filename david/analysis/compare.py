@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from david.engine.engine import score_recipes
-from david.errors import ScoreError
+from david.errors import RecipeError, ScoreError
 from david.metrics import units
 from david.metrics.paired_test import paired_difference
 from david.metrics.score import Score
@@ -24,6 +24,7 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity
 from david.sling.forward import context_of, input_device
 from david.sling.in_place import base_depth, check_recipe, running_base, slung
+from david.support.arguments import check_function, check_type, checked_list
 
 __all__ = ["compare"]
 
@@ -74,17 +75,22 @@ def compare(
         >>> found[["recipe", "visits"]].values.tolist()
         [['base', 30], ['0:12, 8:30', 34]]
     """
+    n_layers = base_depth(model)
+    recipes = checked_list("recipes", recipes, Recipe, RecipeError)
+    check_type("corpora", corpora, Mapping, ScoreError)
     if not corpora:
         raise ScoreError("give at least one corpus to compare on")
     if decode < 0 or rounds < 1:
         raise ScoreError(f"decode must be 0 or more and rounds at least 1; got {decode} and {rounds}")
     pairs = [(name, *(its if isinstance(its, tuple) else (perplexity, its))) for name, its in corpora.items()]
+    for name, objective, corpus in pairs:
+        check_function(f"the objective of corpora[{name!r}]", objective, "(model, corpus) → Score", ScoreError)
+        check_type(f"corpora[{name!r}]", corpus, Corpus, ScoreError)
     prompt = pairs[0][2].windows[:1, :_PROMPT_TOKENS]
     context = context_of(model)
     if decode and context is not None and prompt.shape[1] + decode > context:
         most = max(0, context - prompt.shape[1])
         raise ScoreError(f"decode must be at most {most} behind a prompt of {prompt.shape[1]} tokens; got {decode}")
-    n_layers = base_depth(model)
     candidates = list(dict.fromkeys([Recipe.identity(n_layers), *recipes]))
     for recipe in candidates:
         check_recipe(model, recipe)

@@ -15,8 +15,10 @@ from david.recipe.recipe import Recipe
 from david.report import tables
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity
+from david.sling.in_place import base_depth
 from david.storage import results, trial_attributes
 from david.study.signature import same_weights
+from david.support.arguments import check_type
 
 
 def measure(
@@ -60,6 +62,9 @@ def measure(
     """
     if most < 2:
         raise SearchError(f"most must be at least 2; got {most}")
+    check_type("study", study, Study, SearchError)  # not its results: the measure is stored in it
+    check_type("name", name, str, SearchError)
+    base_depth(model)  # refuses what is no model
     snapshot = results.StudyResults.read(study)
     base = snapshot.metadata.base.model_dump()
     if not same_weights(base, current := describe_base(model).model_dump()):

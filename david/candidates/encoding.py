@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from david.errors import RecipeError, SearchError
 from david.recipe.recipe import Recipe
+from david.support.arguments import check_type
 from david.support.text import brief
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def params_if_lowest(space: Space, recipe: Recipe, n_layers: int) -> Params | No
         result = space(cast("BaseTrial", trial), n_layers)
     except (AttributeError, RecipeError):
         return None
+    check_type("the recipe that the space returns", result, Recipe, SearchError)
     return trial.params if result == recipe else None
 
 

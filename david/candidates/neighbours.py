@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
-from david.errors import SearchError
+from david.errors import RecipeError, SearchError
 from david.recipe.base_model import Base
 from david.recipe.blocks import repeat_flags
 from david.recipe.recipe import Recipe, Segment
+from david.support.arguments import check_type
 
 Path = tuple[tuple[int, float], ...]  # the layer and the scale of each visit
 
@@ -66,6 +67,7 @@ def neighbours(
         >>> [str(recipe) for recipe in neighbours(Recipe.parse("0:3, 2:4"), 4, steps={"shift", "grow"})]
         ['0:4, 3', '0:2, 1:4', '0:4, 2:4', '0:3, 1:4']
     """
+    check_type("recipe", recipe, Recipe, RecipeError)
     recipe.check(n_layers)
     selected = set(STEPS) if steps is None else {steps} if isinstance(steps, str) else set(steps)
     if unknown := sorted(selected - set(STEPS)):

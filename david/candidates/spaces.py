@@ -16,6 +16,7 @@ from david.candidates.depth_spaces import Ratios, Visits, Windows
 from david.candidates.encoding import Params, Scales, Space, params_if_lowest
 from david.errors import SearchError
 from david.recipe.recipe import Recipe
+from david.support.arguments import check_function, check_type
 from david.support.text import join_or
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def params_of(space: Space, recipe: Recipe, n_layers: int) -> Params | None:
         >>> params_of(Block(), Recipe.parse("0:3, 1:8"), 8)
         {'start': 1, 'length': 2}
     """
+    check_function("space", space, "(trial, n_layers) → Recipe", SearchError)
+    check_type("recipe", recipe, Recipe, SearchError)
     if isinstance(space, InvertibleSpace):
         return space.params(recipe, n_layers)
     return params_if_lowest(space, recipe, n_layers)

@@ -20,6 +20,7 @@ from david.recipe.blocks import all_blocks, blocks_of, longest_block
 from david.recipe.recipe import Recipe
 from david.storage import trial_attributes
 from david.storage.results import StudyResults
+from david.support.arguments import check_type
 
 Strategy = Callable[[Study, int], Sequence[Recipe]]
 
@@ -118,6 +119,8 @@ class Refine:
     max_visits: int | None = None
 
     def __post_init__(self) -> None:
+        if self.start is not None:
+            check_type("start", self.start, Recipe, SearchError)
         unknown = sorted(set(self.steps) - set(STEPS))
         if unknown or not self.steps:
             raise SearchError(f"unknown steps {unknown}: expected some of {', '.join(STEPS)}")

@@ -16,6 +16,7 @@ from david.errors import DavidError, RecipeError
 from david.recipe.recipe import Recipe
 from david.sling.forward import context_of
 from david.sling.in_place import AnyRecipe, base_depth, check_recipe
+from david.support.arguments import check_tokenizer, check_type, checked_list
 from david.support.console import say
 from david.support.files import expand_home
 from david.support.text import one_line
@@ -69,10 +70,15 @@ class Chat:
         sampling: Sampling | None = None,
         note: Callable[[str], None] = say,
     ) -> None:
+        base = TextGenerator(BASE, Recipe.identity(base_depth(model)), model)
+        check_tokenizer(tokenizer, DavidError)
+        recipes = checked_list("recipes", recipes, object, RecipeError)
+        if system is not None:
+            check_type("system", system, str, DavidError)
         self.tokenizer = tokenizer
         self.sampling = sampling or Sampling()
         self.messages: list[dict[str, str]] = []
-        self.voices = [TextGenerator(BASE, Recipe.identity(base_depth(model)), model)]
+        self.voices = [base]
         self.in_use = self.voices[0]
         self._model = model
         self._note = note

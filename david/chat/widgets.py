@@ -19,6 +19,7 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import check_fits, perplexity
 from david.sling.forward import input_device
 from david.sling.in_place import base_depth, check_recipe, running_base, slung
+from david.support.arguments import check_tokenizer, check_type
 from david.support.extras import install_hint
 from david.support.text import brief, one_line, plain
 
@@ -234,6 +235,8 @@ def slider(
         ('0:12, 8:12*0.5, 12:30', True)
     """
     n_layers = base_depth(model)
+    check_tokenizer(tokenizer, DavidError)
+    check_type("corpus", corpus, Corpus, ScoreError)
     block = block if block is not None else (n_layers // 3, n_layers // 3 + max(1, n_layers // 8))
     try:
         start, stop = block

@@ -26,7 +26,7 @@ from david.engine.scorer import Scorer
 from david.engine.self_check import checked_runner
 from david.engine.state_cache import StateCache
 from david.engine.token_objective import TokenObjective
-from david.errors import DavidError, ScoreError
+from david.errors import DavidError, RecipeError, ScoreError
 from david.metrics.score import Score
 from david.models import offload
 from david.recipe.recipe import Recipe
@@ -35,6 +35,7 @@ from david.scoring.objectives import Objective, perplexity, scored_tokens
 from david.sling.forward import input_device
 from david.sling.in_place import base_depth, base_layers, check_recipe, running_base, slung
 from david.support import memory
+from david.support.arguments import check_function, check_type, checked_list, described
 from david.support.console import say
 
 Drop = Callable[[range, Mapping[int, Sequence[float]]], Collection[int]]
@@ -81,6 +82,7 @@ def score_recipes(
         >>> base.nll == perplexity(model, corpus).nll, deeper.tokens == base.tokens
         (True, True)
     """
+    check_type("corpus", corpus, Corpus, ScoreError)
     schedule = make_schedule(model, recipes)
     for refusal in schedule.refusals.values():
         raise refusal
@@ -100,6 +102,7 @@ def score_recipes(
 
 def make_schedule(model: nn.Module, recipes: Sequence[Recipe]) -> Schedule:
     """Check recipes against a model, each once, and schedule those that it can run."""
+    recipes = checked_list("recipes", recipes, Recipe, RecipeError)
     refusals: dict[int, DavidError] = {}
     for number, recipe in enumerate(recipes):
         try:
@@ -148,6 +151,8 @@ class Engine:
         shared: bool = True,
         keeps: bool = False,
     ) -> None:
+        check_type("corpus", corpus, Corpus, ScoreError)
+        check_function("objective", objective, "(model, corpus) → Score", ScoreError)
         if memory_budget is not None and memory_budget < 1:
             raise ScoreError(f"memory_budget must be at least 1 byte; got {memory_budget}")
         self.model, self.corpus, self.objective = model, corpus, objective
@@ -332,7 +337,7 @@ class Engine:
     def _score_with_objective(self, recipe: Recipe, done: Done) -> Outcome:
         """Score a recipe by calling the objective on the slung model."""
 
-        def score() -> Score | DavidError:
+        def score() -> Any:
             try:
                 with slung(self.model, recipe):
                     return self.objective(self.model, self.corpus)
@@ -344,5 +349,7 @@ class Engine:
             return outcome
         if isinstance(outcome, Exception):
             return error_as_outcome("scoring", outcome)
+        if not isinstance(outcome, Score):
+            return ScoreError(f"the objective must return a Score, as perplexity does; got {described(outcome)}")
         done((len(recipe) + self.end_visits) * len(self.corpus))
         return outcome if not math.isnan(outcome.nll) else ScoreError("the objective's NLL is not a number")

@@ -30,6 +30,7 @@ from david.recipe.explain import Costs
 from david.recipe.recipe import Recipe
 from david.sling import locate, remap
 from david.sling.in_place import base_depth, sling
+from david.support.arguments import check_type
 from david.support.console import say
 from david.support.text import brief, one_line
 
@@ -76,6 +77,9 @@ def load_model(
         >>> franken.config.num_hidden_layers
         34
     """
+    check_type("source", source, (str, os.PathLike), ModelError)
+    if base is not None:
+        check_type("base", base, (str, os.PathLike), ModelError)
     recipe = recipe_at(source)
     if recipe is None:
         if base is not None:

@@ -23,6 +23,7 @@ from david.notation.rys import RYS, RYS_RELAYER
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
 from david.recipe.schema import MAX_FILE_BYTES
+from david.support.arguments import check_type
 from david.support.files import expand_home, reason
 from david.support.text import brief
 
@@ -115,6 +116,7 @@ def write(recipe: Recipe, format: str, *, model: str | None = None) -> str:  # n
           - model: owner/name
             layer_range: [8, 30]
     """
+    check_type("recipe", recipe, Recipe, RecipeError)
     entry = format_named(format, WRITABLE)
     if entry.write is None:
         raise RecipeError(f"{entry.name} can only be read: write one of {', '.join(WRITABLE)}")
@@ -143,6 +145,7 @@ def format_named(name: str, expected: Collection[str] = FORMATS) -> Format:
 
 def _text_of(source: str | os.PathLike[str], name: str | None) -> str:
     """Return the text itself, or the content of the file that it names."""
+    check_type("source", source, (str, os.PathLike), RecipeError)
     if isinstance(source, str) and not os.path.exists(expand_home(source)):
         if re.fullmatch(r"\S+\.(json|ya?ml)", source):
             raise RecipeError(f"cannot read {brief(source)}: there is no such file")

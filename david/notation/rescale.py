@@ -4,6 +4,7 @@ from david.errors import RecipeError
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe, Segment
 from david.recipe.schema import LONGEST
+from david.support.arguments import check_type
 
 
 def moved(recipe: Recipe, n_layers: int) -> Recipe:
@@ -31,6 +32,7 @@ def moved(recipe: Recipe, n_layers: int) -> Recipe:
         >>> str(moved(Recipe.from_blocks(30, [(8, 12, 2, 0.5)]), 48))
         '0:19, 13:19*0.5, 19:48'
     """
+    check_type("recipe", recipe, Recipe, RecipeError)
     if recipe.depth is None:
         raise RecipeError("the recipe does not state its base's depth: name the base (--model)")
     depth, to = recipe.n_layers, Recipe.identity(n_layers).n_layers  # the latter checked

@@ -8,6 +8,7 @@ from random import Random
 from david.errors import RecipeError
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
+from david.support.arguments import check_type
 
 
 def longest_block(max_length: int | None, n_layers: int) -> int:
@@ -36,6 +37,7 @@ def all_blocks(n_layers: int, max_length: int | None = None) -> list[Recipe]:
 
 def blocks_of(recipe: Recipe, n_layers: int) -> list[tuple[int, int, int, float]] | None:
     """Return the blocks (i, j, times, scale) from which `Recipe.from_blocks` makes a recipe, or None."""
+    check_type("recipe", recipe, Recipe, RecipeError)
     runs = upward_runs(recipe.repeat_map)
     backs = [(after.start, before.stop) for before, after in pairwise(runs)]
     starts = [sum(map(len, runs[: i + 1])) for i in range(len(backs))]

@@ -23,6 +23,7 @@ from david.recipe.parsing import (
 from david.recipe.picture import svg_picture, text_picture
 from david.recipe.recipe_file import document_json, parse_document, read_recipe_file, write_recipe_file
 from david.recipe.schema import Measurement, Origin, Versions
+from david.support.arguments import check_type, checked_list
 from david.support.files import expand_home
 from david.support.text import brief
 
@@ -33,6 +34,9 @@ class Segment(NamedTuple):
     start: int
     stop: int
     scale: float
+
+
+_PARTS = {"base": Base, "written_as": str, "search": Origin, "made_with": Versions}  # what may be None
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +86,10 @@ class Recipe:
             raise RecipeError(f"scales must be as many as visits: {len(repeat_map)} visits, {len(scales)} scales")
         object.__setattr__(self, "repeat_map", repeat_map)
         object.__setattr__(self, "scales", scales)
-        object.__setattr__(self, "scores", tuple(self.scores))
+        object.__setattr__(self, "scores", tuple(checked_list("scores", self.scores, Measurement, RecipeError)))
+        for name, kind in _PARTS.items():
+            if getattr(self, name) is not None:
+                check_type(name, getattr(self, name), kind, RecipeError)
         if self.depth is not None:
             self.check(self.depth)
 
@@ -180,6 +187,7 @@ class Recipe:
             >>> Recipe.parse("0:4, 2:4*0.5, 7").scales
             (1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 1.0)
         """
+        check_type("notation", text, str, RecipeError)
         return cls(*parse_notation(text))
 
     @classmethod
@@ -211,6 +219,7 @@ class Recipe:
         Raises:
             RecipeError: The file is missing, or not valid `david.recipe` version 1.
         """
+        check_type("path", path, (str, os.PathLike), RecipeError)
         text = read_recipe_file(path)
         try:
             return cls.from_json(text)
@@ -224,6 +233,7 @@ class Recipe:
         Raises:
             RecipeError: It is longer than a megabyte, or not valid `david.recipe` version 1.
         """
+        check_type("JSON", text, (bytes, str), RecipeError)
         document = parse_document(text)
         return cls(
             tuple(document.repeat_map),
@@ -245,6 +255,7 @@ class Recipe:
         Raises:
             RecipeError: The recipe is longer than a megabyte, or the file cannot be written.
         """
+        check_type("path", path, (str, os.PathLike), RecipeError)
         write_recipe_file(path, self.to_json())
 
     def check(self, n_layers: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pandas as pd
 from optuna import Study
 
+from david.errors import SearchError
 from david.metrics import units
 from david.metrics.paired_test import BETTER, UNDECIDED, Correlation
 from david.metrics.selection_bias import Luck
@@ -14,6 +15,7 @@ from david.report import tables
 from david.report.columns import BASE, leaderboard_columns, terminal_columns
 from david.report.formatting import counted
 from david.storage.results import StudyResults
+from david.support.arguments import check_type
 
 
 def verdict(board: pd.DataFrame) -> str:
@@ -22,6 +24,7 @@ def verdict(board: pd.DataFrame) -> str:
     Args:
         board: The table of `tables.leaderboard`.
     """
+    check_type("board", board, pd.DataFrame, SearchError)
     recipes = board[board["recipe"] != BASE] if not board.empty else board
     if recipes.empty:
         return "nothing but the base is scored yet"
@@ -139,6 +142,7 @@ def board_text(board: pd.DataFrame) -> str:
     Args:
         board: The table of `tables.leaderboard`.
     """
+    check_type("board", board, pd.DataFrame, SearchError)
     if board.empty:
         return "(nothing is scored yet)"
     extra = [str(name).removeprefix("also_") for name in board if str(name).startswith("also_")]

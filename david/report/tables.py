@@ -12,6 +12,7 @@ import pandas as pd
 from optuna import Study
 from optuna.trial import FrozenTrial
 
+from david.errors import SearchError
 from david.metrics import units
 from david.metrics.paired_test import Correlation, Difference, paired_difference, rank_correlation
 from david.metrics.selection_bias import Luck
@@ -22,6 +23,7 @@ from david.report.columns import BASE, Entry, leaderboard_columns
 from david.storage import trial_attributes
 from david.storage.results import StudyResults
 from david.storage.trial_attributes import DUPLICATE_OF, PARTIAL, RECIPE, RIGHT, WINDOW_NLL, WINDOW_TOKENS
+from david.support.arguments import check_type
 
 __all__ = [
     "BASE",
@@ -224,6 +226,7 @@ def difference_to_base(study: Study | StudyResults, trial: FrozenTrial) -> Diffe
         >>> difference_to_base(study, study.trials[0]) is None  # the base itself
         True
     """
+    check_type("trial", trial, FrozenTrial, SearchError)
     results = StudyResults.read(study)
     base = results.base_trial
     if base is None or trial.number == base.number:

@@ -29,6 +29,7 @@ from david.scoring.hold_out import draw_sides
 from david.scoring.sources import BUILT_IN, is_file, is_text, read_rows
 from david.scoring.tokens import Tokenizer
 from david.scoring.windows import CUTTERS, CutOptions
+from david.support.arguments import check_tokenizer, check_type
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,6 +133,7 @@ class Corpus:
             >>> Corpus.load(tokenizer=tokenizer, window=128).take(8)  # the help topics of this Python
             Corpus(python-topics: windows 0:8 of 128 tokens)
         """
+        check_type("source", source, (str, os.PathLike), CorpusError)
         source = os.fspath(source)
         cut_by = convention_of_cut(convention, stride=stride, rolling=rolling)
         tokenizer = _check_options(tokenizer, source, window, prompt, gold, cut_by, bos)
@@ -278,6 +280,7 @@ class Corpus:
 
     def shared_documents(self, other: "Corpus") -> int:
         """Return how many documents of the same text both corpora have a part of; 0 for different texts."""
+        check_type("other", other, Corpus, CorpusError)
         return len(_spanned_documents(self) & _spanned_documents(other)) if self.sha256 == other.sha256 else 0
 
     def shared_tokens(self, other: "Corpus") -> int:
@@ -286,6 +289,7 @@ class Corpus:
         In the same text these are tokens at the same position, where the cut marks the scored tokens only those. In
         different texts, such as two slices, they are the tokens of windows that are equal.
         """
+        check_type("other", other, Corpus, CorpusError)
         if self.sha256 != other.sha256:
             first, second = ({tuple(window.tolist()) for window in corpus.windows} for corpus in (self, other))
             return self.window * len(first & second)
@@ -331,6 +335,7 @@ def _check_options(
     """Return the tokenizer; `CorpusError` if it is missing, or options contradict one another."""
     if tokenizer is None:
         raise CorpusError("a corpus needs the tokenizer of its model: Corpus.load(source, tokenizer)")
+    check_tokenizer(tokenizer, CorpusError)
     if window < 2:
         raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
     if prompt is not None and convention.cut != CONSECUTIVE:

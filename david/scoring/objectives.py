@@ -17,6 +17,7 @@ from david.scoring.conventions import DEFAULT_CONVENTION, TASKS, ConventionName,
 from david.scoring.corpus import Corpus
 from david.scoring.likelihood import token_nll, window_sums
 from david.sling.forward import context_of, input_device
+from david.support.arguments import check_type
 from david.support.text import brief
 
 Objective = Callable[[nn.Module, Corpus], "Score"]
@@ -92,6 +93,8 @@ def by_question(score: Score, corpus: Corpus) -> Score:
         score: The score of the windows, one for each answer.
         corpus: The questions.
     """
+    check_type("score", score, Score, ScoreError)
+    check_type("corpus", corpus, Corpus, ScoreError)
     nll, right = [], []
     for item in corpus.items():
         choices = corpus.choices[item.start : item.stop]
@@ -157,6 +160,7 @@ def score_of(sums: Sequence[float], corpus: Corpus, convention: ConventionName) 
 
 def scored_tokens(corpus: Corpus, first: int) -> tuple[int, ...]:
     """Return how many tokens of each window are scored, from position `first` on."""
+    check_type("corpus", corpus, Corpus, ScoreError)
     if corpus.scored is None:
         return (corpus.window - first,) * len(corpus)
     return tuple(corpus.scored[:, first:].sum(dim=1).tolist())
@@ -168,6 +172,7 @@ def first_scored(corpus: Corpus, convention: ConventionName) -> int:
     Raises:
         ScoreError: The convention does not fit the corpus.
     """
+    check_type("corpus", corpus, Corpus, ScoreError)
     if corpus.scored is None:
         return first_scored_position(convention, corpus.window)
     if convention != DEFAULT_CONVENTION:
@@ -185,6 +190,7 @@ def check_kind(corpus: Corpus, *, questions: bool) -> None:
         corpus: The corpus.
         questions: Whether the objective takes multiple-choice questions, or else texts and completions.
     """
+    check_type("corpus", corpus, Corpus, ScoreError)
     if corpus.convention == TASKS:
         raise ScoreError("the corpus holds the documents of tasks: score it by what tasks.load returned")
     if corpus.choices and not questions:
@@ -198,6 +204,8 @@ def check_fits(model: nn.Module, corpus: Corpus) -> None:
 
     The model must be in evaluation mode, take windows as long as these, and have all their tokens in its vocabulary.
     """
+    check_type("model", model, nn.Module, ScoreError)
+    check_type("corpus", corpus, Corpus, ScoreError)
     if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
     longest = context_of(model)

@@ -37,6 +37,7 @@ from david.scoring.objectives import check_fits
 from david.scoring.tokens import Tokenizer
 from david.sling.forward import context_of, input_device
 from david.sling.in_place import running_base
+from david.support.arguments import check_tokenizer, check_type, checked_list
 from david.support.console import say
 from david.support.extras import install_hint
 from david.support.text import brief, one_line
@@ -119,6 +120,7 @@ class Tasks:
 
     def _asked(self, model: nn.Module, corpus: Corpus) -> tuple[Mapping[Task, Sequence[int]], str]:
         """Return the documents of each task that a corpus asks for, and their unit; `ScoreError` if they do not fit."""
+        check_type("corpus", corpus, Corpus, ScoreError)
         if corpus.convention != TASKS or corpus.sha256 != self.everything.sha256:
             raise ScoreError(f"{corpus} has no documents of {self}: take those of its own corpus")
         check_fits(model, corpus)
@@ -219,6 +221,7 @@ def parse_task_names(names: str | os.PathLike[str] | Sequence[str]) -> list[tupl
     if importlib.util.find_spec("lm_eval") is None:
         raise ScoreError(f"tasks need the package lm-eval: {install_hint('eval')}")
     texts = [os.fspath(names)] if isinstance(names, os.PathLike) else names
+    texts = texts if isinstance(texts, str) else checked_list("names", texts, str, CorpusError)
     specs: list[tuple[str, str | None, str | None]] = []
     for text in texts.split(",") if isinstance(texts, str) else texts:
         parts = [text.strip()] if os.path.isfile(text.strip()) else text.strip().split(":")
@@ -243,6 +246,8 @@ def _check_options(model: nn.Module, tokenizer: Tokenizer, options: Mapping[str,
     for name, number in options.items():
         if number is not None and number < 1:
             raise ScoreError(f"{name} must be at least 1; got {number}")
+    check_type("model", model, nn.Module, ScoreError)
+    check_tokenizer(tokenizer, ScoreError)
     if any(module.training for module in model.modules()):
         raise ScoreError("the model is in training mode, where dropout makes scores random: call model.eval() first")
     if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "eos_token_id", None) is None:

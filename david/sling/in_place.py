@@ -23,6 +23,7 @@ from david.sling.install import (
 )
 from david.sling.locate import Stack
 from david.sling.views import module_view
+from david.support.arguments import check_type
 
 AnyRecipe = Recipe | str | os.PathLike[str] | Sequence[int]
 Ratios = Sequence[tuple[float, float]]
@@ -160,6 +161,7 @@ def check_recipe(model: nn.Module, recipe: Recipe) -> None:
         RecipeError: The recipe does not fit the model.
         SlingError: The model cannot run the recipe exactly.
     """
+    check_type("recipe", recipe, Recipe, RecipeError)
     stack = locate.find(model)
     base = base_record(stack)
     recipe.check(len(base.layers))

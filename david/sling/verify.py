@@ -51,6 +51,7 @@ def check_model(model: PreTrainedModel, *, recipe: AnyRecipe | None = None) -> C
         SlingError: The model is refused, runs a recipe now, or refuses the recipe.
         RecipeError: The recipe does not fit the model.
     """
+    locate.unwrapped(model)  # refuses what is no model
     if is_slung(model):
         raise SlingError("check() proves it on a base: this model is slung, so reset it first")
     if model.training:

@@ -33,6 +33,7 @@ from david.storage.trial_attributes import (
     value_of,
     values_of,
 )
+from david.support.arguments import check_type
 
 _TRIES_WITHOUT_MEMORY = 2  # trials that a recipe gets which lacks memory
 _HELD_OUT = "held_out:"  # before the number of a trial
@@ -82,6 +83,7 @@ class StudyResults:
         """
         if isinstance(study, StudyResults):
             return study
+        check_type("study", study, Study, SearchError)
         attributes = study.user_attrs  # before the trials, so that no score is of a trial that is not there
         metadata = _parse_metadata(study.study_name, attributes)
         return cls(study.study_name, metadata, study.get_trials(deepcopy=False), attributes)

@@ -149,7 +149,7 @@ def check_sampler(sampler: str | BaseSampler, values: int) -> None:
     Raises:
         SearchError: If the sampler is unknown or not installed, or minimises a single value only.
     """
-    if isinstance(sampler, str) and sampler not in _SAMPLERS:
+    if not isinstance(sampler, BaseSampler) and (not isinstance(sampler, str) or sampler not in _SAMPLERS):
         raise SearchError(f"unknown sampler {sampler!r}: expected one of {', '.join(_SAMPLERS)}")
     if values > 1 and (sampler == "cmaes" or isinstance(sampler, optuna.samplers.CmaEsSampler)):
         raise SearchError("the sampler cmaes minimises a single value: take tpe or nsga2, or leave `also` out")

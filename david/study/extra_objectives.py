@@ -100,7 +100,7 @@ def extra_values(measures: Mapping[str, ExtraMeasure], recipes: Sequence[Recipe]
 def _measure(model: nn.Module, name: str, extra: ExtraObjective, memory_budget: int | None) -> ExtraMeasure:
     if isinstance(extra, Corpus):
         extra = perplexity, extra
-    if isinstance(extra, tuple):
+    if isinstance(extra, tuple) and len(extra) == 2:
         objective, corpus = extra
         return partial(_score_each, Engine(model, corpus, objective=objective, memory_budget=memory_budget, keeps=True))
     if callable(extra):

@@ -25,6 +25,7 @@ from david.study.rounds import run_step
 from david.study.run import ReportWork, Run, running_trials
 from david.study.tell import DUPLICATE, FAILED, REFUSED, SCORED
 from david.support import signals
+from david.support.arguments import checked_list
 from david.support.console import say, set_bar_total
 
 _DUPLICATES_BEFORE_RANDOM = 5  # in a row, before a recipe is drawn at random instead of by the sampler
@@ -168,7 +169,8 @@ def _has_next(study: Study, run: Run, room: int) -> bool:
     """Return whether there is something to ask for now; a strategy fills an empty queue with up to `room` recipes."""
     if run.strategy is None or first_queued(study) is not None:
         return True
-    _enqueue_new(study, run, run.strategy(study, run.n_layers), signature.callable_name(run.strategy), room)
+    proposed = checked_list("the recipes of the strategy", run.strategy(study, run.n_layers), Recipe, SearchError)
+    _enqueue_new(study, run, proposed, signature.callable_name(run.strategy), room)
     return first_queued(study) is not None
 
 

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
 from david.engine.one_by_one import Outcome, error_as_outcome
-from david.errors import DavidError, ModelError, StorageError
+from david.errors import DavidError, ModelError, SearchError, StorageError
 from david.metrics.score import Score
 from david.models import file_stamps
 from david.recipe.recipe import Recipe
@@ -26,6 +26,7 @@ from david.study.race import Race
 from david.study.run import ReportWork, Run, running_trials
 from david.study.tell import DUPLICATE, SCORED, tell_duplicate, tell_failed, tell_once, tell_score
 from david.support import signals
+from david.support.arguments import check_type
 
 
 @dataclass
@@ -156,7 +157,8 @@ def _recipe_of(study: Study, run: Run, trial: Trial) -> Recipe | str:
     try:
         trial.set_user_attr(OWNER, run.heartbeat.name)
         queued_recipe = trial.user_attrs.get(QUEUED_RECIPE)
-        return run.space(trial, run.n_layers) if queued_recipe is None else Recipe.parse(queued_recipe)
+        recipe = run.space(trial, run.n_layers) if queued_recipe is None else Recipe.parse(queued_recipe)
+        check_type("the recipe that the space returns", recipe, Recipe, SearchError)
     except StorageError:
         raise
     except DavidError as error:
@@ -165,6 +167,7 @@ def _recipe_of(study: Study, run: Run, trial: Trial) -> Recipe | str:
         return DUPLICATE
     except Exception as error:  # any kind: the space may be the caller's own, and the sampler another's
         return tell_once(tell_failed, study, trial, error_as_outcome("asking for a recipe", error))
+    return recipe
 
 
 def _leave_to_other(study: Study, trial: Trial, notation: str, number: int) -> str:

@@ -40,9 +40,20 @@ from david.study.loop import await_others, begin_study, run_loop, scored_text
 from david.study.run import Run
 from david.study.signature import library_versions, study_signature
 from david.support import files, signals
+from david.support.arguments import check_function, check_type, checked_list
 from david.support.console import say
 
 FIRST_RUNG = 2  # windows on which recipes race first
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "corpus": Corpus,
+    "held_out": Corpus,
+    "also": Mapping,
+    "study": Study,
+    "out": (str, os.PathLike),
+    "storage": str,
+    "study_name": str,
+}
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,11 @@ def search(
         >>> len(study.trials), study.trials[0].user_attrs["recipe"]
         (3, '0:30')
     """
+    _check_types(
+        {"corpus": corpus, "held_out": held_out, "also": also, "study": study}
+        | {"out": out, "storage": storage, "study_name": study_name}
+    )
+    _check_functions(space, objective, strategy)
     options = _Options(
         model=model,
         corpus=corpus,
@@ -178,7 +194,7 @@ def search(
         strategy=strategy_named(strategy) if isinstance(strategy, str) else strategy,
         objective=objective,
         also=dict(also or {}),
-        queue=queue,
+        queue=checked_list("queue", queue, Recipe, SearchError),
         sampler=sampler,
         seed=seed,
         pruner=pruner,
@@ -223,6 +239,22 @@ def search(
     return study
 
 
+def _check_types(given: Mapping[str, object]) -> None:
+    """Refuse options of other types, before anything is done with them."""
+    for name, value in given.items():
+        if value is not None or name in ("corpus", "study_name"):
+            check_type(name, value, _TYPES[name], SearchError)
+
+
+def _check_functions(space: object, objective: object, strategy: object) -> None:
+    """Refuse what cannot be called where a function is expected."""
+    check_function("objective", objective, "(model, corpus) → Score", SearchError)
+    if not isinstance(space, str):
+        check_function("space", space, "(trial, n_layers) → Recipe, or a name", SearchError)
+    if strategy is not None and not isinstance(strategy, str):
+        check_function("strategy", strategy, "(study, n_layers) → recipes, or a name", SearchError)
+
+
 def _check_options(options: _Options) -> None:
     """Refuse options that cannot be searched with, before anything is touched."""
     for name, number in {"n_trials": options.n_trials, "batch": options.batch}.items():
@@ -231,8 +263,8 @@ def _check_options(options: _Options) -> None:
     if options.baseline < 0:
         raise SearchError(f"baseline must be 0 or more; got {options.baseline}")
     check_extra_objectives(options.also, options.held_out)
-    _check_data(options.model, options.corpus, options.held_out)
     n_layers = base_depth(options.model)
+    _check_data(options.model, options.corpus, options.held_out)
     for recipe in (Recipe.identity(n_layers), *options.start, *options.queue):
         check_recipe(options.model, recipe)
         params_of(options.space, recipe, n_layers)  # raises for a space that does not fit the model
@@ -275,6 +307,7 @@ def _make_scoring(options: _Options, *, is_racing: bool) -> _Scoring:
 def _check_study(study: Study, options: _Options, made_on: Mapping[str, Any]) -> None:
     """Refuse a study of other values or another signature, then create the folder of the search."""
     _check_directions(study, list(options.also))
+    signature.check_own(study)
     signature.check_signed(study, made_on)
     if options.out is not None:
         files.make_folder(options.out)

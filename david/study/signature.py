@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from optuna import Study
+from optuna.trial import TrialState
 from torch import nn
 
 from david._version import __version__
@@ -23,6 +24,7 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, multiple_choice, perplexity
 from david.scoring.tasks import Tasks
 from david.storage.study_metadata import CUSTOM, METADATA, MULTIPLE_CHOICE, PERPLEXITY, TASKS
+from david.storage.trial_attributes import RECIPE
 from david.study.extra_objectives import ExtraObjective
 from david.support.console import say
 
@@ -72,6 +74,22 @@ def check_signed(study: Study, signature: Mapping[str, Any]) -> None:
                 f"the study {study.study_name!r} was made with another {key.replace('_', ' ')}: {one}, now {other}; "
                 "give the same, or another study or folder"
             )
+
+
+def check_own(study: Study) -> None:
+    """Check that all finished trials of a study are a search's: the best of a stranger's would be taken for a recipe.
+
+    Raises:
+        SearchError: It holds others.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))  # first: a search signs before it tells
+    is_signed = METADATA in study.user_attrs
+    strangers = [trial.number for trial in complete if not is_signed or RECIPE not in trial.user_attrs]
+    if strangers:
+        raise SearchError(
+            f"the study {study.study_name!r} holds finished trials that no search of David's has scored (in all "
+            f"{len(strangers)}, first trial {strangers[0]}): its best trial could be one of them; give a new study"
+        )
 
 
 def same_weights(base: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from david.candidates.spaces import Block
 from david.engine.engine import score_recipes
+from david.errors import SearchError
 from david.metrics.score import Score
 from david.recipe.recipe import Recipe
 from david.scoring.corpus import Corpus
@@ -123,3 +124,42 @@ def test_what_another_worker_scored_meanwhile_counts_once(shallow: Any, corpus: 
     recipes = recipes_of(results.scored_trials(study))
     assert len(recipes) == len(set(recipes)) == 4
     assert "duplicate_of" in study.trials[2].user_attrs
+
+
+def test_a_study_with_trials_of_another_objective_is_refused_and_left_alone(tiny: Any, corpus: Corpus) -> None:
+    study = optuna.create_study()
+    study.optimize(lambda trial: -trial.suggest_float("x", 0, 1), n_trials=3)
+    before = study.get_trials()
+    with pytest.raises(SearchError, match=r"\(in all 3, first trial 0\).*give a new study"):
+        run(tiny, corpus, study=study, n_trials=2)
+    assert study.get_trials() == before
+    assert study.user_attrs == {}
+
+
+def test_a_study_that_a_search_has_begun_is_refused_once_a_strangers_trial_is_in_it(tiny: Any, corpus: Corpus) -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"start": 1, "length": 2})  # waiting, failed and running trials are nobody's best
+    study.tell(study.ask(), state=TrialState.FAIL)
+    study.ask()
+    run(tiny, corpus, study=study, objective=visits, n_trials=2)
+    study.tell(study.ask(), -5.0)
+    with pytest.raises(SearchError, match="in all 1, first trial 4"):
+        run(tiny, corpus, study=study, objective=visits, n_trials=3)
+
+
+def test_a_space_that_returns_a_text_now_and_then_fails_those_trials_and_ends(tiny: Any, corpus: Corpus) -> None:
+    def space(trial: optuna.Trial, n_layers: int) -> Any:
+        layer = trial.suggest_int("layer", 0, n_layers)
+        return Recipe.identity(n_layers) if layer == 0 else "0:6, 5" if layer % 2 else Recipe.parse(f"0:6, {layer - 1}")
+
+    study = run(tiny, corpus, space=space, objective=visits, n_trials=3)
+    failed = study.get_trials(states=(TrialState.FAIL,))
+    assert len(scored(study)) == 3
+    assert {trial.user_attrs["error"].split(";")[1] for trial in failed} <= {" got str '0:6, 5'"}
+    with pytest.raises(SearchError, match="recipes in a row failed"):
+        run(
+            tiny,
+            corpus,
+            space=lambda trial, n: Recipe.identity(n) if trial.suggest_int("x", 0, 99) == 0 else "0:6",
+            n_trials=3,
+        )
