@@ -63,7 +63,8 @@ def compare(
         of the cache for each token), `tokens_per_second`, and for each corpus, behind its name: the score as it is read
         (`wiki_perplexity`, `arc_acc`; `attrs["labels"]` has the word), recipe minus base (`_difference`; below 0 is
         better; `attrs["units"]` has the unit: nats a token, `1 − acc`), its paired 95% interval (`_low95`, `_high95`),
-        and `_verdict`: better, worse, or not told apart.
+        and `_verdict`: better, worse, or not told apart. Where a task has the model generate answers, `_cut` is the
+        share of them that reached the task's token limit, or ended inside the model's thinking.
 
     Raises:
         RecipeError: If the model cannot run a recipe. Nothing is scored then.
@@ -170,6 +171,8 @@ def comparison_text(table: pd.DataFrame) -> str:
         columns += [(f"{name} {short}", [figure.format(value) for value in table[f"{name}_{label}"]])]
         bounds = zip(*(table[f"{name}_{part}"] for part in _DIFFERENCE_COLUMNS[:3]), strict=True)
         columns += [(units.difference_heading(unit), ["", *[_difference_text(*row) for row in bounds][1:]])]
+        if f"{name}_cut" in table:
+            columns += [("cut", [f"{share:.1%}" for share in table[f"{name}_cut"]])]
         columns += [("verdict", [verdict_text(verdict) for verdict in table[f"{name}_verdict"]])]
     columns += [("recipe", list(table["recipe"]))]
     padded = []
@@ -194,6 +197,8 @@ def _score_columns(scores: Sequence[Score]) -> dict[str, list[object]]:
     columns["low95"] = [math.nan, *(its.low for its in differences)]
     columns["high95"] = [math.nan, *(its.high for its in differences)]
     columns["verdict"] = ["", *(its.word for its in differences)]
+    if base.cut:
+        columns["cut"] = [score.cut_share for score in scores]
     return columns
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from david.metrics import units
+from david.metrics.score import CUT_ANSWERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from david.metrics.score import Score
     from david.report.study_report import StudyReport
 
@@ -67,14 +70,15 @@ def figures(score: "Score") -> dict[str, float]:
 
     Returns:
         NLL, perplexity, and bits a byte if known; for multiple-choice questions NLL and accuracy; for tasks whose
-        score is no NLL their metric, such as `acc`.
+        score is no NLL their metric, such as `acc`; and the share of generated answers that were cut, if there are any.
     """
     if score.right:
         return {"nll": score.nll, "accuracy": score.accuracy}
+    cut = {"cut_share": score.cut_share} if score.cut else {}
     if not units.is_nll(score.unit):
-        return dict([units.readable(score.unit, score.nll)])
+        return dict([units.readable(score.unit, score.nll)]) | cut
     bits = {} if math.isnan(score.bits_per_byte) else {"bits_per_byte": score.bits_per_byte}
-    return {"nll": score.nll, "perplexity": score.perplexity} | bits
+    return {"nll": score.nll, "perplexity": score.perplexity} | bits | cut
 
 
 def figures_text(score: "Score") -> str:
@@ -86,7 +90,19 @@ def figures_text(score: "Score") -> str:
     values = figures(score)
     if "accuracy" in values:
         return f"accuracy {score.accuracy:.1%}  NLL of the right answer {score.nll:.6f} nats a question"
+    cut = f"  answers cut {score.cut_share:.1%}" if "cut_share" in values else ""
     if not units.is_nll(score.unit):
-        return "{} {:.4f}".format(*units.readable(score.unit, score.nll))
+        return "{} {:.4f}".format(*units.readable(score.unit, score.nll)) + cut
     text = f"perplexity {score.perplexity:.4f}  NLL {score.nll:.6f} {score.unit}"
-    return text + (f"  {score.bits_per_byte:.4f} bits a byte" if "bits_per_byte" in values else "")
+    return text + (f"  {score.bits_per_byte:.4f} bits a byte" if "bits_per_byte" in values else "") + cut
+
+
+def cut_notes(shares: "Iterable[float]") -> list[str]:
+    """Return a note if answers were cut.
+
+    Args:
+        shares: The shares of answers that were cut; NaN where none were generated.
+    """
+    if not any(share > 0 for share in shares):
+        return []
+    return [f"note: {CUT_ANSWERS}"]

@@ -18,7 +18,7 @@ from david.cli.options import (
     RecipeOption,
     TaskOptions,
 )
-from david.cli.output import figures, figures_text, print_result
+from david.cli.output import cut_notes, figures, figures_text, print_result
 from david.errors import CorpusError
 from david.metrics import units
 
@@ -81,6 +81,7 @@ def score(
             measure = {"documents": len(documents), "measured": scores[0].convention, "unit": scores[0].unit}
             result["tasks"][name] = {**measure, "data": describe_data(documents), **_scores_as_json(scores, recipes)}
             lines += ["", f"{documents}, measured by {scores[0].convention}", *_score_lines(scores, recipes)]
+            lines += cut_notes(score.cut_share for score in scores)
     print_result(result, "\n".join(lines), as_json)
 
 
@@ -151,6 +152,7 @@ def compare(
     result = {"model": model, "corrected_for": n_recipes, "on": on, "recipes": rows}
     note = f"differences: recipe − base, below 0 is better; ± half of a 95% interval, corrected for {n_recipes} recipe"
     notes = [f"{note}{'s' * (n_recipes != 1)}", *_single_document_notes([corpus for _, corpus in corpora.values()])]
+    notes += cut_notes(row[f"{name}_cut"] for row in rows for name in on if f"{name}_cut" in row)
     print_result(result, "\n".join([comparison_text(table), "", *notes]), as_json)
 
 

@@ -13,7 +13,13 @@ WINDOW_TOKENS = "window_tokens"  # scored tokens of each of these windows
 RIGHT = "right"  # which multiple-choice questions were answered right
 UNIT = "unit"  # unit of the mean, where that is not nats a token
 CONVENTION = "convention"
+CUT = "cut"  # share of the answers of each document that were cut, where a model generates answers
 DOCUMENTS = "documents"  # of held-out scores only: those of the search windows are stored once, in the study
+
+CUT_ANSWERS = (  # a note beside shares of answers that were cut
+    "an answer is cut if it reaches its task's token limit (max_gen_toks) or ends inside the model's thinking; "
+    "most such answers count as wrong"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Score:
             window for each question, which counts as one token.
         unit: Unit of the mean: nats a token, or for an objective that is no NLL the quantity that is minimised, such
             as `1 − acc`.
+        cut: For each document whose answers the model generates, the share of them that were cut: they reached the
+            token limit, or ended inside the model's thinking. Empty for other data.
 
     Example:
         >>> score = Score(window_nll=(4.0, 8.0), window_tokens=(2, 2), documents=(0, 1), convention="window")
@@ -44,6 +52,7 @@ class Score:
     window_bytes: tuple[int, ...] = ()
     right: tuple[bool, ...] = ()
     unit: str = units.TOKEN
+    cut: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -68,7 +77,12 @@ class Score:
     @property
     def accuracy(self) -> float:
         """Share of questions answered right; NaN for data that is not multiple choice."""
-        return share_right(self.right)
+        return mean_share(self.right)
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the generated answers that were cut, each document's alike; NaN where no answers are generated."""
+        return mean_share(self.cut)
 
     def to_attributes(self, *, held_out: bool = False) -> dict[str, Any]:
         """Return the score as the JSON attributes that a study stores.
@@ -84,15 +98,17 @@ class Score:
             >>> Score.from_attributes(score.to_attributes(held_out=True), convention="window") == score
             True
         """
+        cut = {CUT: list(self.cut)} if self.cut else {}
         if held_out:
             names = (WINDOW_NLL, WINDOW_TOKENS, DOCUMENTS, RIGHT)
-            return {name: list(getattr(self, name)) for name in names}
+            return {name: list(getattr(self, name)) for name in names} | cut
         return {
             WINDOW_TOKENS: list(self.window_tokens),
             WINDOW_NLL: list(self.window_nll),
             CONVENTION: self.convention,
             **({RIGHT: list(self.right)} if self.right else {}),
             **({} if self.unit == units.TOKEN else {UNIT: self.unit}),
+            **cut,
         }
 
     @classmethod
@@ -116,9 +132,10 @@ class Score:
             convention=attributes.get(CONVENTION, convention),
             right=tuple(attributes.get(RIGHT, ())),
             unit=attributes.get(UNIT, unit),
+            cut=tuple(attributes.get(CUT, ())),
         )
 
 
-def share_right(right: Sequence[bool]) -> float:
-    """Return the share of answers that are right; NaN without answers."""
-    return sum(right) / len(right) if right else math.nan
+def mean_share(shares: Sequence[float]) -> float:
+    """Return the mean of shares, or the share of what is true; NaN of nothing."""
+    return sum(shares) / len(shares) if shares else math.nan

@@ -123,12 +123,13 @@ class Column:
         return row[self.name] if self.text is None else self.text(row)
 
 
-def leaderboard_columns(unit: str, extra_objectives: Sequence[str]) -> tuple[Column, ...]:
+def leaderboard_columns(unit: str, extra_objectives: Sequence[str], *, generates: bool = False) -> tuple[Column, ...]:
     """Return the columns of a study's leaderboard, in the order of the table.
 
     Args:
         unit: Unit of what the study minimises.
         extra_objectives: Names of what it minimises beside that.
+        generates: Whether the model generates answers, some of which may be cut.
     """
     measure, _ = units.readable(unit, 0.0)
     short = "ppl" if measure == "perplexity" else measure
@@ -163,9 +164,7 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str]) -> tuple[Col
             lambda entry: units.readable(unit, entry.search_nll)[1],
             f"search {short}",
             lambda row: plain_figure(row[f"search_{measure}"]),
-            page=PageCell(
-                2, ("Search", measure), lambda row: figure(row[f"search_{measure}"]), _share_note("search_accuracy")
-            ),
+            page=PageCell(2, ("Search", measure), lambda row: figure(row[f"search_{measure}"]), _share_note("search")),
         ),
         Column("held_out_nll", lambda entry: entry.held_out_nll),
         Column(
@@ -177,10 +176,11 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str]) -> tuple[Col
                 1,
                 ("Held-out", measure),
                 lambda row: figure(row[f"held_out_{measure}"]),
-                _share_note("held_out_accuracy"),
+                _share_note("held_out"),
             ),
         ),
         *(_accuracy_columns() if is_choice else ()),
+        *(_cut_columns() if generates else ()),
         *(_extra_column(index, name) for index, name in enumerate(extra_objectives)),
         Column(
             "nll_difference",
@@ -224,6 +224,24 @@ def _accuracy_columns() -> tuple[Column, Column]:
     )
 
 
+def _cut_columns() -> tuple[Column, Column]:
+    """Return the shares of generated answers that were cut."""
+    return (
+        Column(
+            "search_cut",
+            lambda entry: trial_attributes.cut_share(entry.trial),
+            "search cut",
+            lambda row: plain_share(row["search_cut"]),
+        ),
+        Column(
+            "held_out_cut",
+            lambda entry: math.nan if entry.held_out is None else entry.held_out.cut_share,
+            "held-out cut",
+            lambda row: plain_share(row["held_out_cut"]),
+        ),
+    )
+
+
 def _extra_column(index: int, name: str) -> Column:
     """Return the column of an extra objective; screen and page have the visits anyway."""
     if name == "visits":
@@ -237,8 +255,14 @@ def _extra_column(index: int, name: str) -> Column:
     )
 
 
-def _share_note(name: str) -> Callable[[Row], str]:
-    return lambda row: f"{share(row[name])} right" if name in row else ""
+def _share_note(data: str) -> Callable[[Row], str]:
+    """Return what stands below a figure on the page: the share of answers that are right, or of those that were cut."""
+
+    def note(row: Row) -> str:
+        shares = {"right": f"{data}_accuracy", "cut": f"{data}_cut"}
+        return ", ".join(f"{share(row[name])} {word}" for word, name in shares.items() if name in row)
+
+    return note
 
 
 def _interval_text(row: Row) -> str:

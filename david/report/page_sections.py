@@ -73,7 +73,8 @@ def _leaderboard(page: PageContent) -> Section | None:
     bounds = [abs(row[end]) for row in page.recipes for end in ("low95", "high95", "nll_difference")]
     reach = rounded_up(max((bound for bound in bounds if math.isfinite(bound)), default=0.0))
     results = page.results
-    cells = page_cells(leaderboard_columns(results.unit, results.metadata.extra_objectives))
+    columns = leaderboard_columns(results.unit, results.metadata.extra_objectives, generates=results.generates)
+    cells = page_cells(columns)
     rows = [
         row
         | {
@@ -85,7 +86,7 @@ def _leaderboard(page: PageContent) -> Section | None:
     ]
     is_choice = results.unit == units.QUESTION
     headings = [cell.heading for cell in cells]
-    content = part("leaderboard", rows, reach, is_choice, results.unit, page.measure, headings)
+    content = part("leaderboard", rows, reach, is_choice, results.unit, page.measure, headings, page.report.cut_note)
     return ("Leaderboard", content) if rows else None
 
 

@@ -146,7 +146,8 @@ def board_text(board: pd.DataFrame) -> str:
     if board.empty:
         return "(nothing is scored yet)"
     extra = [str(name).removeprefix("also_") for name in board if str(name).startswith("also_")]
-    columns = terminal_columns(leaderboard_columns(board.attrs.get("unit", units.TOKEN), extra))
+    unit, generates = board.attrs.get("unit", units.TOKEN), "search_cut" in board
+    columns = terminal_columns(leaderboard_columns(unit, extra, generates=generates))
     rows = cast(list[dict[str, Any]], board.to_dict("records"))
     shown, to_the_left = {}, {}
     for column in columns:

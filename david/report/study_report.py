@@ -8,6 +8,7 @@ import pandas as pd
 from optuna import Study
 
 from david.metrics.paired_test import Correlation
+from david.metrics.score import CUT_ANSWERS
 from david.metrics.selection_bias import Luck
 from david.report import sentences, tables
 from david.storage.results import StudyResults
@@ -80,6 +81,12 @@ class StudyReport:
         return sentences.luck(self.luck, self.n_recipes, self.results.unit, self.results.item)
 
     @property
+    def cut_note(self) -> str:
+        """What a cut answer is, in a sentence; empty if no answer of the leaderboard was cut."""
+        shares = [self.board[name] for name in ("search_cut", "held_out_cut") if name in self.board]
+        return CUT_ANSWERS if any((share > 0).any() for share in shares) else ""
+
+    @property
     def sentences(self) -> list[str]:
         """What the study found, in sentences, the verdict first."""
         lines = (
@@ -88,5 +95,6 @@ class StudyReport:
             sentences.baseline(self.results),
             self.luck_sentence,
             *sentences.ranking_sentences(self.rank_correlations),
+            self.cut_note,
         )
         return [line for line in lines if line]

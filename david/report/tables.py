@@ -88,7 +88,8 @@ def leaderboard(study: Study | StudyResults, top: int = 5) -> pd.DataFrame:
         A table with the columns of `columns.leaderboard_columns`. `nll_difference` is recipe minus base in nats a
         token on the held-out data; `low95` and `high95` are its paired 95% interval, corrected for the number of
         finalists; `verdict` is better, worse, not told apart, or not judged. In multiple choice each question counts
-        as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered right.
+        as a token, and `search_accuracy` and `held_out_accuracy` are the shares answered right. Where the model
+        generates answers, `search_cut` and `held_out_cut` are the shares of them that were cut (see `Score.cut`).
 
         `attrs["unit"]`, and the columns of an objective that is no NLL, are as in `trials`; `attrs["item"]` is what
         the data are counted in: windows, questions, or the documents of tasks.
@@ -103,7 +104,7 @@ def leaderboard(study: Study | StudyResults, top: int = 5) -> pd.DataFrame:
     """
     results = StudyResults.read(study)
     base = results.base_trial
-    columns = leaderboard_columns(results.unit, results.metadata.extra_objectives)
+    columns = leaderboard_columns(results.unit, results.metadata.extra_objectives, generates=results.generates)
     rows: list[dict[str, Any]] = []
     for trial in [*([base] if base is not None else []), *results.finalists(top)]:
         entry = Entry(

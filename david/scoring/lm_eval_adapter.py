@@ -1,12 +1,15 @@
 """Adapter to lm-eval (EleutherAI's evaluation harness): its tasks, and a model as it takes one.
 
 `read_tasks` finds tasks by name, `prepare_task` makes a task's requests, `wrap_model` and `with_model` put a model
-into lm-eval's harness. Nothing of lm-eval is imported before one of them is called.
+into lm-eval's harness, `CutAnswers` notes which generated answers were cut. Nothing of lm-eval is imported before
+one of them is called.
 """
 
 import io
+import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr
 from copy import copy, deepcopy
@@ -28,6 +31,17 @@ from david.support.console import say
 from david.support.text import brief, one_line
 
 _SEED = 1234  # lm-eval's own, of the examples in a prompt; here of sampled answers too
+
+# What begins and ends a model's thinking, in its chat template and in what it generates.
+_THINKING = (
+    ("<think>", "</think>"),  # DeepSeek, GLM, Qwen, SmolLM, and most others
+    ("<thought>", "</thought>"),  # EXAONE
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("[THINK]", "[/THINK]"),  # Mistral
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("<|channel|>analysis", "<|channel|>final"),  # gpt-oss
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +115,80 @@ def with_model(harness: Any, model: nn.Module) -> Any:
         rebound, *args, **options | {"disable_tqdm": True}
     )
     return rebound
+
+
+class CutAnswers:
+    """Notes which of the answers that lm-eval generates are cut: most of these count as wrong.
+
+    An answer is cut if it reaches the token limit of its task, or ends inside the model's thinking, whether at the
+    limit or at a text that the task ends answers at. lm-eval returns texts alone, in which that cannot be seen, so this
+    object reads the tokens of each batch. It then stands in the place of lm-eval's cache hook, which is called for each
+    answer of the batch in turn with its request.
+
+    Args:
+        harness: lm-eval's harness; it is changed, so give a copy.
+    """
+
+    def __init__(self, harness: Any) -> None:
+        self._harness = harness
+        self._generate = harness._model_generate
+        self._batch: list[tuple[str, bool]] = []  # the text of each answer of the batch, and whether it was ended
+        self._by_request: defaultdict[str, list[bool]] = defaultdict(list)
+        harness._model_generate, harness.cache_hook = self._model_generate, self
+
+    def take(self, request: Any) -> bool:
+        """Return whether the next answer to a request was cut; each answer is returned once.
+
+        Args:
+            request: A `generate_until` request of lm-eval that was answered.
+        """
+        return self._by_request[_request_key(request.args)].pop(0)
+
+    def add_partial(self, kind: str, arguments: tuple[str, Any], _answer: Any) -> None:
+        """Note the next answer of the batch; called by lm-eval."""
+        if kind == "generate_until":
+            text, is_ended = self._batch.pop(0)
+            is_cut = not is_ended or ends_in_thinking(arguments[0], text)
+            self._by_request[_request_key(arguments)].append(is_cut)
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        harness = self._harness
+        tokens: torch.Tensor = self._generate(context=context, max_length=max_length, stop=stop, **options)
+        configured = options.get("eos_token_id", getattr(harness.model.generation_config, "eos_token_id", None))
+        ends = {harness.eot_token_id, *(configured if isinstance(configured, list) else [configured])}
+        stop = [text for text in stop if text]
+        for row in tokens[:, context.shape[1] :].tolist():
+            text = harness.tok_decode(row, skip_special_tokens=False)
+            texts = (text, harness.tok_decode(row))
+            is_ended = not ends.isdisjoint(row) or any(end in each for each in texts for end in stop)
+            for end in stop:  # as lm-eval cuts its answer
+                text = text.split(end)[0]
+            self._batch.append((text, is_ended))
+        return tokens
+
+
+def _request_key(arguments: tuple[str, Any]) -> str:
+    return json.dumps(arguments, sort_keys=True, default=str)
+
+
+def ends_in_thinking(prompt: str, answer: str) -> bool:
+    """Return whether an answer ends before the model has ended its thinking.
+
+    Args:
+        prompt: The prompt; some chat templates end it with what begins the thinking.
+        answer: The answer, with its special tokens.
+
+    Example:
+        >>> ends_in_thinking("2 + 2?", "<think>I add"), ends_in_thinking("2 + 2? <think>", "I add.</think>4")
+        (True, False)
+    """
+    for begin, end in _THINKING:
+        begins_at = answer.rfind(begin)
+        if begins_at < 0 and prompt.rstrip().endswith(begin):
+            begins_at = 0
+        if begins_at >= 0 and answer.rfind(end) < begins_at:
+            return True
+    return False
 
 
 def read_tasks(name: str) -> list[tuple[str, Any]]:

@@ -20,10 +20,11 @@ from torch import nn
 
 from david.errors import CorpusError, ScoreError
 from david.metrics import units
-from david.metrics.score import Score
+from david.metrics.score import Score, mean_share
 from david.scoring.conventions import TASKS
 from david.scoring.corpus import Corpus
 from david.scoring.lm_eval_adapter import (
+    CutAnswers,
     Task,
     fixed_seed,
     prepare_task,
@@ -94,17 +95,20 @@ class Tasks:
 
         Returns:
             The score, a value for each document, the lower the better. `unit` says what it is: a metric of which more
-            is better becomes `1 − acc`, one that is a likelihood is in nats.
+            is better becomes `1 − acc`, one that is a likelihood is in nats. Where the model generates its answers,
+            `cut_share` says how many of them reached the task's token limit or ended inside the model's thinking:
+            most of these count as wrong, so compare two scores only where it is low for both.
 
         Raises:
             ScoreError: The corpus holds other documents, the tasks have several units, lm-eval cannot run them, or a
                 document has no value.
         """
         numbers_of, unit = self._asked(model, corpus)
-        requests = [request for part, numbers in numbers_of.items() for n in numbers for request in part.requests[n]]
+        requests_of = {n: part.requests[n] for part, numbers in numbers_of.items() for n in numbers}
+        requests = [request for of_document in requests_of.values() for request in of_document]
         try:
             with quiet_lm_eval(), fixed_seed(model), torch.inference_mode():
-                self._answer(model, requests)
+                is_cut = self._answer(model, requests)
                 for part, numbers in numbers_of.items():
                     part.filter.apply([request for n in numbers for request in part.requests[n]])
             scored = {n: part.document_score(n) for part, numbers in numbers_of.items() for n in numbers}
@@ -116,7 +120,9 @@ class Tasks:
             number = corpus.numbers[[math.isnan(loss) for loss in losses].index(True)]
             raise ScoreError(f"document {number} of {self} has a value that is not a number")
         measured = ", ".join(part.measured for part in numbers_of)
-        return Score(losses, weights, corpus.documents, f"{TASKS} {measured}", unit=unit)
+        answers = ([cut for request in requests_of[n] for cut in is_cut.get(id(request), ())] for n in corpus.numbers)
+        cut = tuple(mean_share(of_document) for of_document in answers if of_document)
+        return Score(losses, weights, corpus.documents, f"{TASKS} {measured}", unit=unit, cut=cut)
 
     def _asked(self, model: nn.Module, corpus: Corpus) -> tuple[Mapping[Task, Sequence[int]], str]:
         """Return the documents of each task that a corpus asks for, and their unit; `ScoreError` if they do not fit."""
@@ -130,9 +136,14 @@ class Tasks:
         numbers_of = {part: numbers for part, numbers in numbers_of.items() if numbers}
         return numbers_of, _common_unit(list(numbers_of))
 
-    def _answer(self, model: nn.Module, requests: Sequence[Any]) -> None:
-        """Have the model answer requests; its cache is on only where it generates."""
+    def _answer(self, model: nn.Module, requests: Sequence[Any]) -> dict[int, list[bool]]:
+        """Have the model answer requests; its cache is on only where it generates.
+
+        Returns:
+            By the `id` of each request whose answers are generated, whether each of these was cut.
+        """
         harness = with_model(self.harness, model)
+        cut_answers, is_cut = CutAnswers(harness), dict[int, list[bool]]()
         for kind in dict.fromkeys(request.request_type for request in requests):
             of_kind = [request for request in requests if request.request_type == kind for _ in range(request.repeats)]
             with without_cache(model) if kind != "generate_until" else nullcontext():
@@ -142,6 +153,9 @@ class Tasks:
                     raise ScoreError(f"lm-eval cannot run {self}: {one_line(error)}") from None
             for request, answer in zip(of_kind, answers, strict=True):
                 request.resps.append(answer)
+                if kind == "generate_until":
+                    is_cut.setdefault(id(request), []).append(cut_answers.take(request))
+        return is_cut
 
     def _documents_of(self, part: Task) -> Corpus:
         places = [place for place, number in enumerate(self.everything.numbers) if number in part.numbers]

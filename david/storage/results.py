@@ -23,6 +23,7 @@ from david.recipe.recipe import Recipe
 from david.storage.study_metadata import METADATA, MULTIPLE_CHOICE, TASKS, StudyMetadata
 from david.storage.trial_attributes import (
     CONVENTION,
+    CUT,
     DUPLICATE_OF,
     ERROR,
     NO_MEMORY,
@@ -104,6 +105,11 @@ class StudyResults:
         if self.metadata.objective_kind == MULTIPLE_CHOICE:
             return units.QUESTION  # old studies do not store it
         return units.TOKEN if self.base_trial is None else str(self.base_trial.user_attrs.get(UNIT, units.TOKEN))
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates answers to what the study scores, some of which may be cut."""
+        return self.base_trial is not None and CUT in self.base_trial.user_attrs
 
     @property
     def item(self) -> str:

@@ -1,6 +1,7 @@
 """The attributes that David stores in a trial, and functions that read one trial.
 
-The attributes of a score (`WINDOW_NLL`, `WINDOW_TOKENS`, `RIGHT`, `UNIT`, `CONVENTION`) belong to `metrics.score`.
+The attributes of a score (`WINDOW_NLL`, `WINDOW_TOKENS`, `RIGHT`, `CUT`, `UNIT`, `CONVENTION`) belong to
+`metrics.score`.
 """
 
 import math
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from david.metrics.score import CONVENTION, RIGHT, UNIT, WINDOW_NLL, WINDOW_TOKENS, share_right
+from david.metrics.score import CONVENTION, CUT, RIGHT, UNIT, WINDOW_NLL, WINDOW_TOKENS, mean_share
 
 __all__ = [
     "CONVENTION",
+    "CUT",
     "DUPLICATE_OF",
     "ERROR",
     "NO_MEMORY",
@@ -24,6 +26,7 @@ __all__ = [
     "WINDOW_NLL",
     "WINDOW_TOKENS",
     "accuracy",
+    "cut_share",
     "unbeaten",
     "value_of",
     "values_of",
@@ -65,4 +68,9 @@ def values_of(trial: FrozenTrial) -> list[float]:
 
 def accuracy(trial: FrozenTrial) -> float:
     """Return the share of the search's multiple-choice questions that a trial answered right; NaN without any."""
-    return share_right(trial.user_attrs.get(RIGHT, ()))
+    return mean_share(trial.user_attrs.get(RIGHT, ()))
+
+
+def cut_share(trial: FrozenTrial) -> float:
+    """Return the share of the answers to the search's tasks that were cut; NaN if none were generated."""
+    return mean_share(trial.user_attrs.get(CUT, ()))

@@ -78,7 +78,7 @@ def _held_out_score(study: Study, engine: Engine, trial: FrozenTrial, base: Froz
         raise score
     say(f"trial {trial.number} cannot be scored on held-out data, and counts as infinitely worse: {score}")
     n_windows, n_questions = len(base_score.window_nll), len(base_score.right)
-    return replace(base_score, window_nll=(math.inf,) * n_windows, right=(False,) * n_questions)
+    return replace(base_score, window_nll=(math.inf,) * n_windows, right=(False,) * n_questions, cut=())
 
 
 def _needs_baseline(study: Study, n: int) -> bool:

@@ -477,8 +477,8 @@ def test_each_column_of_the_leaderboard_and_each_plot_is_one_entry(
     )
     every = columns.leaderboard_columns
 
-    def extended(*args: Any) -> tuple[columns.Column, ...]:
-        return (*every(*args), column)
+    def extended(*args: Any, **options: Any) -> tuple[columns.Column, ...]:
+        return (*every(*args, **options), column)
 
     for module in (columns, tables, sentences, page_sections):
         monkeypatch.setattr(module, "leaderboard_columns", extended)
