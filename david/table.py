@@ -8,8 +8,10 @@ from david.report.tables import (
     is_map,
     leaderboard,
     luck,
+    objective_correlations,
     paths,
     rank_correlations,
+    shrinkage,
     trials,
 )
 
@@ -21,7 +23,9 @@ __all__ = [
     "is_map",
     "leaderboard",
     "luck",
+    "objective_correlations",
     "paths",
     "rank_correlations",
+    "shrinkage",
     "trials",
 ]

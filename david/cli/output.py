@@ -34,7 +34,11 @@ def print_run(report: "StudyReport", out: Path, as_json: bool = False) -> None:
         "looks": report.results.evaluations,
         "baseline": None if baseline is None else vars(baseline),
         "rankings": {name: vars(correlation) for name, correlation in report.rank_correlations.items()},
+        "objective_rankings": [
+            {"objectives": list(pair)} | vars(found) for pair, found in report.objective_correlations.items()
+        ],
         "luck": None if luck is None else vars(luck),
+        "shrinkage": None if report.shrinkage is None else vars(report.shrinkage),
         "leaderboard": json.loads(report.board.to_json(orient="records")),
     }
     files = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))

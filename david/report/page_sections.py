@@ -171,10 +171,17 @@ def _luck(page: PageContent) -> Section | None:
     return None if content is None else ("Luck", content)
 
 
+def _shrinkage(page: PageContent) -> Section | None:
+    """Render how much of the finalists' gain is left on the held-out data."""
+    sentence = page.report.shrinkage_sentence
+    return ("What is left of the gain", part("shrinkage", f"{capitalised(sentence)}.")) if sentence else None
+
+
 def _rankings(page: PageContent) -> Section | None:
-    """Render how well the search windows rank the recipes for other measures."""
-    lines = sentences.ranking_sentences(page.report.rank_correlations)
-    return ("Other measures", part("rankings", [f"{capitalised(line)}." for line in lines])) if lines else None
+    """Render how similarly the study's objectives, and other measures, rank the recipes."""
+    lines = page.report.ranking_sentences
+    heading = "Other objectives and measures" if page.report.objective_correlations else "Other measures"
+    return (heading, part("rankings", [f"{capitalised(line)}." for line in lines])) if lines else None
 
 
 def _seams(page: PageContent) -> Section | None:
@@ -310,6 +317,7 @@ SECTIONS: tuple[Callable[[PageContent], Section | None], ...] = (
     _blocks,
     _search,
     _front,
+    _shrinkage,
     _baseline,
     _luck,
     _rankings,

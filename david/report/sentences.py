@@ -11,11 +11,13 @@ from david.errors import SearchError
 from david.metrics import units
 from david.metrics.paired_test import BETTER, UNDECIDED, Correlation
 from david.metrics.selection_bias import Luck
+from david.metrics.shrinkage import Shrinkage
 from david.report import tables
 from david.report.columns import BASE, leaderboard_columns, terminal_columns
 from david.report.formatting import counted
 from david.storage.results import StudyResults
 from david.support.arguments import check_type
+from david.support.text import plain
 
 
 def verdict(board: pd.DataFrame) -> str:
@@ -86,6 +88,35 @@ def luck(line: Luck | None, recipes: int, unit: str = units.TOKEN, item: str = "
     return f"{sentence}; the best shows {line.best:+.4f}, and luck alone is as low in {line.chance:.0%} of draws"
 
 
+def shrinkage(found: Shrinkage | None, unit: str = units.TOKEN, item: str = "window") -> str:
+    """Return how much of the finalists' gain is left on the held-out data, in a sentence.
+
+    Args:
+        found: The shrinkage.
+        unit: Unit of the scores.
+        item: What the data are counted in.
+
+    Returns:
+        The sentence; empty if nothing was judged, or a finalist has no finite score.
+    """
+    if found is None or not (math.isfinite(found.search_gain) and math.isfinite(found.held_out_gain)):
+        return ""
+    one, unit = found.finalists == 1, units.difference_unit(unit)
+    finalists, on_average = ("the finalist", "") if one else (f"the {found.finalists} finalists", "on average ")
+    if math.isnan(found.left):
+        return (
+            f"{finalists} {'has' if one else 'have'} no gain over the base on the search {item}s: {on_average}"
+            f"{found.search_gain:+.4f} {unit}, and {found.held_out_gain:+.4f} on the held-out {item}s"
+        )
+    interval = "no interval: too few held-out data"
+    if math.isfinite(found.low) and math.isfinite(found.high):
+        interval = f"95% interval {found.low:.0%} to {found.high:.0%}"
+    return (
+        f"{finalists} {'gains' if one else 'gain'} {on_average}{found.search_gain:+.4f} {unit} over the base on the "
+        f"search {item}s; {found.left:.0%} of that is left on the held-out {item}s ({interval})"
+    )
+
+
 def baseline(study: Study | StudyResults) -> str:
     """Return how random recipes as deep as the best finalist do on the held-out data, in a sentence.
 
@@ -132,6 +163,21 @@ def ranking_sentences(correlations: Mapping[str, Correlation]) -> list[str]:
         f"search NLL ranks {correlation.pairs} recipes for {name} with a rank correlation of {correlation.rho:+.2f} "
         f"(95% interval {correlation.low:+.2f} to {correlation.high:+.2f})"
         for name, correlation in correlations.items()
+        if not math.isnan(correlation.rho)
+    ]
+
+
+def objective_sentences(correlations: Mapping[tuple[str, str], Correlation]) -> list[str]:
+    """Return the rank correlations of a study's objectives in sentences, without those that are unknown.
+
+    Args:
+        correlations: Correlation of each two objectives, by their names.
+    """
+    return [
+        f"{plain(first)} and {plain(second)} rank {correlation.pairs} recipes with a rank correlation of "
+        f"{correlation.rho:+.2f} "
+        f"(95% interval {correlation.low:+.2f} to {correlation.high:+.2f})"
+        for (first, second), correlation in correlations.items()
         if not math.isnan(correlation.rho)
     ]
 

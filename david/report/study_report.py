@@ -10,6 +10,7 @@ from optuna import Study
 from david.metrics.paired_test import Correlation
 from david.metrics.score import CUT_ANSWERS
 from david.metrics.selection_bias import Luck
+from david.metrics.shrinkage import Shrinkage
 from david.report import sentences, tables
 from david.storage.results import StudyResults
 
@@ -70,6 +71,16 @@ class StudyReport:
         """How well the search windows rank the recipes for each other measure."""
         return tables.rank_correlations(self.results)
 
+    @cached_property
+    def objective_correlations(self) -> Mapping[tuple[str, str], Correlation]:
+        """How similarly each two of the study's objectives rank its recipes."""
+        return tables.objective_correlations(self.results)
+
+    @cached_property
+    def shrinkage(self) -> Shrinkage | None:
+        """How much of the finalists' gain on the search windows is left on the held-out ones."""
+        return tables.shrinkage(self.results)
+
     @property
     def n_recipes(self) -> int:
         """How many recipes were scored, without the base."""
@@ -79,6 +90,19 @@ class StudyReport:
     def luck_sentence(self) -> str:
         """The luck line in a sentence; empty if it is unknown."""
         return sentences.luck(self.luck, self.n_recipes, self.results.unit, self.results.item)
+
+    @property
+    def shrinkage_sentence(self) -> str:
+        """The shrinkage in a sentence; empty if it is unknown."""
+        return sentences.shrinkage(self.shrinkage, self.results.unit, self.results.item)
+
+    @property
+    def ranking_sentences(self) -> list[str]:
+        """How objectives and measures rank the recipes, in sentences."""
+        return [
+            *sentences.objective_sentences(self.objective_correlations),
+            *sentences.ranking_sentences(self.rank_correlations),
+        ]
 
     @property
     def cut_note(self) -> str:
@@ -92,9 +116,10 @@ class StudyReport:
         lines = (
             sentences.verdict(self.board),
             sentences.looks(self.results),
+            self.shrinkage_sentence,
             sentences.baseline(self.results),
             self.luck_sentence,
-            *sentences.ranking_sentences(self.rank_correlations),
+            *self.ranking_sentences,
             self.cut_note,
         )
         return [line for line in lines if line]

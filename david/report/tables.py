@@ -1,10 +1,11 @@
-"""A study as pandas tables: `trials`, `leaderboard`, `blocks`, `front`, and the luck line of the search.
+"""A study as pandas tables: `trials`, `leaderboard`, `blocks`, `front`; its luck line, shrinkage and correlations.
 
 Functions that take a study also take its `StudyResults`, which are then not read again.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from david.metrics import units
 from david.metrics.paired_test import Correlation, Difference, paired_difference, rank_correlation
 from david.metrics.selection_bias import Luck
 from david.metrics.selection_bias import luck as luck_of
+from david.metrics.shrinkage import Shrinkage
+from david.metrics.shrinkage import shrinkage as shrinkage_of
 from david.recipe.blocks import blocks_of
 from david.recipe.recipe import Recipe
 from david.report.columns import BASE, Entry, leaderboard_columns
@@ -33,8 +36,10 @@ __all__ = [
     "is_map",
     "leaderboard",
     "luck",
+    "objective_correlations",
     "paths",
     "rank_correlations",
+    "shrinkage",
     "trials",
 ]
 
@@ -301,6 +306,59 @@ def rank_correlations(study: Study | StudyResults) -> dict[str, Correlation]:
         both = [number for number in nll if number in values]
         correlations[name] = rank_correlation([values[number] for number in both], [nll[number] for number in both])
     return correlations
+
+
+def shrinkage(study: Study | StudyResults) -> Shrinkage | None:
+    """Return how much of the finalists' mean gain on the search windows is left on the held-out ones.
+
+    Args:
+        study: The study.
+
+    Returns:
+        The shrinkage over all recipes that were judged; None if none was, or the base was not.
+
+    Example:
+        >>> found = shrinkage(study)
+        >>> found.low <= found.left <= found.high, found.finalists
+        (True, 5)
+    """
+    results = StudyResults.read(study)
+    base = results.base_trial
+    base_score = None if base is None else results.held_out(base)
+    if base is None or base_score is None or not results.judged:
+        return None
+    base_nll = trial_attributes.value_of(base)
+    scores = [results.held_out(trial) for trial in results.judged]
+    return shrinkage_of(
+        [trial_attributes.value_of(trial) - base_nll for trial in results.judged],
+        [score.window_nll for score in scores if score is not None],
+        base_score.window_nll,
+        base_score.window_tokens,
+        base_score.documents,
+    )
+
+
+def objective_correlations(study: Study | StudyResults) -> dict[tuple[str, str], Correlation]:
+    """Return how similarly each two of a study's objectives rank its recipes.
+
+    Args:
+        study: The study.
+
+    Returns:
+        A rank correlation of the recipes that scored all search windows, the base among them, for each two objectives
+        by their names; the first objective is `search NLL`, or the unit of what is minimised. Empty for a study with
+        one objective.
+
+    Example:
+        >>> objective_correlations(study)  # of a study that minimises the NLL alone
+        {}
+    """
+    results = StudyResults.read(study)
+    first = "search NLL" if units.is_nll(results.unit) else results.unit
+    names = [first, *results.metadata.extra_objectives]
+    values = [trial_attributes.values_of(trial) for trial in results.fully_scored]
+    columns = zip(names, zip(*values, strict=True), strict=False)
+    return {(a, b): rank_correlation(of_a, of_b) for (a, of_a), (b, of_b) in combinations(columns, 2)}
 
 
 def _trial_row(results: StudyResults, trial: FrozenTrial, base_nll: float) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def test_the_verdict_comes_first_and_the_sections_in_their_order(judged: Study) 
         "Repeating one block",
         "The search",
         "What depth buys",
+        "What is left of the gain",
         "Luck",
         "Seams",
         "What was run",

@@ -1,12 +1,15 @@
 """What a study leaves behind: the promised files and no other, a verdict in plain words, a study found again."""
 
 import errno
+import html
 import json
 import math
 import os
+import random
 import re
 import resource
 import shutil
+import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,12 +17,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from optuna import Study
+from optuna import Study, create_study
+from optuna.trial import create_trial
 from PIL import Image
+from scipy import stats
 
 from david.cli import app
 from david.errors import SearchError
 from david.metrics.selection_bias import Luck
+from david.metrics.shrinkage import Shrinkage
 from david.recipe.recipe import Recipe
 from david.report import artifacts, best_json, columns, page, page_sections, plots, sentences, study_plots, tables
 from david.storage import results, studies
@@ -315,6 +321,69 @@ def test_the_luck_line_is_told_in_a_sentence() -> None:
     assert sentences.luck(None, 3) == sentences.luck(Luck(*[math.nan] * 4), 3) == ""
 
 
+def test_what_is_left_of_the_gain_is_computed_from_the_judged_recipes(judged: Study) -> None:
+    found = tables.shrinkage(judged)
+    assert found is not None
+    gains = [0.025, 0.07, 0.075]  # mean of the finalists, a token, on each held-out window
+    half = stats.t.ppf(0.975, 2) * statistics.stdev(gains) / math.sqrt(3)
+    mean = statistics.mean(gains)
+    assert (found.search_gain, found.held_out_gain, found.finalists) == (0.375, pytest.approx(mean), 2)
+    assert [found.left, found.low, found.high] == pytest.approx([x / 0.375 for x in (mean, mean - half, mean + half)])
+    told = (
+        "the 2 finalists gain on average +0.3750 nats a token over the base on the search windows; "
+        "15% of that is left on the held-out windows (95% interval -3% to 33%)"
+    )
+    assert sentences.shrinkage(found) == told
+    assert f"The{told[3:]}." in html.unescape(page.page(judged))
+
+
+def test_without_held_out_scores_or_a_gain_nothing_is_left_to_say(study: Study) -> None:
+    assert tables.shrinkage(study) is None
+    assert sentences.shrinkage(None) == ""
+    assert "What is left of the gain" not in page.page(study)
+    judge(study, 0, [20.0], [10])
+    judge(study, 1, [19.0], [10])
+    assert sentences.shrinkage(tables.shrinkage(study)) == (
+        "the finalist gains +0.5000 nats a token over the base on the search windows; "
+        "20% of that is left on the held-out windows (no interval: too few held-out data)"
+    )
+    judge(study, 2, [math.inf], [10])
+    assert sentences.shrinkage(tables.shrinkage(study)) == ""
+    worse = Shrinkage(-0.0012, 0.003, math.nan, math.nan, math.nan, 1)
+    assert sentences.shrinkage(worse, "1 − acc", "document") == (
+        "the finalist has no gain over the base on the search documents: -0.0012 in 1 − acc, "
+        "and +0.0030 on the held-out documents"
+    )
+
+
+def test_objectives_are_ranked_against_one_another() -> None:
+    about = new_study(6, also=[["visits", "len"], ["code", "perplexity"]]).user_attrs["david"]
+    study = create_study(directions=["minimize"] * 3)
+    study.set_user_attr("david", about)
+    rng = random.Random(0)
+    recipes = [BASE, *(str(Recipe.from_blocks(6, [(i, i + 2, 2)])) for i in range(5)), "0:5", "1:6", "0:6, 5"]
+    values = [[2 - n / 9 + rng.random() / 3, len(Recipe.parse(text)), rng.random()] for n, text in enumerate(recipes)]
+    for text, of_recipe in zip(recipes, values, strict=True):
+        score = {"window_nll": [10 * of_recipe[0]], "window_tokens": [10], "convention": "window"}
+        study.add_trial(create_trial(values=of_recipe, user_attrs={"recipe": text, **score}))
+    found = tables.objective_correlations(study)
+    columns = dict(zip(("search NLL", "visits", "code"), zip(*values, strict=True), strict=True))
+    assert list(found) == [("search NLL", "visits"), ("search NLL", "code"), ("visits", "code")]
+    for (first, second), correlation in found.items():
+        assert correlation.rho == pytest.approx(stats.spearmanr(columns[first], columns[second]).statistic)
+        assert -1 <= correlation.low < correlation.rho < correlation.high <= 1
+        assert correlation.pairs == 9
+    lines = sentences.objective_sentences(found)
+    assert re.fullmatch(
+        r"search NLL and code rank 9 recipes with a rank correlation of [+-]\d\.\d\d "
+        r"\(95% interval [+-]\d\.\d\d to [+-]\d\.\d\d\)",
+        lines[1],
+    )
+    text = page.page(study)
+    assert "Other objectives and measures" in text
+    assert all(f"{line[0].upper()}{line[1:]}." in text for line in lines)
+
+
 def test_the_verdict_says_that_nothing_is_judged_or_scored_yet(study: Study) -> None:
     assert sentences.verdict(tables.leaderboard(study)) == "not judged yet: no recipe is measured on held-out windows"
     for empty in (only_base(), new_study()):
@@ -429,7 +498,7 @@ def test_a_report_reads_the_study_once_and_makes_each_table_once(
     shutil.copytree(HOUSE.parent / "tests" / "fixtures" / "study_0_1" / "search", tmp_path / "run")
     calls = Counter[str]()
     reads = ("get_trials", "user_attrs")
-    made = ("trials", "leaderboard", "blocks", "luck", "rank_correlations")
+    made = ("trials", "leaderboard", "blocks", "luck", "shrinkage", "rank_correlations", "objective_correlations")
     for owner, names in ((Study, reads), (RetryingStorage, ["get_all_trials"]), (tables, made)):
         for name in names:
             counted(monkeypatch, owner, name, calls)
