@@ -24,7 +24,9 @@ from david.models.load import RECIPE_FILE
 from david.recipe.base_model import DEMO, is_hub_id, public_name
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Measurement, Versions
+from david.recipe.verdict import verdict_sentence
 from david.report import plots, tables
+from david.report.formatting import capitalised
 
 PICTURE_FILE, CARD_FILE = "recipe.png", "README.md"
 
@@ -141,6 +143,7 @@ def render_card(recipe: Recipe, stacked: StackedCheckpoint | None = None) -> str
     parts = [
         _front_matter(recipe, stacked),
         f"# {base_name}, its layers in another order",
+        *_verdict(recipe),
         _introduction(recipe, base_name, stacked),
         f"![The recipe's path over the base's layers]({PICTURE_FILE})",
         f"```\n{recipe}\n\n{recipe.picture}\n```",
@@ -153,6 +156,12 @@ def render_card(recipe: Recipe, stacked: StackedCheckpoint | None = None) -> str
         _provenance(recipe, stacked),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _verdict(recipe: Recipe) -> list[str]:
+    """Return the paragraph that says whether the recipe was better than its base; nothing without scores."""
+    sentence = verdict_sentence(recipe)
+    return [] if sentence is None else [f"**{capitalised(sentence)}.**"]
 
 
 def _front_matter(recipe: Recipe, stacked: StackedCheckpoint | None) -> str:

@@ -145,6 +145,7 @@ def _named_recipes(
     """Return the recipes of a command line with their names: MODEL if it is one, then the values of `--recipe`."""
     from david.chat.conversation import BASE, recipe_name
     from david.recipe.recipe import Recipe
+    from david.recipe.verdict import note_verdict
     from david.sling.in_place import base_depth
 
     n_layers = base_depth(loaded)
@@ -152,6 +153,8 @@ def _named_recipes(
     for text in recipes or ():
         recipe = Recipe.identity(n_layers) if text == BASE else parse_recipe(text, None, n_layers, loaded)
         named.append((text if text == BASE else recipe_name(text, recipe), recipe))
+    for name, recipe in named:
+        note_verdict(recipe, name)
     return named
 
 

@@ -28,6 +28,7 @@ from david.models.describe import fingerprint, token_costs
 from david.recipe.base_model import DEMO, Base, is_hub_id, named_base
 from david.recipe.explain import Costs
 from david.recipe.recipe import Recipe
+from david.recipe.verdict import note_verdict
 from david.sling import locate, remap
 from david.sling.in_place import base_depth, sling
 from david.support.arguments import check_type
@@ -50,8 +51,8 @@ def load_model(
     comes with a model is run.
 
     If `source` is a recipe, the base that it names is loaded, in the revision that it names, and slung. Of these names,
-    only `demo` and Hub ids are accepted; for another base give `base`. If the recipe was made on other weights, a note
-    is printed and the model is slung nevertheless.
+    only `demo` and Hub ids are accepted; for another base give `base`. If the recipe was made on other weights, or its
+    own scores do not show it better than its base, a note is printed and the model is slung nevertheless.
 
     Args:
         source: A Hub id, a folder that `save_pretrained` wrote, a `.gguf` file (dequantised, to float32 unless `dtype`
@@ -85,6 +86,7 @@ def load_model(
         if base is not None:
             raise ModelError(f"base= is the base of a recipe, and {brief(os.fspath(source))} is none: leave it out")
         return load_weights(source, dtype=dtype, device=device)
+    note_verdict(recipe, os.fspath(source))
     model, tokenizer = load_base(recipe, base=base, dtype=dtype, device=device)
     return sling(model, recipe), tokenizer
 

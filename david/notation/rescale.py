@@ -51,7 +51,7 @@ def moved(recipe: Recipe, n_layers: int) -> Recipe:
             raise RecipeError(f"on {to} layers this recipe would have more than the {LONGEST} visits it can have")
     visits = tuple(layer for start, stop, _ in placed for layer in range(start, stop))
     scales = tuple(scale for start, stop, scale in placed for _ in range(start, stop))
-    origin = f"{recipe.written_as or recipe} of {depth} layers"
+    origin = f"{(recipe.search is None and recipe.written_as) or recipe} of {depth} layers"
     if len(origin) > 200:
         origin = f"a recipe of {depth} layers"
     return Recipe(visits, scales, base=Base(num_layers=to), written_as=f"{origin}, moved to {to}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from david.recipe.picture import text_picture
 from david.recipe.recipe import Recipe
+from david.recipe.verdict import verdict_sentence
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,13 @@ class Explanation:
     """A recipe in words and figures; `str` is text for a person, `to_dict` plain values.
 
     Attributes:
+        verdict: What the scores of its file say of it, in words; None without scores.
         recipe: The notation.
         picture: The path as one line of text.
         visits: Visits of the recipe.
-        base_layers: Layers of the base.
+        base_layers: Layers of the base; if nothing states them, as many as the deepest visit needs.
+        depth_stated: Whether the recipe or the costs state the base's layers; else the additional costs are the most
+            that they can be.
         path: A line for each segment.
         skipped: Layers without a visit.
         extra_depth: Additional visits, as a fraction of the base's layers: 0.25 is a quarter more.
@@ -45,10 +49,12 @@ class Explanation:
         weights_per_token: Weights multiplied per token; None without the base's costs.
     """
 
+    verdict: str | None
     recipe: str
     picture: str
     visits: int
     base_layers: int
+    depth_stated: bool
     path: tuple[str, ...]
     skipped: tuple[int, ...]
     extra_depth: float
@@ -66,13 +72,19 @@ class Explanation:
         kv, weights = self.kv_bytes_per_token, self.weights_per_token
         measured = " of the layers" if weights is None else f", {weights / 1e6:,.1f} M weights"
         cached = "" if kv is None else f", {kv:,} bytes"
+        least, most = ("", "") if self.depth_stated else ("at least ", "at most ")
+        if not self.depth_stated:
+            skipped += f" of layers 0–{self.base_layers - 1}" if self.base_layers > 1 else " of layer 0"
         lines = [
+            *([] if self.verdict is None else [f"verdict     {self.verdict}"]),
             f"recipe      {self.recipe}",
             f"picture     {self.picture}",
-            f"visits      {self.visits} on a base of {self.base_layers} layers ({self.extra_depth:+.1%} depth)",
+            f"visits      {self.visits} on a base of {least}{self.base_layers} layers "
+            f"({most}{self.extra_depth:+.1%} depth)",
             "path        " + "\n            ".join(self.path),
             f"not visited {skipped}",
-            f"per token   {self.extra_compute:+.1%} compute{measured}; {self.extra_kv_cache:+.1%} KV cache{cached}",
+            f"per token   {most}{self.extra_compute:+.1%} compute{measured}; {most}{self.extra_kv_cache:+.1%} "
+            f"KV cache{cached}",
             "weights     +0 bytes: every visit is by reference",
         ]
         return "\n".join(lines)
@@ -105,10 +117,12 @@ def explain(recipe: Recipe, costs: Costs | None = None) -> Explanation:
     kv_bytes = sum(costs.layer_kv_bytes[layer] for layer in recipe.repeat_map)
     base_kv = sum(costs.layer_kv_bytes)
     return Explanation(
+        verdict=verdict_sentence(recipe),
         recipe=str(recipe),
         picture=text_picture(recipe.repeat_map, n_layers),
         visits=len(recipe),
         base_layers=n_layers,
+        depth_stated=has_costs or recipe.depth is not None,
         path=_path(recipe),
         skipped=tuple(sorted(set(range(n_layers)) - set(recipe.repeat_map))),
         extra_depth=len(recipe) / n_layers - 1,

@@ -23,6 +23,7 @@ from david.recipe.parsing import (
 from david.recipe.picture import svg_picture, text_picture
 from david.recipe.recipe_file import document_json, parse_document, read_recipe_file, write_recipe_file
 from david.recipe.schema import Measurement, Origin, Versions
+from david.recipe.verdict import verdict_of
 from david.support.arguments import check_type, checked_list
 from david.support.files import expand_home
 from david.support.text import brief
@@ -50,7 +51,7 @@ class Recipe:
         repeat_map: The layers, at least one and at most 10,000 visits.
         scales: The strength s of each visit, `h + s·(layer(h) − h)`; left out, all are 1.
         base: The model it was made for.
-        written_as: How the user wrote it, if not as a repeat map.
+        written_as: How the user wrote it, if not as a repeat map; for the recipe of a study, the study's verdict.
         scores: What was measured.
         search: The trial that it comes from.
         made_with: Versions of the libraries that made it.
@@ -282,6 +283,15 @@ class Recipe:
     def n_layers(self) -> int:
         """Layers of the base; if the recipe does not state them, as many as its deepest visit needs."""
         return self.depth or max(self.repeat_map) + 1
+
+    @property
+    def verdict(self) -> str | None:
+        """What the held-out scores of the recipe's own file say of it: `better`, `worse` or `not told apart`.
+
+        `not judged` if it has scores of the search alone, None if it has none. With several held-out scores, the least
+        good word counts.
+        """
+        return verdict_of(self)
 
     @property
     def is_base(self) -> bool:

@@ -58,7 +58,7 @@ def write_files(report: StudyReport, folder: str | os.PathLike[str]) -> list[Pat
         "leaderboard.csv": lambda path: board.to_csv(path, index=False),
         "front.csv": lambda path: front.to_csv(path, index=False),
     }
-    best = best_recipe(report.results, top=report.top)
+    best = best_recipe(report.results, top=report.top, board=board)
     if best is not None:
         files["best.json"] = best.save
     for drawing in drawings(report):

@@ -3,14 +3,15 @@
 import math
 from datetime import UTC, datetime
 
+import pandas as pd
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from david.metrics.paired_test import Difference
+from david.metrics.paired_test import BETTER, Difference
 from david.metrics.score import Score
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Convention, Data, Measurement, Origin, Versions
-from david.report import tables
+from david.report import sentences, tables
 from david.storage import trial_attributes
 from david.storage.queue import STRATEGY
 from david.storage.results import StudyResults
@@ -20,12 +21,16 @@ from david.storage.trial_attributes import RECIPE
 _LARGEST_NLL = 700  # the exponential of more is no number for a file
 
 
-def best_recipe(study: Study | StudyResults, *, top: int = 5) -> Recipe | None:
-    """Return the first recipe of the leaderboard that is not the base, with its scores and origin.
+def best_recipe(study: Study | StudyResults, *, top: int = 5, board: pd.DataFrame | None = None) -> Recipe | None:
+    """Return the best recipe of the leaderboard that is not the base, with its scores, its origin and the verdict.
+
+    That is the first that is better than the base on the held-out data, or the first of all if none is: `verdict` says
+    which, and `written_as` gives the verdict of the study in words.
 
     Args:
         study: The study.
         top: As in `tables.leaderboard`.
+        board: That table, if it is there already.
 
     Returns:
         The recipe; None if there is none, or the base has no score.
@@ -37,12 +42,16 @@ def best_recipe(study: Study | StudyResults, *, top: int = 5) -> Recipe | None:
     finalists, base = results.finalists(top), results.base_trial
     if not finalists or base is None:
         return None
-    best, metadata = finalists[0], results.metadata
+    board = tables.leaderboard(results, top) if board is None else board
+    better = set(board.loc[board["verdict"] == BETTER, "trial"])
+    best = next((trial for trial in finalists if trial.number in better), finalists[0])
+    metadata = results.metadata
     recipe = Recipe.parse(best.user_attrs[RECIPE])
     return Recipe(
         recipe.repeat_map,
         recipe.scales,
         base=metadata.base,
+        written_as=f"trial {best.number} of the study {results.name}; {sentences.verdict(board)}",
         scores=tuple(_measurements(results, best, base)),
         search=Origin.model_validate(
             {

@@ -33,6 +33,7 @@ from david.storage.backend import RetryingStorage
 from david.storage.results import StudyResults
 from david.support import files
 from tests.helpers.handmade_studies import add, judge, new_study
+from tests.helpers.recipes import DESIGN_FILE
 from tests.helpers.source_tree import HOUSE, in_fresh_python
 
 BASE, BEST, OTHER = "0:6", "0:4, 2:6", "0:2, 1:3*0.5, 3:6"
@@ -237,6 +238,34 @@ def test_the_best_recipe_is_the_held_out_windows_choice_not_the_searchs(study: S
     judge(study, 1, [25.0, 26.0], [10, 10])
     judge(study, 2, [19.0, 20.0], [10, 10])
     assert best_json.best_recipe(study) == Recipe.parse("0:3, 1:3*0.5, 3:6")
+
+
+def test_the_file_of_a_study_whose_base_stands_says_so_with_the_keys_of_the_first_version(
+    study: Study, tmp_path: Path
+) -> None:
+    judge(study, 0, [20.0, 21.0], [10, 10])
+    judge(study, 1, [25.0, 26.0], [10, 10])
+    judge(study, 2, [29.0, 30.0], [10, 10])
+    artifacts.write(study, tmp_path)
+    best = Recipe.load(tmp_path / "best.json")
+    assert best.written_as is not None
+    assert best.written_as.endswith("no finalist beats the base on held-out windows: every one is worse (2 of 2)")
+    assert best.verdict == "worse"
+    assert set(json.loads((tmp_path / "best.json").read_text())) == set(json.loads(DESIGN_FILE))  # others are refused
+
+
+def test_the_best_is_the_first_that_is_better_not_a_lower_one_that_is_inconclusive(study: Study) -> None:
+    judge(study, 0, [20.0, 20.0, 20.0], [10, 10, 10])
+    judge(study, 1, [19.0, 19.1, 18.9], [10, 10, 10])
+    judge(study, 2, [2.0, 10.0, 30.0], [10, 10, 10])
+    board = tables.leaderboard(study).set_index("trial")
+    assert (board.loc[2, "rank"], board.loc[2, "verdict"]) == (1, "not told apart")
+    best = best_json.best_recipe(study)
+    assert best is not None and best.search is not None
+    assert (best.search.trial, best.verdict) == (1, "better")
+    assert best.written_as is not None and best.written_as.startswith(
+        "trial 1 of the study david; better than the base"
+    )
 
 
 def test_one_held_out_window_gives_a_score_without_an_interval(study: Study) -> None:

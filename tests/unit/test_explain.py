@@ -127,3 +127,14 @@ def test_the_picture_of_an_explanation_has_the_base_s_height() -> None:
 @pytest.mark.parametrize(("notation", "again"), [("0:5, 2, 5:8", 1), ("0:3, 5:8, 1:8", 5)])
 def test_again_counts_the_layers_that_run_again(notation: str, again: int) -> None:
     assert f"({again} again)" in "".join(explain(Recipe.parse(notation)).path)
+
+
+def test_a_depth_that_nobody_states_is_not_told_as_the_bases() -> None:
+    lines = str(explain(Recipe.parse("0:12, 8:20"))).splitlines()
+    assert "visits      24 on a base of at least 20 layers (at most +20.0% depth)" in lines
+    assert "per token   at most +20.0% compute of the layers; at most +20.0% KV cache" in lines
+    assert "not visited none of layers 0–19" in lines
+    assert not explain(Recipe.parse("0:12, 8:20")).depth_stated
+    stated = Recipe.from_blocks(20, [(8, 12, 2)])
+    assert "visits      24 on a base of 20 layers (+20.0% depth)" in str(explain(stated))
+    assert "visits      3 on a base of 4 layers (-25.0% depth)" in str(explain(Recipe.parse("0:3"), FOUR))

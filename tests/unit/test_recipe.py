@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from david.errors import RecipeError
 from david.recipe.base_model import Base
+from david.recipe.explain import explain
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Convention, Data, Measurement, Origin, Versions
+from david.recipe.verdict import note_verdict, verdict_sentence
 from tests.helpers.recipes import DESIGN_FILE, RECIPES
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no defect
@@ -611,3 +613,53 @@ def test_an_error_shows_a_text_as_a_text() -> None:
 def test_a_home_that_nobody_has_is_no_recipe(text: str) -> None:
     with pytest.raises(RecipeError):
         Recipe.of(text)
+
+
+def _measured(interval: list[float] | None, *, held_out: bool = True, **other: Any) -> dict[str, Any]:
+    """Return a score as a file holds it."""
+    score = json.loads(DESIGN_FILE)["scores"][0]
+    return (
+        score
+        | {"interval95": interval, "held_out": held_out, "value": 58.8, "base": 38.9, "nll_difference": 0.41}
+        | other
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "word", "sentence"),
+    [
+        ([], None, None),
+        ([_measured(None, held_out=False)], "not judged", "not judged: it has no score on data"),
+        (
+            [_measured(None, held_out=False), _measured([0.1, 0.7])],
+            "worse",
+            "worse than its base on held-out data: perplexity 58.8, base 38.9; difference +0.4100 nats, 95% interval "
+            "+0.1000 to +0.7000",
+        ),
+        ([_measured([-0.1, 0.7])], "not told apart", "not shown to be better than its base on held-out data (inconc"),
+        ([_measured(None)], "not told apart", "not shown to be better"),
+        ([_measured([-0.7, -0.1])], "better", "better than its base on held-out data: perplexity 58.8, base 38.9;"),
+        ([_measured([-0.7, -0.1]), _measured([0.1, 0.2])], "worse", "worse than its base"),
+        (
+            [_measured([0.1, 0.2], accuracy=0.25, base_accuracy=0.5)],
+            "worse",
+            "worse than its base on held-out data: acc",
+        ),
+        (
+            [_measured([0.1, 0.2], metric="<b>mine</b>")],
+            "worse",
+            "worse than its base on held-out data: score 58.8",
+        ),
+    ],
+)
+def test_a_file_says_in_words_whether_its_recipe_was_better(
+    scores: list[dict[str, Any]], word: str | None, sentence: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.from_json(json.dumps(json.loads(DESIGN_FILE) | {"scores": scores}))
+    assert recipe.verdict == word
+    first_line = str(explain(recipe)).splitlines()[0]
+    assert first_line.startswith(f"verdict     {sentence}" if sentence else "recipe ")
+    assert explain(recipe).to_dict()["verdict"] == verdict_sentence(recipe)
+    note_verdict(recipe, "its\nname")
+    note = capsys.readouterr().err
+    assert note.startswith(f"note: its\\nname was {sentence}") if word not in (None, "better") else note == ""
