@@ -118,7 +118,7 @@ def write_card_files(recipe: Recipe, place: Path, stacked: StackedCheckpoint | N
     recipe.save(place / RECIPE_FILE)
     (place / CARD_FILE).write_text(render_card(recipe, stacked), encoding="utf-8")
     figure = Figure(figsize=(9, 5), layout="constrained")
-    board = pd.DataFrame({"recipe": ["base", str(recipe)]})
+    board = pd.DataFrame({"recipe": [str(recipe), "base"]})
     ax = plots.paths(tables.paths(board, recipe.n_layers), figure.add_subplot())
     ax.set_title("The recipe's path over the base's layers")
     figure.savefig(place / PICTURE_FILE, dpi=120, format="png")  # PNG: every page of the Hub shows it, light or dark

@@ -96,9 +96,12 @@ def _use(session: Session, which: str) -> None:
 
 def _add(session: Session, which: str) -> None:
     from david.chat.conversation import recipe_name
+    from david.recipe.verdict import note_verdict
 
     recipe = session.recipe(which)
-    session.chat.add(recipe, name=recipe_name(which, recipe))
+    name = recipe_name(which, recipe)
+    note_verdict(recipe, name)
+    session.chat.add(recipe, name=name)
     _recipes(session, "")
 
 

@@ -18,7 +18,6 @@ from david.cli.options import (
     ModelOptions,
     Storage,
     TaskOptions,
-    Top,
 )
 from david.cli.output import print_result, print_run
 from david.cli.study_options import EvaluationOptions, JudgingOptions, ProposalOptions, SpaceOptions, StorageOptions
@@ -181,10 +180,11 @@ def profile(
 
     Example: david profile demo --windows 4
     """
-    from david.report.artifacts import write_profile
+    from david.report.artifacts import check_own_profile, write_profile
     from david.support.files import check_folder
 
     check_folder(out)
+    check_own_profile(out)
 
     from david.analysis.profile import profile as run_profile
 
@@ -212,7 +212,15 @@ def report(
         Path | None,
         typer.Option(metavar="FOLDER", rich_help_panel=OUTPUT, help="Where to write. Default: the run's folder."),
     ] = None,
-    top: Top = 5,
+    top: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=OUTPUT,
+            help="How many of the best recipes to show that are not judged yet. Nothing is scored.",
+        ),
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Write a study's page, tables and plots again, and print its leaderboard.

@@ -176,9 +176,11 @@ class StorageOptions:
 
     def count_workers(self, device: str | None) -> int:
         """Check the folder, and return the number of workers; `DavidError` if either cannot be used."""
+        from david.report.artifacts import check_own_files
         from david.support.files import check_folder
 
         check_folder(self.out)
+        check_own_files(self.out, self.study)
         return local_workers.count_workers(self.workers, device)
 
     def start_workers(self, n_workers: int) -> "AbstractContextManager[None]":

@@ -1,7 +1,7 @@
 """The files that a study leaves in its folder: tables, plots, and the best recipe."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,12 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna import Study
 
+from david.errors import RecipeError, SearchError
+from david.recipe.recipe import Recipe
 from david.report import plots
 from david.report.best_json import best_recipe
-from david.report.study_plots import drawings
+from david.report.study_plots import STUDY_PLOTS, drawings
 from david.report.study_report import StudyReport
 from david.storage.results import StudyResults
 from david.support.files import make_folder, write_atomically
+from david.support.text import plain
+
+_UNNAMED = "no-name-"  # how Optuna begins the names of studies that nobody named
 
 
 def write(study: Study | StudyResults, folder: str | os.PathLike[str], *, top: int = 5) -> list[Path]:
@@ -33,7 +38,8 @@ def write(study: Study | StudyResults, folder: str | os.PathLike[str], *, top: i
         The files.
 
     Raises:
-        SearchError: The folder cannot be written, or no search has run on the study.
+        SearchError: The folder cannot be written, or holds files of others under these names; or no search has run on
+            the study.
     """
     return write_files(StudyReport.read(study, top), folder)
 
@@ -49,8 +55,9 @@ def write_files(report: StudyReport, folder: str | os.PathLike[str]) -> list[Pat
         The files.
 
     Raises:
-        SearchError: The folder cannot be written.
+        SearchError: The folder cannot be written, or holds files of others under these names.
     """
+    check_own_files(folder, report.results.name)
     make_folder(folder)
     trials, board, front = report.trials, report.board, report.front  # before a file is written: a study may be damaged
     files: dict[str, Callable[[Path], object]] = {
@@ -78,8 +85,9 @@ def write_profile(layers: pd.DataFrame, distances: pd.DataFrame, folder: str | o
         The files.
 
     Raises:
-        SearchError: The folder cannot be written.
+        SearchError: The folder cannot be written, or holds files of others under these names.
     """
+    check_own_profile(folder)
     make_folder(folder)
     files: dict[str, Callable[[Path], object]] = {
         "profile.csv": lambda path: layers.to_csv(path, index=False),
@@ -88,6 +96,59 @@ def write_profile(layers: pd.DataFrame, distances: pd.DataFrame, folder: str | o
         "influence.png": _picture(lambda ax: plots.influence(layers, ax), (9, 3)),
     }
     return [write_atomically(Path(folder) / name, make) for name, make in files.items()]
+
+
+def check_own_files(folder: str | os.PathLike[str], study_name: str) -> None:
+    """Check that a folder holds no file of others under a name that a study's files have.
+
+    A run's folder has David's `trials.csv`, which is written first. The recipe in `best.json` names its study.
+
+    Args:
+        folder: The folder; it need not exist.
+        study_name: The study that is to be written.
+
+    Raises:
+        SearchError: It holds one.
+    """
+    names = [f"{plot.name.format('*')}.png" for plot in STUDY_PLOTS]
+    names += ["leaderboard.csv", "front.csv", "best.json", "report.html"]
+    _check_own(folder, names, "trials.csv", "trial,state,recipe,")
+    best = Path(folder) / "best.json"
+    if not best.is_file():
+        return
+    try:
+        origin = Recipe.load(best).search
+    except RecipeError:
+        origin = None
+    if origin is None or (origin.study != study_name and not origin.study.startswith(_UNNAMED)):
+        whose = "is no file of a study" if origin is None else f"is of another study, {plain(origin.study)},"
+        raise SearchError(f"{best} {whose} and would be replaced: name another folder, or move it away")
+
+
+def check_own_profile(folder: str | os.PathLike[str]) -> None:
+    """Check that a folder holds no file of others under a name that a profile's files have; raises as above."""
+    _check_own(folder, ["distances.csv", "profile.png", "influence.png"], "profile.csv", "layer,influence,")
+
+
+def _check_own(folder: str | os.PathLike[str], names: Sequence[str], mark: str, begins: str) -> None:
+    """Raise `SearchError` if a folder holds one of these files, but not the table that David writes before them."""
+    place = Path(folder)
+    if not place.is_dir():
+        return
+    others = [path.name for name in names for path in sorted(place.glob(name)) if path.is_file()]
+    try:  # read last: of two workers, one may be writing its files just now
+        is_davids = (place / mark).read_bytes()[:1000].startswith(begins.encode())
+    except FileNotFoundError:
+        is_davids = not others
+    except OSError:
+        is_davids = False
+        others = [mark, *others]
+    if not is_davids:
+        shown = ", ".join(others or [mark])
+        raise SearchError(
+            f"{place} holds files that are not David's and would be replaced ({shown}): name another folder, or move "
+            "them away"
+        )
 
 
 def _picture(draw: Callable[[Axes], Axes], size: tuple[float, float]) -> Callable[[Path], None]:

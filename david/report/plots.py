@@ -18,6 +18,8 @@ _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
 def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the path of each recipe over the base's layers: one line for each recipe, the best on top.
 
+    The legend numbers them in the order of the table, the base among them: as the leaderboard ranks them.
+
     Dots mark the visits whose strength is not 1; weaker visits have smaller dots. A recipe with the repeat map of a
     better one and other strengths is dashed over it, with rings around the other's dots.
 
@@ -34,7 +36,8 @@ def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         'visit'
     """
     ax = ax or _axes((8, 5.5))
-    names = [name for name in dict.fromkeys(table["recipe"]) if name != "base"]
+    ranks = {name: rank for rank, name in enumerate(dict.fromkeys(table["recipe"]))}  # the base has its own
+    names = [name for name in ranks if name != "base"]
     colours = plt.get_cmap("tab10")
     base = table[table["recipe"] == "base"]
     ax.plot(base["visit"], base["layer"], color=_BASE, lw=1.2, ls=":", label="base")
@@ -44,7 +47,7 @@ def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         again = drawn.count(visits := tuple(part["layer"]))
         drawn.append(visits)
         over, style = (20 + rank, (4 * again, (4, 8))) if again else (10 - rank, "-")
-        label = _label(rank, name)
+        label = _label(ranks[name], name)
         ax.plot(part["visit"], part["layer"], color=colour, lw=1.4, ls=style, alpha=0.85, zorder=over, label=label)
         damped = part[part["scale"] != 1]
         sizes = 4 + 14 * np.minimum(1.0, damped["scale"].abs().to_numpy()) + 30 * again

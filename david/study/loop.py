@@ -16,6 +16,7 @@ from david.candidates.spaces import params_of
 from david.errors import DavidError, SearchError
 from david.metrics import units
 from david.recipe.recipe import Recipe
+from david.report.formatting import plain_figure, plain_share
 from david.storage import results, trial_attributes
 from david.storage.backend import cached_reads
 from david.storage.queue import QueuedTrial, enqueue, first_queued, requeue_orphaned
@@ -213,10 +214,18 @@ def _enqueue_new(
 
 
 def _standing(study: Study) -> str:
-    """Return the NLL of the base and of the best recipe, for a progress bar."""
+    """Return the scores of the base and of the best recipe, as the leaderboard shows them, for a progress bar."""
     snapshot = results.StudyResults.read(study)
     base, best = snapshot.base_trial, snapshot.best_of_search(1)
-    parts = [f"base {trial_attributes.value_of(base):.4f}"] if base is not None else []
-    unit = snapshot.unit
-    parts += [f"best {trial_attributes.value_of(trial):.4f}" for trial in best]
-    return ", ".join(parts) + (" nats" if units.is_nll(unit) else f" {unit}")
+    named = ([("base", base)] if base is not None else []) + [("best", trial) for trial in best]
+    return ", ".join(f"{name} {_figures(trial, snapshot.unit)}" for name, trial in named)
+
+
+def _figures(trial: FrozenTrial, unit: str) -> str:
+    """Return the figure that people read of a trial, and in brackets the NLL that is minimised, if it is one."""
+    nll = trial_attributes.value_of(trial)
+    nats = f" ({nll:.4f} nats)" if units.is_nll(unit) else ""
+    if unit == units.QUESTION:
+        return f"accuracy {plain_share(trial_attributes.accuracy(trial))}{nats}"
+    name, value = units.readable(unit, nll)
+    return f"{'ppl' if name == 'perplexity' else name} {plain_figure(value)}{nats}"

@@ -21,7 +21,7 @@ from david.engine.token_objective import is_token_objective
 from david.errors import DavidError, SearchError
 from david.recipe.recipe import Recipe
 from david.recipe.schema import ranges_of
-from david.report import page
+from david.report import artifacts, page
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, check_fits, perplexity
 from david.sling.in_place import base_depth, check_recipe
@@ -186,6 +186,8 @@ def search(
         | {"out": out, "storage": storage, "study_name": study_name}
     )
     _check_functions(space, objective, strategy)
+    if out is not None:
+        artifacts.check_own_files(out, study_name if study is None else study.study_name)
     options = _Options(
         model=model,
         corpus=corpus,

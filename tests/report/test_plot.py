@@ -79,7 +79,7 @@ def test_a_path_is_a_line_from_visit_to_layer_and_the_bases_is_dotted(ax: Axes) 
 def test_recipes_with_one_map_and_other_strengths_are_both_seen(ax: Axes) -> None:
     names = ["base", "0:4, 2:4*0.5, 4:6", "0:4, 2:4*0.1, 4:6", "0:5, 2:6"]
     plots.paths(tables.paths(pd.DataFrame({"recipe": names}), 6), ax)
-    first, second, third = (line(ax, f"{rank + 1} · {name}") for rank, name in enumerate(names[1:]))
+    first, second, third = (line(ax, f"{rank} · {name}") for rank, name in enumerate(names[1:], start=2))
     assert first.get_linestyle() == third.get_linestyle() == "-"
     assert second.get_linestyle() == "--"  # as matplotlib calls every pattern
     assert second.get_zorder() > first.get_zorder()
@@ -87,6 +87,17 @@ def test_recipes_with_one_map_and_other_strengths_are_both_seen(ax: Axes) -> Non
     assert len(full.get_facecolors()) == 1
     assert len(rings.get_facecolors()) == 0
     assert rings.get_sizes().min() > full.get_sizes().max()
+
+
+def test_a_path_has_the_number_that_its_recipe_has_in_the_leaderboard(ax: Axes) -> None:
+    study = new_study(6)
+    for recipe, nll in {"0:6": 2.0, "0:4, 2:6": 1.9, "0:6, 5": 2.1, "0:5, 2:6": 2.2}.items():
+        add(study, recipe, nll)
+    board = tables.leaderboard(study)
+    plots.paths(tables.paths(board, 6), ax)
+    assert board["recipe"].tolist()[1] == "base"
+    ranked = {f"{rank} · {name}" for rank, name in zip(board["rank"], board["recipe"], strict=True) if name != "base"}
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == ranked | {"base"}
 
 
 def test_a_path_says_what_its_axes_are_and_which_line_is_which_recipe(ax: Axes) -> None:

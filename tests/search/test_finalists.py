@@ -14,7 +14,7 @@ from optuna.samplers import RandomSampler
 from scipy import stats
 
 from david.candidates.spaces import Block, Blocks
-from david.errors import ScoreError
+from david.errors import ScoreError, SearchError
 from david.metrics.score import Score
 from david.recipe.recipe import Recipe
 from david.report import best_json, tables
@@ -165,3 +165,26 @@ def test_a_custom_objective_is_named_in_best_json_and_is_no_perplexity(tiny: Any
     study = run(tiny, corpus, objective=visits, n_trials=3)
     best = best_json.best_recipe(study)
     assert (best.scores[0].metric, best.scores[0].value) == ("visits", len(best))
+
+
+def test_a_file_of_somebody_else_in_the_folder_is_refused_before_anything_is_scored(
+    tiny: Any, corpus: Corpus, tmp_path: Path
+) -> None:
+    (tmp_path / "best.json").write_text(Recipe.parse("0:6").to_json())
+    calls = Counting()
+    with pytest.raises(SearchError, match=r"not David's and would be replaced \(best\.json\)"):
+        run(tiny, corpus, objective=calls, n_trials=2, out=tmp_path)
+    assert calls.spans == []
+    assert [path.name for path in tmp_path.iterdir()] == ["best.json"]
+
+
+def test_two_studies_without_names_may_follow_one_another_in_a_folder(
+    tiny: Any, corpus: Corpus, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        run(tiny, corpus, study=optuna.create_study(), objective=visits, n_trials=2, out=tmp_path)
+    named = tmp_path / "named"
+    run(tiny, corpus, study_name="one", objective=visits, n_trials=2, out=named)
+    run(tiny, corpus, study_name="one", objective=visits, n_trials=3, out=named)
+    with pytest.raises(SearchError, match="of another study, one, and would be replaced"):
+        run(tiny, corpus, study_name="two", objective=visits, n_trials=2, out=named)
