@@ -20,6 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 from transformers.integrations.accelerate import load_offloaded_parameter
 
+from david.checkpoint.layer_counts import update_layer_counts, update_shared_count
 from david.errors import SlingError
 from david.recipe.recipe import Recipe
 from david.sling import architectures, locate
@@ -103,8 +104,8 @@ def check_round_trip(slung: PreTrainedModel, recipe: Recipe, n_layers: int) -> R
     """Prove that transformers builds from the configuration of a view what the recipe runs.
 
     Args:
-        slung: A view of the base, slung to the recipe. Counts in its configuration that depend on the recipe are
-            updated.
+        slung: A view of the base, slung to the recipe. Numbers of layers in its configuration are updated if they
+            must be.
         recipe: The recipe.
         n_layers: The number of layers of the base.
 
@@ -115,8 +116,19 @@ def check_round_trip(slung: PreTrainedModel, recipe: Recipe, n_layers: int) -> R
         SlingError: The built model differs from the view; the message names the first difference.
     """
     stack = locate.find(slung)
+    update_shared_count(stack)
+    try:
+        return _prove(slung, recipe, n_layers)
+    except SlingError:
+        if not update_layer_counts(stack, recipe.repeat_map):
+            raise
+    return _prove(slung, recipe, n_layers)
+
+
+def _prove(slung: PreTrainedModel, recipe: Recipe, n_layers: int) -> RoundTripProof:
+    """Prove it for the configuration as it is."""
+    stack = locate.find(slung)
     prefix = next(name for name, module in slung.named_modules() if module is stack.layers)
-    _update_shared_count(stack)
     config = _configuration(slung)
     loaded_config = _read_back(config, slung)
     built = _build_model(loaded_config, slung)
@@ -128,15 +140,6 @@ def check_round_trip(slung: PreTrainedModel, recipe: Recipe, n_layers: int) -> R
     names = tuple(name for name in weights.state if name not in unread)
     values = sum(tensor.numel() for name, tensor in built.state_dict().items() if name not in unread)
     return RoundTripProof(config, loaded_config, weights, prefix, names, values)
-
-
-def _update_shared_count(stack: Stack) -> None:
-    """Set the number of last layers that share keys and values (a setting of Gemma 3n and 4) to that of the visits."""
-    shared = [getattr(getattr(visit, "self_attn", None), "is_kv_shared_layer", False) for visit in stack.layers]
-    last = next((place for place, shares in enumerate(reversed(shared)) if not shares), len(shared))
-    for config in stack.configs:
-        if "num_kv_shared_layers" in vars(config):
-            config.num_kv_shared_layers = last
 
 
 def _configuration(slung: PreTrainedModel) -> dict[str, Any]:
@@ -214,14 +217,34 @@ def _compare_modules(weights: Weights, built: PreTrainedModel, prefix: str) -> N
         if not path:  # a loaded model has further attributes on how it was loaded
             actual = {name: value for name, value in actual.items() if name in rebuilt}
         for name in (*rebuilt, *(name for name in actual if name not in rebuilt)):
-            if view_modules.get(path) is stack.owner and isinstance(settings.get(name), list):
-                continue  # copied when the model was built; the current configuration is compared below
+            if _is_stale_copy(weights, name, actual, rebuilt, settings):
+                continue
+            if rebuilt and name not in rebuilt and _is_frequency(view_modules.get(path), name):
+                continue  # of a kind of layer that no visit is of
             if name == _STORES and actual.get(name) and rebuilt.get(name) is False:
                 continue  # only the last layer that stores is read, and all that share come after it
             if actual.get(name, _ABSENT) != rebuilt.get(name, _ABSENT):
                 raise SlingError(_difference(path, name, actual, rebuilt, prefix, type(weights.slung.config)))
         _compare_buffers(weights, path, view_modules[path], built_modules[path])
     _compare_dtypes(weights, built)
+
+
+def _is_stale_copy(
+    weights: Weights, name: str, actual: Mapping[str, Any], rebuilt: Mapping[str, Any], settings: Mapping[str, Any]
+) -> bool:
+    """Return whether an attribute is a copy of a setting, made when the base was built: a list per layer, or the depth.
+
+    The configurations themselves are compared, and the built model has what its configuration says.
+    """
+    had, has = rebuilt.get(name), actual.get(name)
+    if isinstance(settings.get(name), list):
+        return bool(had == settings[name])
+    return name in architectures.DEPTHS and (has, had) == (weights.n_layers, len(weights.order))
+
+
+def _is_frequency(module: nn.Module | None, name: str) -> bool:
+    """Return whether a name is that of a buffer of a rotary module, which has some for each kind of layer."""
+    return module is not None and is_rotary(module) and name in module._buffers
 
 
 def _difference(
@@ -300,7 +323,9 @@ def _plain_value(value: Any) -> Any:
 def _compare_buffers(weights: Weights, path: str, view_module: nn.Module, built_module: nn.Module) -> None:
     """Raise `SlingError` if a buffer that a checkpoint does not hold would be built with other values."""
     grows = hasattr(view_module, "original_inv_freq")  # inv_freq follows the longest text so far, from this value on
-    for name in sorted(view_module._non_persistent_buffers_set & view_module._buffers.keys()):
+    for name in sorted(
+        view_module._non_persistent_buffers_set & view_module._buffers.keys() & built_module._buffers.keys()
+    ):
         actual, rebuilt = view_module._buffers[name], built_module._buffers[name]
         if actual is None or rebuilt is None or (grows and name == "inv_freq"):
             continue

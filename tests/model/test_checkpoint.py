@@ -51,7 +51,17 @@ EXACT = {
     "lfm2": "0:4, 2:6",
     "gpt2": "0:4, 2:6",
     "gemma4_text": "0:2, 0:6, 4:6",
-    "jamba": "0:5",
+    "jamba": "0:4, 2:6",  # attention at visits 1 and 7: each six, no longer each four
+    "deepseek_v2": "1:6, 3",
+    "deepseek_v3": "2:6",
+    "glm4_moe": "0, 0:6",
+    "dots1": "0:2, 0:6",
+    "afmoe": "1:6",
+    "lfm2_moe": "0, 0, 1:6",
+    "gpt_neo": "0:2, 0:4",
+    "ctrl": "0:4, 2:6",
+    "big_bird": "0:4, 2:6",
+    "cohere_compass_text": "2, 2, 1:3",  # no layer of full attention, and no frequencies for one
     "zamba2": "0:3, 2:6",
 }
 
@@ -142,15 +152,46 @@ def test_plain_transformers_reads_back_the_sling(name: str, tmp_path: Path) -> N
 def test_jamba_is_refused_for_a_map_that_its_pattern_cannot_say_and_works_for_one_that_it_can(tmp_path: Path) -> None:
     model = tiny_named("jamba")
     with pytest.raises(SlingError) as told:
-        export(model, "0:4, 2:6", tmp_path / "out")
+        export(model, "0:2, 1, 0:6", tmp_path / "out")
     assert str(told.value) == (
-        "visit 5 would be a JambaAttentionDecoderLayer where the recipe has a JambaMambaDecoderLayer: a JambaConfig "
+        "visit 2 would be a JambaMambaDecoderLayer where the recipe has a JambaAttentionDecoderLayer: a JambaConfig "
         "cannot say so. The recipe itself runs without a checkpoint: david generate --recipe"
     )
     assert left(tmp_path) == []
     periodic = Recipe.parse("0:6, 2:6, 2:4")  # attention at 1 and 5, experts at 1, 3 and 5: each four layers on
     export(model, periodic, tmp_path / "out")
     assert torch.equal(logits(read(tmp_path / "out")), logits(own_memory(stacked(model, periodic))))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "recipe", "told"),
+    [
+        (
+            "ernie4_5_moe",
+            {"moe_layer_start_index": 2, "moe_layer_end_index": 4},
+            "1:4, 5",
+            {"moe_layer_start_index": 1},
+        ),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "0, 0:3", {"decoder_sparse_step": 1, "mlp_only_layers": [0, 1, 3]}),
+        ("glm4_moe", {"first_k_dense_replace": 2}, "2:6", {"first_k_dense_replace": 0}),
+    ],
+)
+def test_a_number_that_says_which_layers_are_of_a_kind_is_that_of_the_visits(
+    name: str, settings: dict[str, Any], recipe: str, told: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_model(name, **settings)
+    before = model.config.to_dict()
+    export(model, recipe, tmp_path / "out")
+    assert model.config.to_dict() == before
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert {key: config[key] for key in told} == told
+    assert torch.equal(logits(read(tmp_path / "out")), logits(own_memory(stacked(model, Recipe.parse(recipe)))))
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("deepseek_v3", "0:6, 1"), ("glm4_moe", "2, 0:6")])
+def test_dense_layers_behind_sparse_ones_are_refused(name: str, recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(SlingError, match=r"visit \d would have mlp = \w+ where the recipe has \w+: .* cannot say so"):
+        export(tiny_named(name), recipe, tmp_path / "out")
 
 
 def test_experts_are_written_one_by_one_as_on_the_hub(tmp_path: Path) -> None:
