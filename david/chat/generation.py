@@ -23,7 +23,7 @@ from transformers.cache_utils import (
 from david.errors import DavidError
 from david.recipe.recipe import Recipe
 from david.sling import architectures
-from david.sling.forward import context_of, input_device
+from david.sling.forward import CACHE, context_of, input_device
 from david.sling.in_place import view
 from david.support.text import brief, one_line
 
@@ -259,7 +259,7 @@ class _GenerationThread:
         if sampling.temperature > 0:
             options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         if cache is not None:
-            options["past_key_values"] = cache
+            options[CACHE] = cache
         options |= {"eos_token_id": sorted(self.ends) or None, "pad_token_id": pad}
         tokens = torch.tensor([prompt], device=input_device(model))  # [1, T]
         self._thread = Thread(target=self._run, args=(model, tokens, options), daemon=True)
@@ -281,7 +281,7 @@ class _GenerationThread:
                 )
             self.tokens = output.sequences[0].tolist()
             if model.generation_config.cache_implementation is None:  # otherwise no cache can be passed in
-                self.cache = output.get("past_key_values")
+                self.cache = output.get(CACHE)
         except Exception as error:  # any kind: the code of any model
             self._error = error
         finally:

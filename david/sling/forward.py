@@ -6,14 +6,18 @@ Both parts run the model's own code with its layers replaced, so no special case
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from david.sling import locate, remap
 from david.sling.views import with_hidden
+
+# What transformers calls the cache, as an argument and in an output: 5.24 has renamed it.
+CACHE = "cache" if any(part.name == "cache" for part in fields(GenerateDecoderOnlyOutput)) else "past_key_values"
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # args and kwargs
 

@@ -38,9 +38,11 @@ def cache_bytes(model: Any, n_tokens: int) -> int:
     """Bytes of the keys and values that a forward pass over a context of `n_tokens` leaves in its cache."""
     import torch
 
+    from david.sling.forward import CACHE
+
     tokens = torch.arange(n_tokens).unsqueeze(0) % model.config.vocab_size  # [1, T]
     with torch.inference_mode():
-        cache = model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+        cache = model(tokens, use_cache=True, logits_to_keep=1)[CACHE]
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
 from david import David, Recipe, export, load_model
 from david.errors import DavidError
+from david.sling.forward import CACHE
 from david.sling.in_place import base_depth
 from david.sling.locate import unwrapped
 from david.sling.stacked_copy import stacked
@@ -121,7 +122,7 @@ def padded(model: Any) -> Tensor:
 def two_turns(model: Any) -> Tensor:
     with torch.no_grad():
         first = model(input_ids=TEXT[:, :9], use_cache=True)
-        second = model(input_ids=TEXT[:, 9:], past_key_values=first.past_key_values, use_cache=True)
+        second = model(input_ids=TEXT[:, 9:], use_cache=True, **{CACHE: first[CACHE]})
     return torch.cat([first.logits, second.logits], 1)
 
 

@@ -484,3 +484,29 @@ def test_what_a_recipe_is_exported_from_is_the_revision_that_it_names(
 def test_a_recipes_base_is_loaded_by_itself(of_demo: Path) -> None:
     model, _ = load_base(Recipe.load(of_demo), device="cpu")
     assert not is_slung(model)
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [((0.1, 0.7), "worse than its base on held-out data: perplexity 58.8, base 38.9"), ((-0.7, -0.1), "better than")],
+)
+def test_a_receiver_reads_first_whether_the_recipe_was_better(
+    interval: tuple[float, float], words: str, run: Run, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Data(source="words", sha256="0f")
+    convention = Convention(name="window", window=8, bos=False)
+    score = Measurement(
+        metric="perplexity", value=58.8, base=38.9, nll_difference=0.41, interval95=interval, tokens=9, held_out=True,
+        convention=convention, data=data,
+    )  # fmt: skip
+    base = complete_recipe(load_model(place / "model", device="cpu")[0], Recipe(MAP)).base
+    sent = Recipe(MAP, base=base, scores=(score,))
+    sent.save(place / "sent.json")
+    assert run("explain sent.json")[1].startswith(f"verdict     {words}")
+    code, _, err = run("generate model --prompt w1 --max-new-tokens 2 --recipe sent.json --device cpu")
+    assert code == 0, err
+    assert (f"note: sent.json was {words}" in err) == words.startswith("worse")
+    load_model(place / "sent.json", base=place / "model", device="cpu")
+    assert ("sent.json was worse than its base" in capsys.readouterr().err) == words.startswith("worse")
+    first = render_card(sent).split("\n# ", 1)[1].split("\n\n")[1]
+    assert first.lower().startswith(f"**{words}")

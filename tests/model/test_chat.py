@@ -26,6 +26,7 @@ from david.chat.generation import Answer, Sampling, TextGenerator
 from david.cli import chat_repl
 from david.errors import DavidError, RecipeError, SlingError
 from david.recipe.recipe import Recipe
+from david.sling.forward import CACHE
 from david.sling.in_place import sling
 from david.sling.stacked_copy import stacked
 from david.support.text import printable
@@ -751,3 +752,9 @@ def _stopped(voice: Any) -> Iterator[str]:
     voice.answer = Answer(voice.name, "", 0, 3, 3, 0.1, False)
     yield from ()
     raise KeyboardInterrupt
+
+
+def test_the_cache_has_the_name_that_transformers_gives_it() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        assert CACHE in model(torch.arange(3, 9)[None], use_cache=True)

@@ -10,11 +10,13 @@ from optuna.trial import FixedTrial, TrialState
 
 from david.candidates.spaces import Block, Blocks
 from david.recipe.recipe import Recipe
+from david.report import tables
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import perplexity
 from david.sling.in_place import slung
 from david.study import loop
 from david.study.create import open_study
+from david.study.run_search import search
 from tests.helpers.searches import BASE, WINDOW, Counting, lines_of, recipes_of, run, scored, sqlite, visits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -130,3 +132,13 @@ def test_a_batch_with_something_new_in_it_does_not_use_a_space_up(
     played = loop.run_step
     monkeypatch.setattr(loop, "run_step", lambda *args, **kw: [*played(*args, **kw), *["duplicate"] * 250])
     assert len(scored(run(tiny, corpus, objective=visits, n_trials=6, batch=3))) == 6
+
+
+def test_the_progress_shows_the_figure_of_the_leaderboard(
+    tiny: Any, corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = search(tiny, corpus, held_out=None, space="block", n_trials=3)
+    written = capsys.readouterr().err
+    figures = tables.trials(study)[["perplexity", "nll"]]
+    for name, trial in (("base", 0), ("best", 1)):  # written before the third is scored
+        assert "{} ppl {:.3f} ({:.4f} nats)".format(name, *figures.iloc[trial]) in written
