@@ -30,7 +30,7 @@ from david.sling.architectures import (
     UNSCALED,
 )
 from david.sling.locate import Stack
-from david.sling.views import damp, module_view, parts
+from david.sling.views import HOOK_VALUE, add_output_hook, damp, module_view, parts
 
 Values = list[dict[str, Any]]  # attribute → value: of the owner of the layers, then of each configuration
 
@@ -72,7 +72,7 @@ def remap_state(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: S
             owner[name] = _shared_end(home, repeat_map)
         else:
             owner[name] = module_view(value, {})
-            owner[name].register_forward_hook(_Unpacked(len(home), repeat_map))
+            add_output_hook(owner[name], _reordered_parts, (len(home), *repeat_map))
     configs = zip(stack.configs, base[1:], strict=True)
     return [owner, *(_mapped(config, values, len(home), repeat_map) for config, values in configs)]
 
@@ -240,15 +240,11 @@ def _shared_end(home: nn.ModuleList, repeat_map: Sequence[int]) -> int:
     return end
 
 
-class _Unpacked:
-    """A forward hook that puts the per-layer parts of an output into a map's order: `[…, N · p]` → `[…, M · p]`."""
-
-    def __init__(self, n_layers: int, repeat_map: Sequence[int]) -> None:
-        self.n_layers, self.order = n_layers, tuple(repeat_map)
-
-    def __call__(self, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        parts = output.view(*output.shape[:-1], self.n_layers, -1)
-        return parts[..., self.order, :].flatten(-2)
+def _reordered_parts(module: nn.Module, _args: Any, _kwargs: Any, output: Tensor) -> Tensor:
+    """Put the per-layer parts of an output into a map's order, `[…, N · p]` → `[…, M · p]`: a forward hook."""
+    n_layers, *order = getattr(module, HOOK_VALUE)
+    parts = output.view(*output.shape[:-1], n_layers, -1)
+    return parts[..., order, :].flatten(-2)
 
 
 def config_copies(model: nn.Module) -> dict[int, Any]:

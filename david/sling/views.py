@@ -4,10 +4,10 @@ This is the one place in David that computes `h + s · (layer(h) − h)`. Two ot
 formula of its own: `stacked_copy` and `verify`, the independent references that prove this one right.
 """
 
-import copy
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from david.errors import SlingError
 
 Module = TypeVar("Module", bound=nn.Module)
+HOOK_VALUE = "_david_value"  # attribute of a view: what the forward hook of `add_output_hook` reads
 # Attributes of an instance that replace its class's forward: of accelerate, torch or a user.
 _FORWARDS = {"forward": "forward", "_old_forward": "forward", "_compiled_call_impl": "compiled call"}
 # Attributes that torch keeps in every module. A view has hooks and children of its own, and shares the rest.
 _TORCHS = vars(nn.Module())
+_CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 _HOOKS = frozenset(name for name, value in _TORCHS.items() if "hooks" in name and isinstance(value, dict | set))
 
 
@@ -32,11 +34,14 @@ def module_view(module: Module, replace: dict[int, Any]) -> Module:
     """
     if id(module) in replace:
         return replace[id(module)]  # type: ignore[no-any-return]
-    if is_rotary(module):
-        return _own_rotary(module) if _grows(module) else module
+    own_buffers = is_rotary(module) and _changes_in_forward(module)
+    if is_rotary(module) and not own_buffers:
+        return module
     view = object.__new__(type(module))
     replace[id(module)] = view
     state, called = _state(module, replace)
+    if own_buffers:
+        state["_buffers"] = {name: value if value is None else value.clone() for name, value in module._buffers.items()}
     for name, value in called:
         if isinstance(value, nn.Module):
             state[name] = module_view(value, replace)
@@ -65,7 +70,18 @@ def damp(view: nn.Module, scale: float) -> None:
     What a layer returns besides the hidden state (router states, chosen tokens) is passed on unchanged.
     """
     if scale != 1:
-        view.register_forward_hook(_Damping(scale), prepend=True, with_kwargs=True)
+        add_output_hook(view, _damped, scale)
+
+
+def add_output_hook(view: nn.Module, hook: Callable[..., Any], value: Any) -> None:
+    """Register a forward hook that reads `view._david_value`, so that `torch.compile` sees it come, change and go.
+
+    torch guards no hooks of submodules: a compiled model would go on with the hooks of the recipe that it was compiled
+    for. It guards attributes that are read, and whether a submodule has a `forward` on the instance.
+    """
+    view.__dict__[HOOK_VALUE] = value
+    view.__dict__.setdefault("forward", types.MethodType(type(view).forward, view))  # the class's own: only a mark
+    view.register_forward_hook(hook, prepend=True, with_kwargs=True)
 
 
 def hidden(output: Any) -> Tensor:
@@ -86,23 +102,19 @@ def with_hidden(output: Any, state: Tensor) -> Any:
 def is_rotary(module: nn.Module) -> bool:
     """Return whether a module is a leaf with buffers and no weights, as rotary embeddings are.
 
-    Such a module keeps attributes in step with its buffers as texts grow. A view would share the buffers but not the
-    attributes, so the module itself is used.
+    Such a module keeps attributes in step with its buffers as texts grow. A view of it would share the buffers but not
+    the attributes, so the module itself is used; or, if a forward pass changes its frequencies, a view with buffers of
+    its own, since two models may run in two threads.
     """
     leaf = bool(module._buffers) and not module._modules
     return leaf and "layer_idx" not in module.__dict__ and all(p is None for p in module._parameters.values())
 
 
-def _grows(rotary: nn.Module) -> bool:
-    """Return whether it remembers the longest text so far (`rope_type: dynamic`)."""
-    kinds = [value for name, value in vars(rotary).items() if name.endswith("rope_type")]
-    return any(kind == "dynamic" or (isinstance(kind, dict) and "dynamic" in kind.values()) for kind in kinds)
-
-
-def _own_rotary(module: Module) -> Module:
-    own = copy.copy(module)
-    own.__dict__["_buffers"] = dict(module._buffers)
-    return own
+def _changes_in_forward(rotary: nn.Module) -> bool:
+    """Return whether its frequencies follow the length of the text (`rope_type: dynamic`, `longrope`)."""
+    types = [value for name, value in vars(rotary).items() if name.endswith("rope_type")]
+    names = {name for value in types for name in (value.values() if isinstance(value, dict) else (value,))}
+    return not names.isdisjoint(_CHANGING_ROPE_TYPES)
 
 
 def _state(module: nn.Module, replace: dict[int, Any]) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
@@ -124,15 +136,10 @@ def _state(module: nn.Module, replace: dict[int, Any]) -> tuple[dict[str, Any], 
     return state, called
 
 
-class _Damping:
-    """A forward hook that makes a visit `h + scale · (layer(h) − h)`."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
-        before = args[0] if args else kwargs["hidden_states"]  # [B, T, D]
-        return with_hidden(output, before + self.scale * (hidden(output) - before))
+def _damped(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Return `h + scale · (layer(h) − h)`, from a layer's arguments and output: a forward hook."""
+    before = args[0] if args else kwargs["hidden_states"]  # [B, T, D]
+    return with_hidden(output, before + getattr(module, HOOK_VALUE) * (hidden(output) - before))
 
 
 def _bind(view: nn.Module, called: list[tuple[str, Any]], views: dict[int, Any]) -> None:

@@ -1,6 +1,9 @@
 """Compiled models and layers: a sling follows them, and costs no compilation from one recipe to the next."""
 
+import copy
 import logging
+import pickle
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +113,60 @@ def test_a_model_compiled_whole_runs_each_recipe(compiled: Any, tiny: Any) -> No
         assert torch.equal(logits(David.view(model, text)), wanted)
     assert counter.frame_count > 1
     assert torch.equal(logits(David.reset(model)), base)
+
+
+# After one another on one map of two layers: strengths that come, change, move and go.
+STRENGTHS = ["0, 1*0.5", "0, 1*0.25", "0*0.5, 1", "0:2", "0, 1*0"]
+
+
+@pytest.mark.parametrize(
+    ("compiled", "name"), [(model_compiled, "llama"), (model_wrapped, "llama"), (model_compiled, "qwen3_5_text")]
+)
+def test_a_model_compiled_whole_follows_the_strengths_of_one_map(compiled: Any, name: str) -> None:
+    base = tiny_model(name, num_hidden_layers=2, layer_types=["full_attention"] * 2)
+    right = {text: logits(stacked(base, Recipe.parse(text))) for text in STRENGTHS}
+    before = logits(base)
+    model = compiled(base, "eager")
+    assert torch.equal(logits(model), before)  # compiled without a strength
+    for text in [*STRENGTHS, STRENGTHS[0]]:
+        David.sling(model, text)
+        assert torch.equal(logits(model), right[text])
+    assert torch.equal(logits(David.reset(model)), before)
+
+
+def test_fifty_strengths_cost_a_model_compiled_whole_three_compilations() -> None:
+    tiny = tiny_model("llama", num_hidden_layers=2)
+    recipes = [Recipe((0, 1, 1), ((i + 1) / 64, 1, (i + 1) / 100)) for i in range(50)]
+    right, counter = [logits(stacked(tiny, recipe)) for recipe in recipes], CompileCounter()
+    tiny.compile(backend=counter)
+    logits(tiny)
+    for recipe, expected in zip(recipes, right, strict=True):
+        David.sling(tiny, recipe)
+        assert torch.equal(logits(tiny), expected)
+    assert counter.frame_count == 3  # the base, the first strengths, any strengths
+
+
+@pytest.mark.slow
+def test_fifty_recipes_of_a_model_compiled_whole_are_right_beyond_torchs_limit() -> None:
+    tiny, draw = tiny_model("llama", num_hidden_layers=2), random.Random(0)
+    recipes = [Recipe(draw.choices(range(2), k=draw.randint(1, 12))) for _ in range(50)]
+    right, counter = [logits(stacked(tiny, recipe)) for recipe in recipes], CompileCounter()
+    tiny.compile(backend=counter)
+    for recipe, expected in zip(recipes, right, strict=True):
+        David.sling(tiny, recipe)
+        assert torch.equal(logits(tiny), expected)
+    assert counter.frame_count == torch._dynamo.config.recompile_limit
+
+
+def test_strengths_survive_a_deep_copy_and_a_pickle() -> None:
+    tiny = tiny_model("llama", num_hidden_layers=2)
+    right = {text: logits(stacked(tiny, Recipe.parse(text))) for text in STRENGTHS[:2]}
+    slung = David.sling(tiny, STRENGTHS[0])
+    for copied in (copy.deepcopy(slung), pickle.loads(pickle.dumps(slung))):
+        assert torch.equal(logits(copied), right[STRENGTHS[0]])
+        copied.compile(backend="eager")
+        for text in STRENGTHS[:2]:
+            assert torch.equal(logits(David.sling(copied, text)), right[text])
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
