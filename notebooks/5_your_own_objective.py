@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 5 · Your own objective, with plain Optuna
 #
-# You have an Optuna script, a space that David does not know, or a score of your own. Nothing has to be wrapped: sling inside the
+# You have an Optuna script, a space that David does not know, or a score of your own. Nothing has to be wrapped: take a view inside the
 # objective. Here the question is odd on purpose: which *one* layer to drop, and which to run again at what strength, so that the model
 # prefers right answers to wrong ones?
 
@@ -46,8 +46,9 @@ print(f"the base prefers the right word by {margin(model):.3f} nats")
 # %% [markdown]
 # ## The objective
 #
-# `David.slung` slings for the length of the `with` and puts the base back, whatever happens in it. A sling takes a few milliseconds and
-# copies nothing, so the objective costs what the score costs.
+# `David.view` returns a second model that runs the recipe on the same weights. It takes a few milliseconds and copies nothing, so the
+# objective costs what the score costs. Each trial has a view of its own, so the objective is right under `n_jobs` too. (With one thread,
+# `with David.slung(model, recipe):` does as well: it slings the model in place and puts the base back.)
 
 
 # %%
@@ -63,8 +64,7 @@ def objective(trial):
     dropped = trial.suggest_int("dropped", 0, n_layers - 1)
     again = trial.suggest_int("again", 0, n_layers - 1)
     strength = trial.suggest_float("strength", -0.5, 1.0, step=0.05)
-    with David.slung(model, recipe_of(dropped, again, strength)):
-        return margin(model)
+    return margin(David.view(model, recipe_of(dropped, again, strength)))
 
 
 study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))

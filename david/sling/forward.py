@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from david.sling import locate, remap
+from david.sling.install import CHANGING, BaseRecord, reserved
 from david.sling.views import with_hidden
 
 # What transformers calls the cache, as an argument and in an output: 5.24 has renamed it.
@@ -138,12 +139,19 @@ class _StandIn(nn.Module):
 @contextmanager
 def _layers_replaced(model: nn.Module, calls: list[Callable[..., Any]]) -> Iterator[None]:
     """Replace the layers of a model by calls, or only its last layers if there are fewer calls."""
-    stack = locate.find(model)
-    before, n_layers = remap.read_state(stack), len(stack.layers)
-    places = list(range(n_layers - len(calls), n_layers))
-    stand_ins = nn.ModuleList(_StandIn(stack.layers[i], call) for i, call in zip(places, calls, strict=True))
-    try:
-        remap.write_state(stack, remap.remap_state(stack, before, stand_ins, places))
-        yield
-    finally:
-        remap.write_state(stack, before)
+    with reserved(model) as stack:
+        before, n_layers = remap.read_state(stack), len(stack.layers)
+        attributes, record = vars(stack.owner), BaseRecord(stack.name, stack.layers, before)
+        places = list(range(n_layers - len(calls), n_layers))
+        stand_ins = nn.ModuleList(_StandIn(stack.layers[i], call) for i, call in zip(places, calls, strict=True))
+        stand_ins.train(stack.layers.training)
+        try:
+            with CHANGING:  # with the record another thread can make a view meanwhile
+                record = attributes.setdefault(locate.KEPT, record)
+                remap.write_state(stack, remap.remap_state(stack, before, stand_ins, places))
+            yield
+        finally:
+            with CHANGING:
+                remap.write_state(stack, before)
+                if record.values is before:
+                    attributes.pop(locate.KEPT, None)

@@ -13,12 +13,15 @@ from david.errors import RecipeError, SlingError
 from david.recipe.recipe import Recipe
 from david.sling import adapters, locate, remap
 from david.sling.install import (
+    CHANGING,
     Model,
     base_record,
     build_visits,
     current_state,
     install,
     install_recipe,
+    refuse_other_threads,
+    reserved,
     warn_of_adapters,
 )
 from david.sling.locate import Stack
@@ -59,7 +62,8 @@ def sling(
 
     Raises:
         RecipeError: The recipe does not fit the model. The model is unchanged.
-        SlingError: The model cannot run the recipe exactly. The model is unchanged.
+        SlingError: The model cannot run the recipe exactly, or another thread is within `slung` or scores the model.
+            The model is unchanged.
 
     Example:
         >>> David.sling(model, "0:12, 8:30").config.num_hidden_layers
@@ -67,11 +71,13 @@ def sling(
         >>> David.reset(model).config.num_hidden_layers
         30
     """
-    stack = locate.find(model)
-    base = base_record(stack)
-    target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
-    warn_of_adapters(stack, base)
-    return install_recipe(model, stack, base, target)
+    with CHANGING:
+        stack = locate.find(model)
+        refuse_other_threads(stack)
+        base = base_record(stack)
+        target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
+        warn_of_adapters(stack, base)
+        return install_recipe(model, stack, base, target)
 
 
 def reset(model: Model) -> Model:
@@ -83,16 +89,21 @@ def reset(model: Model) -> Model:
     Returns:
         The same model.
 
+    Raises:
+        SlingError: Another thread is within `slung` or scores the model.
+
     Example:
         >>> David.reset(David.sling(model, repeat_map_raw=[0, 1, 2, 1])) is model
         True
     """
-    stack = locate.find(model)
-    base = base_record(stack)
-    if base.layers is not stack.layers:
-        warn_of_adapters(stack, base)
-        install(model, stack, base.values, None)
-    return model
+    with CHANGING:
+        stack = locate.find(model)
+        refuse_other_threads(stack)
+        base = base_record(stack)
+        if base.layers is not stack.layers:
+            warn_of_adapters(stack, base)
+            install(model, stack, base.values, None)
+        return model
 
 
 @contextmanager
@@ -108,6 +119,9 @@ def slung(
 
     Afterwards the model is what it was on entry, whatever happened inside: its base, or an outer recipe.
 
+    A model runs one recipe at a time. Within the `with`, other threads cannot sling, reset or score it. Give each
+    thread a `view`: under Optuna's `n_jobs`, an objective returns `perplexity(David.view(model, recipe), corpus).nll`.
+
     Args:
         model: As for `sling`.
         recipe: As for `sling`.
@@ -120,7 +134,7 @@ def slung(
 
     Raises:
         RecipeError: The recipe does not fit the model.
-        SlingError: The model cannot run the recipe exactly.
+        SlingError: The model cannot run the recipe exactly, or another thread is within `slung` or scores the model.
 
     Example:
         >>> with David.slung(model, recipe):
@@ -128,30 +142,34 @@ def slung(
         >>> slung == score_recipes(model, [recipe], corpus)[0].nll
         True
     """
-    stack = locate.find(model)
-    before, training = current_state(stack), stack.owner.training
-    try:
-        base = base_record(stack)
-        target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
-        yield install_recipe(model, stack, base, target)
-    finally:
-        layers = base_record(stack).layers
-        install(model, stack, *before)
-        adapters.carry_adapters(layers, stack.layers)
-        if stack.owner.training != training:
-            stack.layers.train(stack.owner.training)
+    with reserved(model) as stack:
+        before, training = current_state(stack), stack.owner.training
+        try:
+            with CHANGING:
+                base = base_record(stack)
+                target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
+                install_recipe(model, stack, base, target)
+            yield model
+        finally:
+            with CHANGING:
+                layers = base_record(stack).layers
+                install(model, stack, *before)
+                adapters.carry_adapters(layers, stack.layers)
+                if stack.owner.training != training:
+                    stack.layers.train(stack.owner.training)
 
 
 @contextmanager
 def running_base(model: nn.Module) -> Iterator[None]:
     """Run the base for the length of a `with`. Afterwards the model is what it was on entry."""
-    stack = locate.find(model)
-    before = current_state(stack)
-    try:
-        reset(model)
-        yield
-    finally:
-        install(model, stack, *before)
+    with reserved(model) as stack:
+        before = current_state(stack)
+        try:
+            reset(model)
+            yield
+        finally:
+            with CHANGING:
+                install(model, stack, *before)
 
 
 def check_recipe(model: nn.Module, recipe: Recipe) -> None:
@@ -162,10 +180,11 @@ def check_recipe(model: nn.Module, recipe: Recipe) -> None:
         SlingError: The model cannot run the recipe exactly.
     """
     check_type("recipe", recipe, Recipe, RecipeError)
-    stack = locate.find(model)
-    base = base_record(stack)
-    recipe.check(len(base.layers))
-    remap.check_map(stack, base.values, recipe)
+    with CHANGING:
+        stack = locate.find(model)
+        base = base_record(stack)
+        recipe.check(len(base.layers))
+        remap.check_map(stack, base.values, recipe)
 
 
 def can_run(model: nn.Module, recipe: Recipe) -> bool:
@@ -188,7 +207,7 @@ def view(
     """Return a second model that runs a recipe on the same weights. The first one is unchanged.
 
     The view has module objects and a configuration of its own. It can be slung again; its maps name the base's layers,
-    too.
+    too. Views of one model run side by side in threads, also while the model itself is slung.
 
     Args:
         model: As for `sling`.
@@ -211,25 +230,27 @@ def view(
         >>> franken.model.layers[3].mlp.up_proj.weight is model.model.layers[1].mlp.up_proj.weight
         True
     """
-    stack = locate.find(model)
-    base = base_record(stack)
-    target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
-    build_visits(base, target)  # refusals come before anything is touched
-    copies = remap.config_copies(model)
-    configs = tuple(copies[id(config)] for config in stack.configs)
-    packed = {}
-    for name, value in base.values[0].items():
-        if isinstance(value, nn.Module):  # the view of the base's module replaces what a recipe put there
-            copies[id(getattr(stack.owner, name))] = packed[name] = module_view(value, copies)
-    second = module_view(model, copies)
-    second_stack = Stack(copies[id(stack.owner)], stack.name, configs)
-    install(second, second_stack, [base.values[0] | packed, *base.values[1:]], None)
-    return install_recipe(second, second_stack, base_record(second_stack), target)
+    with CHANGING:
+        stack = locate.find(model)
+        base = base_record(stack)
+        target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
+        build_visits(base, target)  # refusals come before anything is touched
+        copies = remap.config_copies(model)
+        configs = tuple(copies[id(config)] for config in stack.configs)
+        packed = {}
+        for name, value in base.values[0].items():
+            if isinstance(value, nn.Module):  # the view of the base's module replaces what a recipe put there
+                copies[id(getattr(stack.owner, name))] = packed[name] = module_view(value, copies)
+        second = module_view(model, copies)
+        second_stack = Stack(copies[id(stack.owner)], stack.name, configs)
+        install(second, second_stack, [base.values[0] | packed, *base.values[1:]], None)
+        return install_recipe(second, second_stack, base_record(second_stack), target)
 
 
 def base_layers(model: nn.Module) -> nn.ModuleList:
     """Return the layers of a model's base, whether it runs a recipe or not."""
-    return base_record(locate.find(model)).layers
+    with CHANGING:
+        return base_record(locate.find(model)).layers
 
 
 def base_depth(model: nn.Module) -> int:

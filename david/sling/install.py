@@ -6,7 +6,9 @@ too, and `save_pretrained` is refused.
 """
 
 import gc
+import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,11 @@ from david.sling.locate import Stack
 from david.sling.remap import Values
 
 Model = TypeVar("Model", bound=nn.Module)
+CHANGING = threading.RLock()  # held while layers are read or exchanged, so that no thread sees half of a recipe
+# By the owner of the layers: the thread that runs a model within a `with`, once for each level.
+_RESERVATIONS: "weakref.WeakKeyDictionary[nn.Module, list[threading.Thread]]" = weakref.WeakKeyDictionary()
+# Attribute of a model: the manager of `generate_batch(persistent_manager=True)`, with a cache as deep as the model was.
+_BATCH_MANAGER = "_cached_continuous_batching_manager"
 _REACH_ALL = ("_apply", "train")  # what `to`, `half`, `eval` and the like call
 
 
@@ -47,6 +54,31 @@ def base_record(stack: Stack) -> BaseRecord:
 def current_state(stack: Stack) -> tuple[Values, BaseRecord | None]:
     """Return what `install` needs to bring back the present state."""
     return remap.read_state(stack), stack.owner.__dict__.get(locate.KEPT)
+
+
+@contextmanager
+def reserved(model: nn.Module) -> Iterator[Stack]:
+    """Find the layers of a model; refuse other threads that want to exchange them, for the length of a `with`."""
+    with CHANGING:
+        stack = locate.find(model)
+        refuse_other_threads(stack)
+        threads = _RESERVATIONS.setdefault(stack.owner, [])
+        threads.append(threading.current_thread())
+    try:
+        yield stack
+    finally:
+        with CHANGING:
+            threads.pop()
+
+
+def refuse_other_threads(stack: Stack) -> None:
+    """Raise `SlingError` if another thread has reserved a model."""
+    threads = _RESERVATIONS.get(stack.owner)
+    if threads and threads[-1] is not threading.current_thread() and threads[-1].is_alive():
+        raise SlingError(
+            f"this model is in use in another thread ({threads[-1].name}), within `slung` or a score; expected one "
+            "thread. Give each thread a model of its own on the same weights: David.view(model, recipe)"
+        )
 
 
 @contextmanager
@@ -100,6 +132,9 @@ def install(model: nn.Module, stack: Stack, values: Values, base: BaseRecord | N
     holders = [module for module in beside if hasattr(module, "save_pretrained")]
     for holder in holders:
         holder.__dict__.pop("save_pretrained", None)
+        manager = holder.__dict__.pop(_BATCH_MANAGER, None)  # `generate_batch` makes another one
+        if manager is not None and manager.model is holder:  # a view has the manager of its base
+            manager.destroy()
     if base is not None:
         stack.owner.__dict__[locate.KEPT] = base
         for name in _REACH_ALL:

@@ -48,7 +48,8 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     for module in model.modules():
         copy.deepcopy(module.__dict__.get("config"), configs)
     visits = [_visit(base[layer], layer, place, dict(configs)) for place, layer in enumerate(recipe.repeat_map)]
-    copied = copy.deepcopy(model, configs | {id(base): nn.ModuleList(visits)})
+    batches = vars(model).get("_cached_continuous_batching_manager")  # has a thread's locks, and the base's cache
+    copied = copy.deepcopy(model, configs | {id(base): nn.ModuleList(visits), id(batches): None})
     kind = model.config.get_text_config(decoder=True).model_type
     seen = set()
     for module in copied.modules():

@@ -1,4 +1,4 @@
-"""A search in plain Optuna, its objective written by hand: nothing of David but the sling and the score.
+"""A search in plain Optuna, its objective written by hand: nothing of David but a view and the score.
 
     python experiments/plain_optuna/plain_optuna.py [--model demo] [--trials 25] [--windows 4]
 
@@ -36,8 +36,7 @@ def main() -> None:
             if layer == again:
                 repeat_map.append(layer)
                 scales.append(strength)
-        with David.slung(model, repeat_map_raw=repeat_map, scales=scales):
-            return perplexity(model, corpus).nll
+        return perplexity(David.view(model, repeat_map_raw=repeat_map, scales=scales), corpus).nll
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=0))
