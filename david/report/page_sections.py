@@ -173,8 +173,11 @@ def _luck(page: PageContent) -> Section | None:
 
 def _shrinkage(page: PageContent) -> Section | None:
     """Render how much of the finalists' gain is left on the held-out data."""
-    sentence = page.report.shrinkage_sentence
-    return ("What is left of the gain", part("shrinkage", f"{capitalised(sentence)}.")) if sentence else None
+    found, sentence = page.report.shrinkage, page.report.shrinkage_sentence
+    if found is None or not sentence:
+        return None
+    has_gain = not math.isnan(found.left)
+    return "What is left of the gain", part("shrinkage", f"{capitalised(sentence)}.", has_gain)
 
 
 def _rankings(page: PageContent) -> Section | None:
