@@ -232,13 +232,16 @@ def _compare_modules(weights: Weights, built: PreTrainedModel, prefix: str) -> N
 def _is_stale_copy(
     weights: Weights, name: str, actual: Mapping[str, Any], rebuilt: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> bool:
-    """Return whether an attribute is a copy of a setting, made when the base was built: a list per layer, or the depth.
+    """Return whether an attribute was copied from a setting when the base was built: a list per layer, or the depth.
 
-    The configurations themselves are compared, and the built model has what its configuration says.
+    So is whether any layer has a sliding window, which asks for a mask that other layers do not read. The
+    configurations themselves are compared, and the built model has what its configuration says.
     """
     had, has = rebuilt.get(name), actual.get(name)
     if isinstance(settings.get(name), list):
         return bool(had == settings[name])
+    if name == "has_sliding_layers":
+        return bool(has) and had is False
     return name in architectures.DEPTHS and (has, had) == (weights.n_layers, len(weights.order))
 
 

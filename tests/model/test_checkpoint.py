@@ -61,6 +61,7 @@ EXACT = {
     "gpt_neo": "0:2, 0:4",
     "ctrl": "0:4, 2:6",
     "big_bird": "0:4, 2:6",
+    "qwen3": "0, 0",  # no sliding layer, and no mask for one
     "cohere_compass_text": "2, 2, 1:3",  # no layer of full attention, and no frequencies for one
     "zamba2": "0:3, 2:6",
 }
@@ -168,9 +169,9 @@ def test_jamba_is_refused_for_a_map_that_its_pattern_cannot_say_and_works_for_on
     [
         (
             "ernie4_5_moe",
-            {"moe_layer_start_index": 2, "moe_layer_end_index": 4},
+            {"moe_layer_start_index": 2, "moe_layer_end_index": 4, "moe_layer_interval": 1},
             "1:4, 5",
-            {"moe_layer_start_index": 1},
+            {"moe_layer_start_index": 1, "moe_layer_end_index": 2},
         ),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "0, 0:3", {"decoder_sparse_step": 1, "mlp_only_layers": [0, 1, 3]}),
         ("glm4_moe", {"first_k_dense_replace": 2}, "2:6", {"first_k_dense_replace": 0}),
