@@ -14,6 +14,7 @@ import typer
 from david.cli import inputs
 from david.errors import CorpusError, ScoreError
 from david.scoring.conventions import CONVENTIONS, DEFAULT_CONVENTION
+from david.support.text import counted
 
 if TYPE_CHECKING:
     from david.recipe.recipe import Recipe
@@ -141,6 +142,14 @@ class DataOptions:
             help="The column that holds right answers, for multiple-choice questions: --column holds lists of answers.",
         ),
     ] = None
+    group_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The column (of tasks: the field) that says what belongs together: rows with the same value count as "
+            "one document, as copies of a text do anyway.",
+        ),
+    ] = None
     window: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens in a window.")] = 128
     windows: Annotated[
         int, typer.Option(min=1, metavar="N", help="Windows (or questions, or documents of tasks) to score.")
@@ -163,13 +172,13 @@ class DataOptions:
     ] = None
 
     def changed(self, defaults: "DataOptions") -> list[str]:
-        """Return the options that differ from `defaults`, except `--windows`."""
-        names = [name for name, value in vars(self).items() if value != getattr(defaults, name) and name != "windows"]
-        return [f"--{name.replace('_', '-')}" for name in names]
+        """Return the options that differ from `defaults`, except those that tasks have too."""
+        names = [name for name, value in vars(self).items() if value != getattr(defaults, name)]
+        return [f"--{name.replace('_', '-')}" for name in names if name not in ("windows", "group_column")]
 
     def without_columns(self) -> "DataOptions":
         """Return these options for a text file, which has neither rows nor columns."""
-        return replace(self, slice=None, column="text", prompt_column=None, gold_column=None)
+        return replace(self, slice=None, column="text", prompt_column=None, gold_column=None, group_column=None)
 
     def corpus(self, tokenizer: Any, source: str | None = None) -> "Corpus":
         """Return all windows of `--data`, or of `source` in its place.
@@ -191,9 +200,21 @@ class DataOptions:
             column=self.column,
             prompt=self.prompt_column,
             gold=self.gold_column,
+            group=self.group_column,
             convention=self.convention.value if CONVENTIONS[self.convention].first_scored is None else None,
             stride=self.stride,
         )
+
+    def take(self, corpus: "Corpus") -> "Corpus":
+        """Return the first `--windows` windows or questions of a corpus; `CorpusError` if it has fewer."""
+        n, item = len(corpus.items()), "question" if corpus.choices else "window"
+        if self.windows > n:
+            shorter = "" if corpus.choices else ", a shorter --window"
+            raise CorpusError(
+                f"--windows {self.windows} is more than {corpus.source} has: {counted(n, item)} of up to "
+                f"{corpus.window} tokens; give --windows {n} or fewer{shorter}, or more data"
+            )
+        return corpus.take(self.windows)
 
     def objective(self) -> Any:
         """Return the objective: multiple choice for questions with right answers, else perplexity by a convention.
@@ -247,10 +268,10 @@ class TaskOptions:
 
         parse_task_names(self.tasks)
 
-    def load(self, loaded: Any, tokenizer: Any) -> Any:
-        """Return the `Tasks` for a model, or None if there are none."""
+    def load(self, loaded: Any, tokenizer: Any, group: str | None = None) -> Any:
+        """Return the `Tasks` for a model, or None if there are none; `group` is `--group-column`."""
         if self.tasks is None:
             return None
         from david.scoring.tasks import load_tasks
 
-        return load_tasks(self.tasks, loaded, tokenizer, limit=self.limit)
+        return load_tasks(self.tasks, loaded, tokenizer, limit=self.limit, group=group)

@@ -1,5 +1,6 @@
 """The commands that score recipes: `score` and `compare`."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,12 +45,12 @@ def score(
 ) -> None:
     """Score a model, and a recipe on it: perplexity of a text, accuracy on questions, and results of tasks.
 
-    Example: david score demo --recipe "0:12, 8:30" --windows 4
+    Example: david score demo --recipe "0:12, 8:30" --windows 12
     """
     check_recipe_options(recipe, ratios)
     tasks.check()
     loaded, tokenizer, own_recipe = model.load_with_recipe()
-    corpus = data.corpus(tokenizer).take(data.windows)
+    corpus = data.take(_for_source(data, data.data, tasks).corpus(tokenizer))
     from david.engine.engine import score_recipes
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
@@ -59,7 +60,7 @@ def score(
     if recipe is not None or ratios is not None:
         own_recipe = parse_recipe(recipe, ratios, n_layers, loaded)
     recipes = [] if own_recipe is None else [own_recipe]
-    loaded_tasks = tasks.load(loaded, tokenizer)
+    loaded_tasks = tasks.load(loaded, tokenizer, data.group_column)
     base_and_recipes = [Recipe.identity(n_layers), *recipes]
     budget = memory_bytes(memory_budget)
     scores = score_recipes(loaded, base_and_recipes, corpus, objective=data.objective(), memory_budget=budget)
@@ -73,7 +74,7 @@ def score(
     }
     unit = "question" if base.right else "token"
     lines = [f"{corpus}, {base.tokens} {unit}s scored by convention {base.convention}", *_score_lines(scores, recipes)]
-    lines += _single_document_notes([corpus])
+    scored = [corpus]
     if loaded_tasks is not None:
         result["tasks"] = {}
         for name, documents in loaded_tasks.each.items():
@@ -82,7 +83,9 @@ def score(
             result["tasks"][name] = {**measure, "data": describe_data(documents), **_scores_as_json(scores, recipes)}
             lines += ["", f"{documents}, measured by {scores[0].convention}", *_score_lines(scores, recipes)]
             lines += cut_notes(score.cut_share for score in scores)
-    print_result(result, "\n".join(lines), as_json)
+            scored.append(documents)
+    result["notes"] = _document_notes(scored) if recipes else []  # without a recipe there is no interval
+    print_result(result, "\n".join([*lines, *(f"note: {note}" for note in result["notes"])]), as_json)
 
 
 def compare(
@@ -119,7 +122,7 @@ def compare(
 
     --slice and the column options apply to data with columns; a text file given with such data is read whole.
 
-    Example: david compare demo "0:12, 8:30" "0:12, 8:12*0.3, 12:30" --windows 4
+    Example: david compare demo "0:12, 8:30" "0:12, 8:12*0.3, 12:30" --windows 12
     """
     for recipe in recipes:
         check_recipe_options(recipe, None)
@@ -149,9 +152,10 @@ def compare(
         name: {"unit": table.attrs["units"][name], "data": describe_data(corpus)}
         for name, (_, corpus) in corpora.items()
     }
-    result = {"model": model, "corrected_for": n_recipes, "on": on, "recipes": rows}
+    few = _document_notes([corpus for _, corpus in corpora.values()])
+    result = {"model": model, "corrected_for": n_recipes, "on": on, "recipes": rows, "notes": few}
     note = f"differences: recipe − base, below 0 is better; ± half of a 95% interval, corrected for {n_recipes} recipe"
-    notes = [f"{note}{'s' * (n_recipes != 1)}", *_single_document_notes([corpus for _, corpus in corpora.values()])]
+    notes = [f"{note}{'s' * (n_recipes != 1)}", *(f"note: {line}" for line in few)]
     notes += cut_notes(row[f"{name}_cut"] for row in rows for name in on if f"{name}_cut" in row)
     print_result(result, "\n".join([comparison_text(table), "", *notes]), as_json)
 
@@ -166,23 +170,29 @@ def _corpora_to_compare(
     has_table = not all(map(is_text, sources))
     for source in sources:
         options = data.without_columns() if has_table and is_text(source) else data
-        corpus = options.corpus(tokenizer, source)
+        corpus = _for_source(options, source, tasks).corpus(tokenizer, source)
         options = data if corpus.choices else data.without_columns()
-        _add_corpus(corpora, corpus.source, (options.objective(), corpus.take(data.windows)))
-    loaded_tasks = tasks.load(loaded, tokenizer)
+        _add_corpus(corpora, corpus.source, (options.objective(), data.take(corpus)))
+    loaded_tasks = tasks.load(loaded, tokenizer, data.group_column)
     if loaded_tasks is not None:
         for name, documents in loaded_tasks.each.items():
             _add_corpus(corpora, name, (loaded_tasks, documents))
     return corpora
 
 
-def _single_document_notes(corpora: "Sequence[Corpus]") -> list[str]:
-    """Return a note for each corpus whose windows are all of one document: its interval is too narrow."""
-    single = [corpus for corpus in corpora if len(set(corpus.documents)) == 1 and len(corpus.items()) > 1]
-    return [
-        f"note: {corpus} is of one document: its windows were taken as independent, which they are not; take more"
-        for corpus in single
-    ]
+def _for_source(data: DataOptions, source: str, tasks: TaskOptions) -> DataOptions:
+    """Return the options for a source: beside tasks, `--group-column` is of the tasks alone if the source is text."""
+    from david.scoring.sources import is_text
+
+    return replace(data, group_column=None) if tasks.tasks is not None and is_text(source) else data
+
+
+def _document_notes(corpora: "Sequence[Corpus]") -> list[str]:
+    """Return a sentence for each corpus whose windows come from too few documents for an interval."""
+    from david.report.sentences import few_documents
+
+    notes = [few_documents(str(corpus), corpus.clusters) for corpus in corpora]
+    return [note for note in notes if note]
 
 
 def _add_corpus(corpora: dict[str, Any], name: str, corpus: Any) -> None:

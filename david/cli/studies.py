@@ -51,7 +51,7 @@ def search(
     tasks.check(data.changed(_SEARCH_DATA))
 
     loaded, tokenizer = model.load()
-    objective = tasks.load(loaded, tokenizer)
+    objective = tasks.load(loaded, tokenizer, data.group_column)
     if objective is None:
         objective, corpus = data.objective(), data.corpus(tokenizer)
     else:
@@ -169,7 +169,7 @@ def run_study(
 
 def profile(
     model: ModelOptions = ModelOptions(),
-    data: Annotated[DataOptions, Omit(("gold_column", "convention", "stride"))] = _SCAN_DATA,
+    data: Annotated[DataOptions, Omit(("gold_column", "group_column", "convention", "stride"))] = _SCAN_DATA,
     memory_budget: MemoryBudget = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", rich_help_panel=OUTPUT, help="The folder for tables and plots.")
@@ -189,7 +189,7 @@ def profile(
     from david.analysis.profile import profile as run_profile
 
     loaded, tokenizer = model.load()
-    corpus = data.corpus(tokenizer).take(data.windows)
+    corpus = data.take(data.corpus(tokenizer))
     measured = run_profile(loaded, corpus, memory_budget=memory_bytes(memory_budget), progress=True)
     files = write_profile(measured.layers, measured.distances, out)
     text = measured.layers.to_string(index=False, float_format="{:+.4f}".format)

@@ -18,6 +18,8 @@ from david.errors import ScoreError
 from david.support.text import brief
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
+FEWEST_DOCUMENTS = 4  # below, an interval is many times as wide as the spread of what it was computed from
+GROUP = "group "  # begins the name of several documents that count as one: copies of a text, or a named group
 
 _BATCH_NUMBERS = 2**20  # of a resampling, in memory at once
 
@@ -59,9 +61,10 @@ def paired_difference(
 
     The interval is at 1 − 0.05 / finalists (Bonferroni), so that all finalists' intervals hold together with 95%.
     Windows of one document depend on one another, so each document counts as one difference (a ratio estimator over
-    clusters: Cochran, Sampling Techniques, 1977, chapter 6). Windows of a single document are treated as independent,
-    since nothing better is possible. With fewer than two windows the interval is infinite. A recipe with an infinite
-    NLL is infinitely worse than a base with a finite one, and conversely.
+    clusters: Cochran, Sampling Techniques, 1977, chapter 6), and so does each group of documents, such as copies of one
+    text. Windows of a single document are treated as independent, since nothing better is possible; those of a single
+    group, or fewer than two windows, leave the interval infinite. A recipe with an infinite NLL is infinitely worse
+    than a base with a finite one, and conversely.
 
     With `"t"` the interval is Student's: the standard error comes from leaving out one document at a time (jackknife),
     the degrees of freedom are one less than `effective_number` of documents; with documents of equal length it is the
@@ -75,7 +78,7 @@ def paired_difference(
         recipe_nll: NLL sum of each window `[W]` for the recipe, in nats.
         base_nll: NLL sum of each window `[W]` for the base, in nats.
         tokens: Scored tokens of each window `[W]`.
-        documents: The document of each window `[W]`; left out, each window is its own.
+        documents: The document of each window `[W]`, or group (`Corpus.clusters`); left out, each window is its own.
         finalists: How many recipes are compared with the base.
         method: `"t"` or `"bootstrap"`.
         resamples: Resamples of the bootstrap.
@@ -166,8 +169,9 @@ def document_numbers(documents: Sequence[Hashable] | None, windows: int) -> NDAr
 
     Returns:
         The number `[W]` of each window's document; each window is its own if all are of one document, or of none known.
+        A group of documents (its name begins with `group `) stays one.
     """
-    if documents is None or len(set(documents)) < 2:
+    if documents is None or (len(names := set(documents)) < 2 and not any(str(n).startswith(GROUP) for n in names)):
         return np.arange(windows)
     numbers: NDArray[np.intp] = np.unique([str(document) for document in documents], return_inverse=True)[1]
     return numbers

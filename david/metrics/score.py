@@ -29,7 +29,7 @@ class Score:
     Attributes:
         window_nll: NLL of each window in nats, summed over its scored tokens.
         window_tokens: Number of scored tokens of each window.
-        documents: The document that each window begins in.
+        documents: The document that each window begins in, or its group: `Corpus.clusters`.
         convention: Which tokens were scored.
         window_bytes: UTF-8 bytes of the scored tokens of each window; empty if unknown.
         right: Whether each multiple-choice question was answered right; empty for other data. Such a score has one
@@ -47,7 +47,7 @@ class Score:
 
     window_nll: tuple[float, ...]
     window_tokens: tuple[int, ...]
-    documents: tuple[int, ...]
+    documents: tuple[int | str, ...]
     convention: str
     window_bytes: tuple[int, ...] = ()
     right: tuple[bool, ...] = ()

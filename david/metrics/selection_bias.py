@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from david.errors import ScoreError
-from david.metrics.paired_test import as_numbers, check_drawing, document_numbers, effective_number, token_counts
+from david.metrics.paired_test import (
+    FEWEST_DOCUMENTS,
+    as_numbers,
+    check_drawing,
+    document_numbers,
+    effective_number,
+    token_counts,
+)
 
 _BATCH_NUMBERS = 2**22  # of a resampling, in memory at once
 
@@ -59,12 +66,13 @@ def luck(
             stopped has NaN for the windows that it did not see: those it saw stand in for them, in turn, scaled to
             their tokens. Recipes with an infinite NLL, or without any window, are left out.
         tokens: Scored tokens of each window `[W]`.
-        documents: The document of each window `[W]`; left out, each window is its own.
+        documents: The document of each window `[W]`, or group (`Corpus.clusters`); left out, each window is its own.
         resamples: Resamples.
         seed: Seed of the resampling.
 
     Returns:
-        The estimate. `best` is of recipes that saw all windows. With fewer than two windows the estimate is NaN.
+        The estimate. `best` is of recipes that saw all windows. With fewer than four documents the estimate is NaN:
+        two or three can be drawn in three or ten ways only.
 
     Raises:
         ScoreError: The windows do not pair, or an option is out of range.
@@ -81,7 +89,7 @@ def luck(
     document_sums, sizes = _sum_by_document(sums, scored, documents)
     means = document_sums.sum(axis=1) / sizes.sum()
     best = float(means[is_complete].min()) if is_complete.any() else math.nan
-    if not len(means) or len(sizes) < 2:
+    if not len(means) or len(sizes) < FEWEST_DOCUMENTS:
         return Luck(math.nan, math.nan, best, math.nan)
     deviations = document_sums - means[:, None] * sizes
     deviations *= math.sqrt(1 / (1 - 1 / effective_number(sizes)))

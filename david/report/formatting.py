@@ -64,11 +64,6 @@ def number(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.4g}"
 
 
-def counted(how_many: int, name: str) -> str:
-    """Return a number of things: `1 window`, `2,000 windows`."""
-    return f"{how_many:,} {name}" + "s" * (how_many != 1)
-
-
 def rounded_up(value: float) -> float:
     """Return the next value of two digits, for the ends of a scale."""
     if value <= 0:

@@ -17,12 +17,13 @@ from david.metrics import units
 from david.metrics.paired_test import BETTER, WORSE
 from david.report import artifacts, sentences
 from david.report.columns import BASE
-from david.report.formatting import capitalised, counted, figure, share, signed, verdict_text
+from david.report.formatting import capitalised, figure, share, signed, verdict_text
 from david.report.page_sections import SECTIONS, PageContent, Section, data_text, strategies
 from david.report.rendering import part
 from david.report.study_report import StudyReport
 from david.storage.results import StudyResults
 from david.support import files
+from david.support.text import counted
 
 __all__ = ["NAME", "Section", "Shown", "page", "show", "write", "write_run"]
 
@@ -149,6 +150,7 @@ def _hero(content: PageContent) -> dict[str, Any]:
         )
     if results.evaluations > 1:
         lead += f" {capitalised(sentences.looks(results))}."
+    lead += "".join(f" {capitalised(sentence)}." for sentence in sentences.scarcity(results))
     return {
         "tone": "better" if BETTER in verdicts else "worse" if verdicts and set(verdicts) == {WORSE} else "even",
         "eyebrow": f"Study “{results.name}” on {metadata.base.model or 'a model'}, {results.n_layers} layers",
@@ -187,7 +189,7 @@ def _tiles(content: PageContent) -> list[tuple[str, str, str]]:
     scored = ("Held-out tokens scored", f"{score.tokens:,}", f"in {counted(documents, 'document')}")
     if results.item != "window":
         note = "each counts once" if set(score.window_tokens) == {1} else ""
-        scored = (f"Held-out {results.item}s", f"{documents:,}", note)
+        scored = (f"Held-out {results.item}s", f"{len(score.window_nll):,}", note)
     return [*tiles, _count(content), scored]
 
 

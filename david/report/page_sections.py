@@ -18,7 +18,7 @@ from david.recipe.recipe import Recipe
 from david.recipe.schema import Data, ranges_of
 from david.report import sentences
 from david.report.columns import BASE, leaderboard_columns, page_cells
-from david.report.formatting import capitalised, counted, rounded_up, signed
+from david.report.formatting import capitalised, rounded_up, signed
 from david.report.rendering import inline_svg, part
 from david.report.study_plots import BLOCKS_SECTION, SEARCH_SECTION, drawings
 from david.report.study_report import StudyReport
@@ -27,6 +27,7 @@ from david.storage.queue import STRATEGY
 from david.storage.results import StudyResults
 from david.storage.study_metadata import StudyMetadata
 from david.storage.trial_attributes import CONVENTION, DUPLICATE_OF, ERROR, PARTIAL
+from david.support.text import counted
 
 Section = tuple[str, Markup]  # heading and content
 

@@ -1,7 +1,7 @@
 """What a study found, in sentences, and the leaderboard as text for a terminal."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import pandas as pd
@@ -9,15 +9,14 @@ from optuna import Study
 
 from david.errors import SearchError
 from david.metrics import units
-from david.metrics.paired_test import BETTER, UNDECIDED, Correlation
+from david.metrics.paired_test import BETTER, FEWEST_DOCUMENTS, GROUP, UNDECIDED, Correlation
 from david.metrics.selection_bias import Luck
 from david.metrics.shrinkage import Shrinkage
 from david.report import tables
 from david.report.columns import BASE, leaderboard_columns, terminal_columns
-from david.report.formatting import counted
 from david.storage.results import StudyResults
 from david.support.arguments import check_type
-from david.support.text import plain
+from david.support.text import counted, plain
 
 
 def verdict(board: pd.DataFrame) -> str:
@@ -77,6 +76,9 @@ def luck(line: Luck | None, recipes: int, unit: str = units.TOKEN, item: str = "
     Returns:
         The sentence; empty if the luck line is unknown.
     """
+    if line is not None and line.best >= 0:
+        shown = f"the best shows {line.best:+.4f} {units.difference_unit(unit)}"
+        return f"no recipe is below the base on the search {item}s: {shown}, so there is no gain that could be luck"
     if line is None or math.isnan(line.typical):
         return ""
     typical = (
@@ -115,6 +117,42 @@ def shrinkage(found: Shrinkage | None, unit: str = units.TOKEN, item: str = "win
         f"{finalists} {'gains' if one else 'gain'} {on_average}{found.search_gain:+.4f} {unit} over the base on the "
         f"search {item}s; {found.left:.0%} of that is left on the held-out {item}s ({interval})"
     )
+
+
+def few_documents(name: str, documents: Sequence[Hashable], purpose: str = "an interval") -> str:
+    """Return in a sentence that windows come from too few documents to conclude anything from them.
+
+    Args:
+        name: What the windows are, in the singular.
+        documents: The document or group of each window.
+        purpose: What they are too few for.
+
+    Returns:
+        The sentence; empty if they are enough, or if there is one window.
+    """
+    distinct = set(documents)
+    has_groups = any(str(document).startswith(GROUP) for document in distinct)
+    if len(documents) < 2 or len(distinct) >= FEWEST_DOCUMENTS:
+        return ""
+    if len(distinct) == 1 and not has_groups:
+        return f"{name} is of one document: its windows were taken as independent, which they are not; take more"
+    count = counted(len(distinct), "group" if has_groups else "document")
+    return f"{name} is of {count}, too few for {purpose}; take data of {FEWEST_DOCUMENTS} or more"
+
+
+def scarcity(results: StudyResults) -> list[str]:
+    """Return in sentences where a study has too few documents: for its luck line, for its verdict.
+
+    One document is left out: a note says so when the search begins.
+    """
+    base, searched = results.base_trial, results.metadata.search_documents or []
+    score = None if base is None else results.held_out(base)
+    judged = () if score is None else score.documents
+    sentences = [
+        few_documents("the search part", searched, "a luck line"),
+        few_documents("the held-out part", judged, "its intervals to say much"),
+    ]
+    return [sentence for sentence in sentences if sentence and "one document" not in sentence]
 
 
 def baseline(study: Study | StudyResults) -> str:

@@ -119,6 +119,7 @@ class StudyReport:
             self.shrinkage_sentence,
             sentences.baseline(self.results),
             self.luck_sentence,
+            *sentences.scarcity(self.results),
             *self.ranking_sentences,
             self.cut_note,
         )

@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,15 @@ from david.scoring.conventions import (
     ConventionName,
     convention_of_cut,
 )
-from david.scoring.hold_out import draw_sides
+from david.scoring.hold_out import comparable, document_groups, draw_sides, share_groups, window_clusters
 from david.scoring.sources import BUILT_IN, is_file, is_text, read_rows
 from david.scoring.tokens import Tokenizer
 from david.scoring.windows import CUTTERS, CutOptions
 from david.support.arguments import check_tokenizer, check_type
+from david.support.console import say
+from david.support.text import counted
+
+_FEWEST_WORDS = 16  # of a copy among texts that are joined: shorter ones are headings and phrases
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,6 +63,8 @@ class Corpus:
         starts: The position of each window's first token in the text.
         window_bytes: How many UTF-8 bytes the scored tokens of each window stand for; empty if unknown.
         choices: The answer to a multiple-choice question that each window ends with; empty for other data.
+        groups: The group of each document of the data, as the number of its first document: copies of one text, or rows
+            that `Corpus.load` was told belong together. Empty if each document is a group of its own.
     """
 
     windows: Tensor
@@ -73,6 +80,7 @@ class Corpus:
     starts: tuple[int, ...] = ()
     window_bytes: tuple[int, ...] = ()
     choices: tuple[Choice, ...] = ()
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", self.numbers or tuple(range(len(self))))
@@ -90,6 +98,7 @@ class Corpus:
         column: str = "text",
         prompt: str | None = None,
         gold: str | None = None,
+        group: str | None = None,
         convention: ConventionName | None = None,
         stride: int | None = None,
         rolling: bool = False,
@@ -100,6 +109,10 @@ class Corpus:
         A text is cut into consecutive windows, and a rest that fills no window is left out, unless `convention`,
         `stride` or `rolling` names another cut. Rows with a `prompt` are a window each, or with `gold` beside it a
         multiple-choice question each (see `score.multiple_choice`).
+
+        Copies of one text count as one document: `hold_out` keeps them on one side, and intervals count them once. So
+        do rows of one `group`. (Texts are copies if they differ in white space at most. Among texts that are joined,
+        those of fewer than 16 words are headings and phrases, no copies.)
 
         Args:
             source: A local file (a text is one document, JSON lines, parquet and CSV have a document a row), a Hub
@@ -113,6 +126,9 @@ class Corpus:
                 completion, which alone is scored. If a row is longer than `window`, its beginning is cut off.
             gold: The column of right answers. Each answer of a row is a window behind the row's prompt; the right one
                 is given by its number from 0 on, or by its label.
+            group: The column that says which rows belong together: rows with the same value are one document to
+                `hold_out` and to intervals. Samples of one problem have the problem's column, chunks of one article its
+                title. A row with no value is a group of its own.
             convention: The name of a cut: `window` (consecutive windows), or an entry of `david.scoring.conventions`
                 that has a cut of its own. Those that decide only which tokens are scored belong to `perplexity`.
             stride: Convention `strided`, as in the transformers perplexity guide: windows begin so many tokens apart,
@@ -136,13 +152,13 @@ class Corpus:
         check_type("source", source, (str, os.PathLike), CorpusError)
         source = os.fspath(source)
         cut_by = convention_of_cut(convention, stride=stride, rolling=rolling)
-        tokenizer = _check_options(tokenizer, source, window, prompt, gold, cut_by, bos)
+        tokenizer = _check_options(tokenizer, source, window, prompt, gold, group, cut_by, bos)
         if cut_by.starts_documents:
             lead: int | None = tokens.document_lead(tokenizer, cut_by.name)
         else:
             lead = tokens.window_lead(tokenizer, bos)
         choices: tuple[Choice, ...] = ()
-        rows = read_rows(source, slice, [name for name in (prompt, column, gold) if name is not None])
+        rows = read_rows(source, slice, [name for name in (prompt, column, gold, group) if name is not None])
         options = CutOptions(window, lead, source, cut_by.name, stride)
         if prompt is None:
             texts = rows.texts(column)
@@ -152,6 +168,11 @@ class Corpus:
             cut, texts = cut_completions(tokenizer, rows, prompt, column, options)
         else:
             cut, texts, choices = cut_questions(tokenizer, rows, prompt, column, gold, options)
+        joins_texts = prompt is None and not cut_by.starts_documents
+        names = None if group is None else list(map(comparable, rows.columns[group]))
+        groups, n_copies = document_groups(texts, names, fewest_words=_FEWEST_WORDS if joins_texts else 1)
+        if n_copies and source != BUILT_IN:
+            say(f"{n_copies} of {counted(len(texts), 'text')} of {source} are copies: copies count as one document")
         return cls(
             windows=torch.from_numpy(cut.windows),
             documents=cut.documents,
@@ -165,6 +186,7 @@ class Corpus:
             starts=cut.starts,
             window_bytes=cut.window_bytes,
             choices=choices,
+            groups=groups,
         )
 
     @property
@@ -182,6 +204,14 @@ class Corpus:
             else:
                 runs.append([number, number + 1])
         return ", ".join(f"{start}:{stop}" if stop > start + 1 else f"{start}" for start, stop in runs)
+
+    @cached_property
+    def clusters(self) -> tuple[int | str, ...]:
+        """What each window counts as in intervals: its document's number, or a name such as `group 3` for several.
+
+        A score of this corpus has them as its `documents`.
+        """
+        return window_clusters(self.documents, self.last_documents, self.groups)
 
     @property
     def tokens_sha256(self) -> str:
@@ -246,8 +276,9 @@ class Corpus:
         """Return two parts that share no document: one to search on, one to judge the winners by.
 
         The seed draws the documents of each side: half of them each, or other shares where half is too few. Short
-        documents come together with their neighbours. Each document gives one window before any gives a second. If no
-        share does, as in a text of one document, the parts follow one another as those of `split` do.
+        documents come together with their neighbours, and documents of one group (`groups`) to one side. Each document
+        or group gives one window before any gives a second. If no share does, as in a text of one document, the parts
+        follow one another as those of `split` do.
 
         Args:
             search: The windows (or multiple-choice questions) to search on.
@@ -259,7 +290,8 @@ class Corpus:
             The part to search on, and the part to judge by.
 
         Raises:
-            CorpusError: The corpus has fewer windows than both parts together, or the seed is negative.
+            CorpusError: The corpus has fewer windows than both parts together, no draw keeps copies of one text or rows
+                of one group on one side, or the seed is negative.
 
         Example:
             >>> windows, others = corpus.hold_out(12, 24)
@@ -272,16 +304,35 @@ class Corpus:
         items = self.items()
         documents = [self.documents[item.start] for item in items]
         last_documents = [self.last_documents[item.start] for item in items]
-        sides = draw_sides(documents, last_documents, search, held_out, seed)
+        sides = draw_sides(documents, last_documents, search, held_out, seed, self.groups)
         if sides is None:
+            if first.shares_copies(second):
+                distinct = counted(len(set(self.groups)), "document")
+                raise CorpusError(
+                    f"cannot search on {search} of {self._count(len(items))} and hold out {held_out}: copies of one "
+                    "text, or rows of one group, would be on both sides; the data have "
+                    f"{distinct} or groups that differ: take more data, or fewer windows"
+                )
             return first, second
         searched, judged = ([place for item in side for place in items[item]] for side in sides)
         return self._at(searched), self._at(judged)
 
     def shared_documents(self, other: "Corpus") -> int:
-        """Return how many documents of the same text both corpora have a part of; 0 for different texts."""
+        """Return how many documents or groups of the same text both corpora have; 0 for different texts."""
         check_type("other", other, Corpus, CorpusError)
-        return len(_spanned_documents(self) & _spanned_documents(other)) if self.sha256 == other.sha256 else 0
+        if self.sha256 != other.sha256:
+            return 0
+        documents = (_spanned_documents(corpus) for corpus in (self, other))
+        one, two = ({self.groups[n] if self.groups else n for n in numbers} for numbers in documents)
+        return len(one & two)
+
+    def shares_copies(self, other: "Corpus") -> bool:
+        """Return whether both corpora have documents of one group of the same text: copies, or rows of a named group.
+
+        Two parts of one document are no copies.
+        """
+        one, two = _spanned_documents(self), _spanned_documents(other)
+        return self.sha256 == other.sha256 and share_groups(one, two, self.groups)
 
     def shared_tokens(self, other: "Corpus") -> int:
         """Return how many tokens both corpora have.
@@ -320,7 +371,7 @@ class Corpus:
         )
 
     def _count(self, items: int) -> str:
-        return f"{items} {'questions' if self.choices else 'documents' if self.convention == TASKS else 'windows'}"
+        return counted(items, "question" if self.choices else "document" if self.convention == TASKS else "window")
 
 
 def _check_options(
@@ -329,6 +380,7 @@ def _check_options(
     window: int,
     prompt: str | None,
     gold: str | None,
+    group: str | None,
     convention: Convention,
     bos: bool | None,
 ) -> Tokenizer:
@@ -346,6 +398,8 @@ def _check_options(
         raise CorpusError("gold says which answer to a prompt is right: name the column of prompts too")
     if prompt is not None and is_text(source):
         raise CorpusError(f"{source} is text: prompts need a table (JSON lines, parquet, CSV or a Hub dataset)")
+    if group is not None and is_text(source):
+        raise CorpusError(f"{source} is text: groups need a table (JSON lines, parquet, CSV or a Hub dataset)")
     if convention.starts_documents and bos is False:
         raise CorpusError(f"{convention.name} windows begin each document with a BOS or EOS: leave bos out")
     return tokenizer

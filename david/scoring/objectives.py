@@ -106,7 +106,7 @@ def by_question(score: Score, corpus: Corpus) -> Score:
         loss = float(torch.logsumexp(likelihoods, 0) - likelihoods[gold])
         nll.append(math.inf if math.isnan(loss) else max(0.0, loss))  # not a number where every answer is impossible
         right.append(int(likelihoods.argmax()) == gold)
-    questions = tuple(corpus.documents[item.start] for item in corpus.items())
+    questions = tuple(corpus.clusters[item.start] for item in corpus.items())
     return Score(tuple(nll), (1,) * len(nll), questions, corpus.convention, right=tuple(right), unit=units.QUESTION)
 
 
@@ -151,7 +151,7 @@ def score_of(sums: Sequence[float], corpus: Corpus, convention: ConventionName) 
     return Score(
         window_nll=tuple(sums),
         window_tokens=scored_tokens(corpus, first)[:n],
-        documents=corpus.documents[:n],
+        documents=corpus.clusters[:n],
         convention=convention if corpus.scored is None else corpus.convention,
         # A corpus counts the bytes of its own cut.
         window_bytes=corpus.window_bytes[:n] if convention == DEFAULT_CONVENTION else (),

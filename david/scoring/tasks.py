@@ -23,6 +23,7 @@ from david.metrics import units
 from david.metrics.score import Score, mean_share
 from david.scoring.conventions import TASKS
 from david.scoring.corpus import Corpus
+from david.scoring.hold_out import comparable, document_groups
 from david.scoring.lm_eval_adapter import (
     CutAnswers,
     Task,
@@ -41,7 +42,7 @@ from david.sling.in_place import running_base
 from david.support.arguments import check_tokenizer, check_type, checked_list
 from david.support.console import say
 from david.support.extras import install_hint
-from david.support.text import brief, one_line
+from david.support.text import brief, counted, one_line
 
 __all__ = ["Tasks", "load_tasks"]
 
@@ -122,7 +123,7 @@ class Tasks:
         measured = ", ".join(part.measured for part in numbers_of)
         answers = ([cut for request in requests_of[n] for cut in is_cut.get(id(request), ())] for n in corpus.numbers)
         cut = tuple(mean_share(of_document) for of_document in answers if of_document)
-        return Score(losses, weights, corpus.documents, f"{TASKS} {measured}", unit=unit, cut=cut)
+        return Score(losses, weights, corpus.clusters, f"{TASKS} {measured}", unit=unit, cut=cut)
 
     def _asked(self, model: nn.Module, corpus: Corpus) -> tuple[Mapping[Task, Sequence[int]], str]:
         """Return the documents of each task that a corpus asks for, and their unit; `ScoreError` if they do not fit."""
@@ -170,6 +171,7 @@ def load_tasks(
     limit: int | None = None,
     max_length: int | None = None,
     batch: int | None = None,
+    group: str | None = None,
 ) -> Tasks:
     """Read tasks of lm-eval, and make their requests for a model.
 
@@ -188,6 +190,8 @@ def load_tasks(
         max_length: The most tokens of a prompt with its answer; the beginning of a longer prompt is cut off, and a
             note is printed. Default: the positions of the model, at most 2048.
         batch: How many requests go through the model at once. Default: one, or 16 on an accelerator.
+        group: The field of the documents that says which belong together, as in `Corpus.load`. Documents whose requests
+            are equal belong together anyway.
 
     Returns:
         The tasks, an objective with its corpora.
@@ -215,7 +219,7 @@ def load_tasks(
                 raise CorpusError(f"the task {name} is asked for twice: name it once")
             first = parts[-1].numbers.stop if parts else 0
             parts.append(prepare_task(name, task, metric, filter_name, limit, first))
-        return Tasks(tuple(parts), _corpus_of(parts, harness, longest, limit), harness, longest)
+        return Tasks(tuple(parts), _corpus_of(parts, harness, longest, limit, group), harness, longest)
 
 
 def parse_task_names(names: str | os.PathLike[str] | Sequence[str]) -> list[tuple[str, str | None, str | None]]:
@@ -283,14 +287,18 @@ def _common_unit(parts: Sequence[Task]) -> str:
     return distinct[0]
 
 
-def _corpus_of(parts: Sequence[Task], harness: Any, longest: int, limit: int | None) -> Corpus:
+def _corpus_of(parts: Sequence[Task], harness: Any, longest: int, limit: int | None, group: str | None) -> Corpus:
     """Return a window for each document: the last tokens, at most `longest`, of its prompt and its answers."""
     numbers, rows = [], []
+    texts_of: list[str] = [""] * parts[-1].numbers.stop  # of each document; empty behind a limit
+    names: list[Any] = [None] * len(texts_of)
     for part in parts:
         n_cut = 0
         for number, requests in part.requests.items():
             texts = dict.fromkeys(text for request in requests for text in request.args if isinstance(text, str))
             rows.append(harness.tok_encode("".join(texts)))
+            texts_of[number] = "".join(texts)
+            names[number] = None if group is None else _group_name(part, requests[0].doc, group)
             n_cut += len(rows[-1]) > longest and _is_cut(harness, requests, longest)
             numbers.append(number)
         if n_cut:
@@ -306,6 +314,10 @@ def _corpus_of(parts: Sequence[Task], harness: Any, longest: int, limit: int | N
         data.update(part.name.encode())
         for document in part.task.eval_docs:
             data.update(json.dumps(document, sort_keys=True, default=str).encode())
+    groups, n_copies = document_groups(texts_of, names)
+    if n_copies:
+        source = ", ".join(part.name for part in parts)
+        say(f"{n_copies} of {counted(len(numbers), 'document')} of {source} are copies: copies count as one document")
     begins = harness.tok_encode("a")
     return Corpus(
         windows=windows,
@@ -316,7 +328,16 @@ def _corpus_of(parts: Sequence[Task], harness: Any, longest: int, limit: int | N
         bos=bool(begins) and begins[0] == harness.tokenizer.bos_token_id,
         numbers=tuple(numbers),
         convention=TASKS,
+        groups=groups,
     )
+
+
+def _group_name(part: Task, document: Any, group: str) -> Any:
+    """Return the name of a document's group; `CorpusError` if the document has no such field."""
+    if group not in document:
+        fields = ", ".join(map(str, list(document)[:20]))
+        raise CorpusError(f"documents of the task {part.name} have no field {group!r}: they have {fields}")
+    return comparable(document[group])
 
 
 def _is_cut(harness: Any, requests: Sequence[Any], longest: int) -> bool:

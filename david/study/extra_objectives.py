@@ -29,7 +29,7 @@ def check_extra_objectives(also: Mapping[str, ExtraObjective], held_out: Corpus 
 
     Raises:
         SearchError: If a name cannot be a column and a file name, two names differ in case and spaces only, `visits`
-            is not the number of visits, or a corpus shares tokens with the held-out windows.
+            is not the number of visits, or a corpus shares tokens or copies with the held-out windows.
     """
     if any(re.fullmatch(r"\w[\w -]{0,39}", name) is None for name in also):
         raise SearchError(f"names in also must be up to 40 letters, digits, _, - or spaces; got {', '.join(also)}")
@@ -41,6 +41,8 @@ def check_extra_objectives(also: Mapping[str, ExtraObjective], held_out: Corpus 
     for name, corpus in corpora_of(also).items():
         if held_out is not None and (shared := corpus.shared_tokens(held_out)):
             raise SearchError(f"also[{name!r}] and the held-out windows overlap in {shared} tokens")
+        if held_out is not None and corpus.shares_copies(held_out):
+            raise SearchError(f"also[{name!r}] and the held-out windows hold copies of one text, or rows of one group")
 
 
 def corpora_of(also: Mapping[str, ExtraObjective]) -> dict[str, Corpus]:

@@ -273,7 +273,7 @@ def _check_options(options: _Options) -> None:
 
 
 def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> None:
-    """Raise `ScoreError` if windows do not fit the model, `SearchError` if search and held-out ones share tokens."""
+    """Raise `ScoreError` if windows do not fit the model, `SearchError` if both parts share tokens or copies."""
     check_fits(model, corpus)
     if held_out is None:
         return
@@ -283,6 +283,11 @@ def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> No
         raise SearchError(
             f"search and held-out windows of {corpus.source} overlap in {shared} tokens: windows {corpus.places} and "
             f"{held_out.places}; corpus.hold_out(n, m) gives disjoint ones"
+        )
+    if corpus.shares_copies(held_out):
+        raise SearchError(
+            f"search and held-out windows of {corpus.source} hold copies of one text, or rows of one group: "
+            "corpus.hold_out(n, m) keeps them on one side"
         )
 
 

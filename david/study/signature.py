@@ -181,7 +181,7 @@ def study_signature(
         "window": corpus.window,
         "bos": corpus.bos,
         "search_data": describe_data(corpus),
-        "search_documents": list(corpus.documents),
+        "search_documents": _documents_of(corpus),
         "held_out_data": None if held_out is None else describe_data(held_out),
     }
 
@@ -189,6 +189,13 @@ def study_signature(
 def library_versions() -> dict[str, str]:
     """Return the versions of David, torch and transformers."""
     return {"david": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _documents_of(corpus: Corpus) -> list[int | str]:
+    """Return the document or group of each window; where questions are in groups, of each question."""
+    if not corpus.groups:
+        return list(corpus.documents)
+    return [corpus.clusters[item.start] for item in corpus.items()]
 
 
 def _difference(one: Any, other: Any) -> tuple[str, str]:

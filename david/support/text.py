@@ -35,6 +35,11 @@ def brief(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+def counted(how_many: int, name: str) -> str:
+    """Return a number of things: `1 window`, `2,000 windows`."""
+    return f"{how_many:,} {name}" + "s" * (how_many != 1)
+
+
 def join_or(names: Iterable[str]) -> str:
     """Join names for a sentence.
 

@@ -12,10 +12,12 @@ from subprocess import run as run_process
 from typing import Any
 
 import datasets
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from david.recipe.base_model import Base
@@ -442,3 +444,39 @@ def test_a_recipe_made_on_other_weights_is_told_and_run(run: Run, place: Path) -
     assert code == 0
     assert "made on other weights (theirs)" in err
     assert "recipe  perplexity" in printed
+
+
+PROBLEMS = "--data problems.jsonl --prompt-column q --column a --group-column problem --window 16"
+
+
+def test_a_column_of_groups_names_what_the_interval_counts_once(run: Run, place: Path) -> None:
+    numbers = random.Random(2)
+    rows = [
+        {"q": f"w{3 + i} w{20 + numbers.randrange(9)}", "a": f"w{40 + numbers.randrange(9)}", "problem": f"p{i % 5}"}
+        for i in range(15)
+    ]
+    (place / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, printed, err = run(f"score model {PROBLEMS} --windows 15 --recipe 0:6,3:6 --json")
+    assert code == 0, err
+    found = json.loads(printed)
+    model = AutoModelForCausalLM.from_pretrained(place / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    corpus = Corpus.load(place / "problems.jsonl", tokenizer, prompt="q", column="a", window=16)
+    base, slung = perplexity(model, corpus), perplexity(view(model, Recipe.parse("0:6, 3:6")), corpus)
+    by_problem = np.array(slung.window_nll).reshape(3, 5).sum(0) - np.array(base.window_nll).reshape(3, 5).sum(0)
+    half = stats.t.ppf(0.975, 4) * by_problem.std(ddof=1) / math.sqrt(5) / 3  # three tokens of each problem
+    mean = by_problem.sum() / 15
+    assert found["recipe"]["interval95"] == pytest.approx([mean - half, mean + half], abs=1e-5)
+
+    options = "--windows 4 --held-out 6 --trials 3 --top 1 --baseline 0 --out grouped"
+    code, printed, err = run(f"search model {PROBLEMS} {options}")
+    assert code == 0, err
+    stored = optuna.load_study(study_name="david", storage=f"sqlite:///{place}/grouped/study.db").user_attrs
+    searched = set(stored["david"]["search_documents"])
+    held_out = {name for key, score in stored.items() if key.startswith("held_out:") for name in score["documents"]}
+    groups = {f"group {number}" for number in range(5)}
+    assert searched <= groups
+    assert held_out <= groups
+    assert not searched & held_out
+    assert "The held-out part is of" in (place / "grouped" / "report.html").read_text()
+    assert "the held-out part is of" in printed

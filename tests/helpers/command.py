@@ -45,7 +45,7 @@ def furnish(folder: Path) -> Path:
     Recipe.from_blocks(7, [(1, 4, 2)]).save(folder / "seven.json")
     (folder / "broken.json").write_text('{"format": "david.recipe", "version": 1, "repeat_map": [0, "one"]}')
     (folder / "half.json").write_text('{"format": "david.recipe", "ver')
-    rows = [{"q": "w1 w2", "a": ["w3", "w4 w5"], "right": i % 2} for i in range(12)]
+    rows = [{"q": f"w{6 + i} w2", "a": ["w3", "w4 w5"], "right": i % 2, "w": "w2"} for i in range(12)]
     (folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "pairs.jsonl").write_text('{"q": "w1 w2 w3", "a": "w4 w5"}\n{"q": "w6 w7", "a": "w8"}\n')
     (folder / "table.jsonl").write_text('{"said": "w1 w2"}\n')

@@ -43,10 +43,10 @@ def new_study(n_layers: int = 6, *, storage: str | None = None, name: str = "dav
 def add(
     study: Study, recipe: Recipe | str | None, nll: float | None, *, state: str = "COMPLETE", **attrs: Any
 ) -> FrozenTrial:
-    """Add a trial with its score: two windows of ten tokens, each with the same mean NLL. Returns it."""
+    """Add a trial with its score: four windows of five tokens, each with the same mean NLL. Returns it."""
     kept: dict[str, Any] = {OWNER: "here:1"} | ({} if recipe is None else {"recipe": str(recipe)})
     if state == "COMPLETE" and "duplicate_of" not in attrs and nll is not None:
-        kept |= {"window_nll": [10 * nll, 10 * nll], "window_tokens": [10, 10], "convention": "window"}
+        kept |= {"window_nll": [5 * nll] * 4, "window_tokens": [5] * 4, "convention": "window"}
     study.add_trial(create_trial(state=TrialState[state], value=nll, user_attrs=kept | attrs))
     return study.get_trials(deepcopy=False)[-1]
 

@@ -180,7 +180,7 @@ def test_the_command_prints_a_row_for_the_base_and_each_recipe(run: Run, place: 
     )
     code, out, err = run(f"{line} --decode 2 --rounds 1", "0:4, 2:6")
     assert code == 0, err
-    head, base, six, other, _, note, few = out.splitlines()
+    head, base, six, other, _, note, one, two = out.splitlines()
     for part in ("visits", "KV bytes/token", "tokens/s", "data.txt ppl", "pairs.jsonl ppl", "Δ nats", "recipe"):
         assert part in head
     assert base.split()[0] == "6"
@@ -189,7 +189,10 @@ def test_the_command_prints_a_row_for_the_base_and_each_recipe(run: Run, place: 
     assert other.endswith("0:4, 2:6")
     assert " ± " in other
     assert "corrected for 2 recipes" in note
-    assert few.startswith("note: Corpus(data.txt: windows 0:2 of 16 tokens) is of one document")
+    assert one.startswith("note: Corpus(data.txt: windows 0:2 of 16 tokens) is of one document")
+    assert two.startswith(
+        "note: Corpus(pairs.jsonl: windows 0:2 of 5 tokens) is of 2 documents, too few for an interval"
+    )
 
     code, out, _ = run(f"{line} --decode 0 --json", "0:4, 2:6")
     found = json.loads(out)
@@ -232,7 +235,10 @@ WRONG = {
     "the same data twice": ("compare model 0:3 --data data.txt --data data.txt --window 16", "data.txt occurs twice"),
     "a limit without tasks": ("compare model 0:3 --limit 3", "--limit requires --tasks"),
     "no such task file": ("compare ./nowhere 0:3 --tasks gone.yaml", "no such task file: gone.yaml"),
-    "too few windows": ("compare model 0:3 --data data.txt --window 16 --windows 99", "take(99) of a corpus of"),
+    "too few windows": (
+        "compare model 0:3 --data data.txt --window 16 --windows 99",
+        "--windows 99 is more than data.txt has: ",
+    ),
     "no such data": ("compare model 0:3 --data gone.txt", "no such file: gone.txt"),
     "a prompt column of text": ("compare model 0:3 --data data.txt --prompt-column q", "data.txt is text"),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -581,3 +582,46 @@ def test_a_replaced_file_with_the_same_time_is_read_anew(second: Any, tmp_path: 
 def test_a_missing_split_of_a_local_file(tmp_path: Path) -> None:
     with pytest.raises(CorpusError):
         Corpus.load(write_rows(tmp_path / "r.jsonl", ["abcd"] * 3), byte_tokenizer(), slice="nonsense[:2]", window=2)
+
+
+# Copies and groups
+
+
+LONG = "the same twenty words " * 5
+
+
+def test_copies_of_a_text_are_one_document_on_one_side_and_that_is_said_once(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{row % 6} {LONG}" for row in range(24)]
+    path = write_rows(tmp_path / "copies.jsonl", rows)
+    corpus = Corpus.load(path, tokenizer, window=64, convention="rolling")
+    assert capsys.readouterr().err.count("18 of 24 texts of") == 1
+    assert corpus.groups == tuple(row % 6 for row in range(24))
+    seen, unseen = corpus.hold_out(16, 16)
+    assert not {rows[number] for number in seen.documents} & {rows[number] for number in unseen.documents}
+    assert set(corpus.clusters) == {f"group {number}" for number in range(6)}
+    one, other = corpus.split(16, 16)
+    assert one.shares_copies(other)
+    assert not seen.shares_copies(unseen)
+
+
+def test_one_text_over_and_over_cannot_be_held_out(tmp_path: Path, tokenizer: Any) -> None:
+    corpus = Corpus.load(write_rows(tmp_path / "one.jsonl", [LONG] * 16), tokenizer, window=32)
+    with pytest.raises(CorpusError, match="copies of one text"):
+        corpus.hold_out(4, 4)
+
+
+def test_headings_that_recur_in_a_joined_text_are_no_copies(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [text for number in range(8) for text in ("= Reception =", "", f"{number} {LONG}")]
+    corpus = Corpus.load(write_rows(tmp_path / "wiki.jsonl", rows), tokenizer, window=64)
+    assert corpus.groups == ()
+    assert corpus.clusters == corpus.documents
+
+
+def test_a_column_names_what_belongs_together(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"text": f"{number} {LONG}", "title": title} for number, title in enumerate(["a", "b", "a", None, None])]
+    path = write(tmp_path / "chunks.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    corpus = Corpus.load(path, tokenizer, window=64, group="title")
+    assert corpus.groups == (0, 1, 0, 3, 4)
+    assert "is text: groups need a table" in refusal(write(tmp_path / "text.txt", LONG), tokenizer, group="title")

@@ -269,7 +269,8 @@ def test_each_answer_to_a_question_is_a_window(tmp_path: Path, tokenizer: Any) -
 
 
 def test_questions_are_taken_whole(tmp_path: Path, tokenizer: Any) -> None:
-    corpus = load(questions(tmp_path, QUESTIONS * 8), tokenizer)
+    asked = [row | {"q": f"{number} {row['q']}"} for number, row in enumerate(QUESTIONS * 8)]
+    corpus = load(questions(tmp_path, asked), tokenizer)
     assert [len(corpus.take(n)) for n in (1, 2, 3)] == [3, 5, 9]
     first, second = corpus.split(2, 1)
     assert (len(first), len(second), second.documents[0]) == (5, 4, 2)

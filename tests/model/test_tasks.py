@@ -570,3 +570,27 @@ COMMAND = {
 def test_what_the_command_cannot_do_is_told_in_a_line(name: str, run: Run, there: Path) -> None:
     line, says = COMMAND[name]
     assert says in refusal(run, there, line)
+
+
+def test_equal_documents_and_those_of_one_field_count_as_one(
+    model: Any, tokenizer: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (folder / "choice.jsonl").read_text().splitlines()]
+    rows = [row | {"id": number, "of": number // 4} for number, row in enumerate([*rows[:6], *rows[:6]])]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "twice.yaml").write_text(
+        (folder / "choice.yaml")
+        .read_text()
+        .replace("choice.jsonl", "twice.jsonl")
+        .replace("task: choice", "task: twice")
+    )
+    asked = tasks.load(f"{tmp_path / 'twice.yaml'}:acc", model, tokenizer, max_length=LONGEST)
+    assert "6 of 12 documents of twice are copies" in capsys.readouterr().err
+    assert asked.corpus.groups == (*range(6), *range(6))
+    assert asked(model, asked.corpus).documents == tuple(f"group {number}" for number in (*range(6), *range(6)))
+    named = tasks.load(f"{tmp_path / 'twice.yaml'}:acc", model, tokenizer, max_length=LONGEST, group="of", limit=6)
+    assert named.corpus.groups[:6] == (0, 0, 0, 0, 4, 4)
+    with pytest.raises(
+        CorpusError, match="documents of the task twice have no field 'x': they have q, a, gold, id, of"
+    ):
+        tasks.load(tmp_path / "twice.yaml", model, tokenizer, group="x")

@@ -284,11 +284,11 @@ def test_there_is_no_difference_of_the_base_to_itself_nor_of_what_is_not_judged(
 # The luck line
 
 
-WINDOWS = [30.0, 28.0, 33.0, 20.0]  # of the base, ten tokens each
+WINDOWS = [30.0, 28.0, 33.0, 20.0, 25.0]  # of the base, ten tokens each
 
 
 def searched(study: Study, recipe: str, differences: list[float], **attrs: Any) -> None:
-    """Add a trial that has seen some of four search windows."""
+    """Add a trial that has seen some of the search windows."""
     nll = [base + difference for base, difference in zip(WINDOWS, differences, strict=False)]
     add(study, recipe, sum(nll) / 10 / len(nll), window_nll=nll, window_tokens=[10] * len(nll), **attrs)
 
@@ -308,11 +308,11 @@ def test_the_luck_line_is_that_of_all_recipes_scored_each_once_and_not_of_the_ba
 
 
 def test_the_luck_line_draws_the_documents_of_the_search_windows_where_the_study_tells_them() -> None:
-    documents, difference = [3, 3, 4, 5], [0.5, -1.0, 0.25, -0.5]
+    documents, difference = [3, 3, 4, 5, 6], [0.5, -1.0, 0.25, -0.5, 0.125]
     study = new_study(6, search_documents=documents)
-    searched(study, BASE, [0.0] * 4)
+    searched(study, BASE, [0.0] * 5)
     searched(study, "0:4, 2:6", difference)
-    assert tables.luck(study) == luck([difference], [10] * 4, documents) != luck([difference], [10] * 4)
+    assert tables.luck(study) == luck([difference], [10] * 5, documents) != luck([difference], [10] * 5)
 
 
 def test_there_is_no_luck_line_without_recipes_or_a_finite_base() -> None:
