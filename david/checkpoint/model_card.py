@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from david._version import __version__
 from david.models.describe import describe_base
-from david.models.load import RECIPE_FILE
+from david.models.sources import RECIPE_FILE
 from david.recipe.base_model import DEMO, is_hub_id, public_name
 from david.recipe.recipe import Recipe
 from david.recipe.schema import Measurement, Versions

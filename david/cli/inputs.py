@@ -39,7 +39,8 @@ def load_with_recipe(
         device: The device of the weights; None for the accelerator, if there is one.
         prove_new: Whether a model of a type that no proof was made for is proved first.
     """
-    from david.models.load import load_weights, recipe_at
+    from david.models.load import load_weights
+    from david.models.sources import recipe_at
 
     _prepare_libraries(device)
     recipe = recipe_at(model)

@@ -47,7 +47,12 @@ def explain(
 
         costs = read_costs(model)
     n_layers = None if costs is None else len(costs.layer_parameters)
-    explanation = explain_recipe(parse_recipe(recipe, ratios, n_layers), costs)
+    parsed = parse_recipe(recipe, ratios, n_layers)
+    if model is not None:
+        from david.models.load import note_other_stored_weights
+
+        note_other_stored_weights(parsed, model)
+    explanation = explain_recipe(parsed, costs)
     print_result(explanation.to_dict(), str(explanation), as_json)
 
 
@@ -98,13 +103,15 @@ def convert(
     base = place = None
     unchanged_lists: tuple[str, ...] = ()
     if model is not None:
-        from david.models.load import read_base, tool_path
+        from david.models.load import note_other_stored_weights, read_base, tool_path
 
         base, unchanged_lists = read_base(model)
         place = tool_path(model) if target.names_base else None
     n_layers, architecture = (base.num_layers, base.architecture) if base else (None, None)
     recipe = read(source, source_format, n_layers=n_layers, architecture=architecture, rank=rank)
-    if base is not None:
+    if base is not None and model is not None:
+        if recipe.base is not None and recipe.base.architecture in (None, base.architecture):
+            note_other_stored_weights(recipe, model)
         recipe = _with_base(recipe, base)
     if to_layers is not None and target.names_base:
         raise RecipeError(f"{to} names the base, here a sibling: write david first, then convert that with --model")

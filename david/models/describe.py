@@ -4,12 +4,13 @@ The main entry points are `describe_base` (for recipe files), `fingerprint` and 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from david.models.cache_size import LayerCache, measure_cache
 from david.recipe.base_model import Base
 from david.recipe.explain import Costs
 from david.sling import locate
@@ -21,14 +22,15 @@ _KINDS_WITHOUT_CACHE = ("conv", "linear_attention", "mlp", "moe")  # layer types
 
 
 def token_costs(model: nn.Module) -> Costs:
-    """Return the cost of one token for a base: weights multiplied and KV-cache bytes, for each layer.
+    """Return the cost of one token for a base: weights multiplied and bytes of cache, for each layer.
 
     Args:
         model: A causal language model; its weights may be without values (on the `meta` device).
 
     Returns:
-        For each layer, the number of weights that a token is multiplied with (of experts, the active share) and the
-        bytes of KV cache that it takes in the dtype of the weights; and the number of weights of the output head.
+        For each layer, the number of weights that a token is multiplied with (of experts, the active share) and what
+        its cache keeps; and the number of weights of the output head. The cache is measured; of a model whose forward
+        pass needs values it is counted from the layers' projections, as if it grew with the text.
     """
     stack = locate.find(model)
     config = stack.configs[0]
@@ -40,11 +42,18 @@ def token_costs(model: nn.Module) -> Costs:
         return int(sum(p.numel() * (active if ".experts." in name else 1) for name, p in layer.named_parameters()))
 
     head = model.get_output_embeddings()  # type: ignore[operator]
-    size = torch.finfo(next(model.parameters()).dtype).bits // 8
+    caches = measure_cache(model)
+    if caches is None:
+        size = torch.finfo(next(model.parameters()).dtype).bits // 8
+        counts = (_cached_values_per_token(config, index, layer) for index, layer in enumerate(stack.layers))
+        caches = [LayerCache(size * count, None, 0) for count in counts]
+    windows, states = tuple(cache.window for cache in caches), tuple(cache.state_bytes for cache in caches)
     return Costs(
         layer_parameters=tuple(weights(layer) for layer in stack.layers),
-        layer_kv_bytes=tuple(size * _cached_values_per_token(config, i, layer) for i, layer in enumerate(stack.layers)),
+        layer_kv_bytes=tuple(cache.token_bytes for cache in caches),
         end_parameters=sum(p.numel() for p in head.parameters()) if head is not None else 0,
+        layer_windows=windows if any(windows) else (),
+        layer_state_bytes=states if any(states) else (),
     )
 
 
@@ -92,7 +101,7 @@ def describe_base(model: PreTrainedModel) -> Base:
     )
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel, read: Callable[[str, Tensor], Tensor] | None = None) -> str:
     """Return a hash of the base's weights: names, shapes, and 16 values of each tensor, rounded to bfloat16.
 
     It is cheap for a model of any size, and equal for float32 and bfloat16 loads of one checkpoint.
@@ -100,6 +109,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     Args:
         model: The base, slung or not: the fingerprint is the same. Tensors on the `meta` device count by name and
             shape.
+        read: Returns the values of a weight from its name and the model's own tensor; left out, the model's own.
 
     Returns:
         "sha256:" and 64 hexadecimal digits.
@@ -107,6 +117,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(_base_weights(model)):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        weight = weight if read is None else read(name, weight)
         if weight.device.type == "meta" or weight.numel() == 0:
             continue
         sampled = torch.arange(_SAMPLES, device=weight.device) * (weight.numel() - 1) // (_SAMPLES - 1)

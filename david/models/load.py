@@ -5,27 +5,31 @@ recipe. `read_base` and `read_costs` read the configuration alone. No code that 
 is read.
 """
 
-import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from gguf import GGUFReader
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from david.errors import ModelError
 from david.models import file_stamps
-from david.models.demo import demo_folder
 from david.models.describe import fingerprint, token_costs
-from david.recipe.base_model import DEMO, Base, is_hub_id, named_base
+from david.models.sources import base_source, read_config, recipe_at, resolve_source
+from david.models.stored_weights import describe_unused, stored_fingerprint, tensor_files
+from david.recipe.base_model import DEMO, Base, named_base
 from david.recipe.explain import Costs
 from david.recipe.recipe import Recipe
 from david.recipe.verdict import note_verdict
@@ -34,8 +38,6 @@ from david.sling.in_place import base_depth, sling
 from david.support.arguments import check_type
 from david.support.console import say
 from david.support.text import brief, one_line
-
-RECIPE_FILE = "recipe.json"
 
 
 def load_model(
@@ -124,51 +126,6 @@ def load_base(
     return model, tokenizer
 
 
-def recipe_at(source: str | os.PathLike[str]) -> Recipe | None:
-    """Return the recipe at a source; None if the source is no recipe.
-
-    Args:
-        source: As for `load_model`. A source that ends in `.json` is a recipe file; a folder or Hub repository is a
-            recipe if it holds a `recipe.json` and no `config.json`.
-
-    Raises:
-        RecipeError: The recipe file cannot be read or is not valid.
-    """
-    name = os.fspath(source)
-    path = os.path.expanduser(name)
-    if name.endswith(".json"):
-        return Recipe.load(path)
-    if os.path.isdir(path):
-        recipe_path, config_path = (os.path.join(path, file) for file in (RECIPE_FILE, "config.json"))
-        return Recipe.load(recipe_path) if os.path.isfile(recipe_path) and not os.path.exists(config_path) else None
-    if name == DEMO or name.endswith(".gguf") or os.path.exists(path) or not is_hub_id(name):
-        return None
-    cached = _hub_recipe(name)
-    return None if cached is None else Recipe.load(cached)
-
-
-def _hub_recipe(name: str) -> str | None:
-    """Return the cached path of the recipe of a Hub repository; None if it holds a model, or no recipe is there."""
-    _note_hub_lookup(name)
-    try:
-        hf_hub_download(name, "config.json")
-    except LocalEntryNotFoundError:  # no network
-        cached = try_to_load_from_cache(name, RECIPE_FILE)
-        return cached if isinstance(cached, str) else None
-    except EntryNotFoundError:
-        with suppress(Exception):
-            return hf_hub_download(name, RECIPE_FILE)
-    except Exception:  # the Hub has many error types; loading the weights reports this one
-        return None
-    return None
-
-
-@lru_cache
-def _note_hub_lookup(name: str) -> None:
-    """Print a note once for each name, however many of its files are requested."""
-    say(f"nothing here is called {name}: asking the Hub")
-
-
 def note_other_weights(recipe: Recipe, model: PreTrainedModel) -> None:
     """Print a note if a recipe was made on weights other than those of a model.
 
@@ -180,6 +137,29 @@ def note_other_weights(recipe: Recipe, model: PreTrainedModel) -> None:
         return
     base_name = f" ({recipe.base.model})" if recipe.base.model else ""
     say(f"note: the recipe was made on other weights{base_name}; it is run all the same")
+
+
+def note_other_stored_weights(recipe: Recipe, source: str | os.PathLike[str]) -> None:
+    """Print a note if a recipe was made on weights other than those of a source; these are not loaded.
+
+    Args:
+        recipe: The recipe; without a fingerprint of its base nothing is printed.
+        source: As for `load_model`; for a recipe, its base is meant. Weights are sampled from safetensors in a folder;
+            for any other source, the note says that it is not known.
+
+    Raises:
+        ModelError: The model does not exist, or its configuration cannot be read.
+        RecipeError: The recipe at `source` is not valid, or names no base that is accepted.
+    """
+    if recipe.base is None or recipe.base.fingerprint is None:
+        return
+    model, folder = _build_without_weights(*base_source(source))
+    stored = None if folder is None else stored_fingerprint(model, folder)
+    if stored is None:
+        say(f"note: only loading {source} would show whether the recipe was made on its weights")
+    elif stored != recipe.base.fingerprint:
+        base_name = f" ({recipe.base.model})" if recipe.base.model else ""
+        say(f"note: the recipe was made on other weights{base_name} than those of {source}")
 
 
 def load_weights(
@@ -207,26 +187,31 @@ def load_weights(
     source = os.fspath(source)
     target = _parse_device(device)
     kind: str | torch.dtype = "auto" if dtype is None else _parse_dtype(dtype)
-    name, options = _resolve_source(source, revision)
+    name, options = resolve_source(source, revision, load_weights)
     before = file_stamps.read_stamps(Path(name), options.get("gguf_file"))
     try:
         if "gguf_file" in options:
             kind = torch.float32 if kind == "auto" else kind
             say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
             options["quantization_config"] = GgufConfig(dequantize=True)
+            automatic = AutoModelForCausalLM
         else:
-            _read_config(name, options)
-        model, loading_info = AutoModelForCausalLM.from_pretrained(
+            automatic = _automatic_class(read_config(name, options))
+        model, loading_info = automatic.from_pretrained(
             name, **options, dtype=kind, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         options.pop("quantization_config", None)
         tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
         model = model.to(target).eval()
+        if automatic is AutoModelForMultimodalLM:
+            _check_reads_text_alone(model)
     except Exception as error:  # transformers, the Hub, safetensors and gguf have their own types
         raise ModelError(f"{source} cannot be loaded: {_failure_reason(error, before)}") from error
     if missing := loading_info["missing_keys"]:
         examples = ", ".join(sorted(missing)[:3])
         raise ModelError(f"{source} is not whole: it lacks {len(missing)} of its weights, such as {examples}")
+    if unused := describe_unused(model, loading_info["unexpected_keys"]):
+        say(f"note: the weights of {source} are not all used: {unused}")
     model.config._name_or_path = source
     file_stamps.store_stamps(model, before)
     if change := changed(model):
@@ -266,7 +251,9 @@ def read_costs(source: str | os.PathLike[str]) -> Costs:
         ModelError: The model does not exist, or its configuration cannot be read.
         RecipeError: The recipe is not valid, or names no base that is accepted.
     """
-    return token_costs(_build_without_weights(*_base_name(source)))
+    model, folder = _build_without_weights(*base_source(source))
+    _note_layers_beyond_depth(source, model, folder)
+    return token_costs(model)
 
 
 def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
@@ -283,8 +270,9 @@ def read_base(source: str | os.PathLike[str]) -> tuple[Base, tuple[str, ...]]:
         ModelError: The model does not exist, or its configuration cannot be read.
         RecipeError: The recipe is not valid, or names no base that is accepted.
     """
-    name, revision = _base_name(source)
-    model = _build_without_weights(name, revision)
+    name, revision = base_source(source)
+    model, folder = _build_without_weights(name, revision)
+    _note_layers_beyond_depth(source, model, folder)
     depth = base_depth(model)
     base = Base(model=name, revision=revision, architecture=type(model).__name__, num_layers=depth)
     layer_settings = [remap.per_layer(part, depth) for part in locate.find(model).configs]
@@ -305,73 +293,53 @@ def tool_path(source: str) -> str | None:
         ModelError: The model does not exist, or it is a GGUF file, which these tools do not read.
         RecipeError: The recipe is not valid, or names no base that is accepted.
     """
-    name, options = _resolve_source(*_base_name(source))
+    name, options = resolve_source(*base_source(source), load_weights)
     if "gguf_file" in options:
         raise ModelError(f"{source} is a GGUF file, which these tools do not read: give the model's folder or Hub id")
     return name if os.path.isdir(name) else None
 
 
-def _base_name(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Return the name and revision of the model at a source; for a recipe, those of its base."""
-    recipe = recipe_at(source)
-    if recipe is None:
-        return os.fspath(source), None
-    return named_base(recipe.base, "--model"), None if recipe.base is None else recipe.base.revision
+def _build_without_weights(source: str, revision: str | None) -> tuple[PreTrainedModel, Path | None]:
+    """Build the model of a configuration on the `meta` device, without weights; return it and the folder of its files.
 
-
-def _build_without_weights(source: str, revision: str | None) -> PreTrainedModel:
-    """Build the model of a configuration on the `meta` device, without weights."""
-    name, options = _resolve_source(source, revision)
+    The folder is None for a GGUF file and a Hub id.
+    """
+    name, options = resolve_source(source, revision, load_weights)
     try:
-        config = _read_config(name, options)
+        config = read_config(name, options)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
+            model = _automatic_class(config).from_config(config, dtype=config.dtype, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"the configuration of {source} cannot be read: {_failure_reason(error)}") from error
-    return model
+    return model, Path(name) if os.path.isdir(name) and "gguf_file" not in options else None
 
 
-def _resolve_source(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the arguments of `from_pretrained` for a source: a folder or Hub id, and further options."""
-    if not source.strip():
-        raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, a recipe JSON, or demo")
-    path = Path(os.path.expanduser(source))
-    if source == DEMO:
-        return str(demo_folder(load_weights)), {}
-    if path.suffix == ".gguf":
-        if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-            raise ModelError(f"no such file: {source}")
-        return str(path.parent), {"gguf_file": path.name}
-    if os.path.isdir(path):
-        if not os.path.isfile(path / "config.json"):
-            raise ModelError(f"{source} holds no model: expected a config.json in it, as save_pretrained writes")
-        _check_config_file(path / "config.json")
-        return str(path), {}
-    if os.path.exists(path) or source.startswith((".", "/", "~", "\\")) or source.count("/") > 1:
-        raise ModelError(
-            f"no such model: {brief(source)} (give a Hub id, a folder, a .gguf file, a recipe JSON, or demo)"
-        )
-    _note_hub_lookup(source)
-    return source, {} if revision is None else {"revision": revision}
+def _note_layers_beyond_depth(source: str | os.PathLike[str], model: PreTrainedModel, folder: Path | None) -> None:
+    """Print a note if a folder holds weights of more layers than its configuration says."""
+    if folder is not None and (unused := describe_unused(model, tensor_files(folder), beyond_depth=True)):
+        say(f"note: the weights of {os.fspath(source)} are not all used: {unused}")
 
 
-def _check_config_file(path: Path) -> None:
-    """Raise `ModelError` if a file holds no JSON object."""
+def _automatic_class(config: PreTrainedConfig) -> Any:
+    """Return the class of transformers that builds the model of a configuration: one that writes text from text alone.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return AutoModelForMultimodalLM
+    raise ModelError(f"transformers has no causal language model of its type, {config.model_type!r}")
+
+
+def _check_reads_text_alone(model: PreTrainedModel) -> None:
+    """Raise `ModelError` if a model of several modalities cannot run on tokens without an image or a sound."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {one_line(error)}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} must hold a JSON object, as save_pretrained writes; got {type(config).__name__}")
-
-
-def _read_config(name: str, options: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return a model's configuration; `ModelError` if it names kernels on the Hub, which would be fetched and run."""
-    config = AutoConfig.from_pretrained(name, **options, trust_remote_code=False)
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        if "/" in str(kernels := getattr(part, "_attn_implementation", None)):
-            raise ModelError(f"its config.json names code to fetch and run: take attn_implementation {kernels!r} out")
-    return config
+        with torch.inference_mode():
+            model(input_ids=torch.ones(1, 2, dtype=torch.long, device=model.device))
+    except Exception as error:  # any kind: the code of any model
+        raise ModelError(f"{type(model).__name__} does not run on text alone: {one_line(error)}") from error
 
 
 def _failure_reason(error: Exception, before: file_stamps.Stamps | None = None) -> str:

