@@ -85,7 +85,7 @@ SHARED_END = "first_kv_shared_layer_idx"  # attribute of the module that owns th
 # Attributes that hold a layer's number as its place in the cache; and those that stay: they hold it for arithmetic, or
 # for an attention that is refused (BigBird's sparse one).
 INDICES = ("layer_idx", "layer_id")
-KEPT_INDICES = (("RwkvBlock", "layer_id"), ("BigBirdAttention", "seed"))
+KEPT_INDICES = (("RwkvBlock", "layer_id"), ("BigBirdAttention", "seed"), ("GPTNeoXJapaneseLayer", "layer_number"))
 SLOTS = {"LongcatFlashDecoderLayer": 2}  # cache places per layer: its two attentions use 2 · layer and 2 · layer + 1
 # Modules beside the layers whose output packs one part per layer: [B, T, N · part].
 PACKED = ("embed_tokens_per_layer", "per_layer_model_projection")

@@ -146,7 +146,8 @@ def configuration_of(model: Any, recipe: Recipe, name: str) -> str:
     """
     copied = stacked(model, recipe)
     wanted, top = shape(copied), len(recipe) + 1
-    best, chosen = wrong_modules(model, copied.config, wanted), copied.config
+    chosen = with_values(copied.config, {})
+    best = wrong_modules(model, chosen, wanted)
     changed: dict[str, int] = {}
     while best:
         nearest = min(
@@ -184,7 +185,7 @@ def with_values(config: Any, values: dict[str, int]) -> Any:
     config = copy.deepcopy(config)
     for key, value in values.items():
         setattr(config.get_text_config(decoder=True), key, value)
-    return config
+    return type(config).from_dict(config.to_dict())  # as it would be read from a file
 
 
 def wrong_modules(model: Any, config: Any, wanted: Shape) -> float:

@@ -61,6 +61,7 @@ EXACT = {
     "gpt_neo": "0:2, 0:4",
     "ctrl": "0:4, 2:6",
     "big_bird": "0:4, 2:6",
+    "gpt_neox_japanese": "0:3, 0:6",
     "qwen3": "0, 0",  # no sliding layer, and no mask for one
     "cohere_compass_text": "2, 2, 1:3",  # no layer of full attention, and no frequencies for one
     "zamba2": "0:3, 2:6",
