@@ -45,9 +45,10 @@ def sling(
     Give exactly one of `recipe`, `ratio_repeat` and `repeat_map_raw`. A map always names the base's layers, also if the
     model runs another recipe already.
 
-    Do before slinging what changes layers: freezing, compiling, loading, switching and deleting adapters, gradient
-    checkpointing. On a slung model these change the visits only, and are lost with them. `.to()`, `.half()` and
-    `.train()` reach layers that the recipe leaves out, too. Two models that share one configuration object both see the
+    Do before slinging what changes layers: freezing, compiling, offloading, loading, switching and deleting adapters,
+    gradient checkpointing. On a slung model these change the visits only, and are lost with them. Pruning, quantising
+    and merging the adapters of visits are refused there. `.to()`, `.half()` and `.train()` reach layers that the recipe
+    leaves out, too. Two models that share one configuration object both see the
     recipe's depth in it.
 
     Args:

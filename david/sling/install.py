@@ -2,20 +2,24 @@
 
 `install` sets layers and all that goes with them; a `BaseRecord` on the owner of the layers remembers the base, so that
 whoever holds the model, or a copy of it, finds it. While a recipe runs, `.to()` and `.train()` reach the base's layers
-too, and `save_pretrained` is refused.
+too; `save_pretrained` and `push_to_hub` are refused, and so is a new tensor in the place of a weight that visits share.
 """
 
 import gc
+import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import PreTrainedModel
 from transformers.utils import output_capturing as capturing
 
 from david.errors import SlingError
@@ -23,6 +27,7 @@ from david.recipe.recipe import Recipe
 from david.sling import adapters, locate, remap
 from david.sling.locate import Stack
 from david.sling.remap import Values
+from david.sling.views import SHARED, share_again, shared_names
 
 Model = TypeVar("Model", bound=nn.Module)
 CHANGING = threading.RLock()  # held while layers are read or exchanged, so that no thread sees half of a recipe
@@ -118,6 +123,8 @@ def build_visits(base: BaseRecord, recipe: Recipe) -> nn.ModuleList:
         remap.visit_view(home[layer], layer, slot, scale) for slot, (layer, scale) in enumerate(recipe)
     )
     visits.training = home.training
+    visits.register_load_state_dict_pre_hook(_check_loaded_weights)  # type: ignore[no-untyped-call]
+    adapters.guard_adapters(visits)
     return visits
 
 
@@ -128,25 +135,29 @@ def install(model: nn.Module, stack: Stack, values: Values, base: BaseRecord | N
     remap.write_state(stack, values)
     _reinstall_capture_hooks(stack)
     stack.owner.__dict__.pop(locate.KEPT, None)
-    beside = (module for _, module in model.named_modules({stack.layers}))  # nobody saves a layer by itself
+    beside = (module for _, module in model.named_modules({stack.layers}))
     holders = [module for module in beside if hasattr(module, "save_pretrained")]
     for holder in holders:
-        holder.__dict__.pop("save_pretrained", None)
         manager = holder.__dict__.pop(_BATCH_MANAGER, None)  # `generate_batch` makes another one
         if manager is not None and manager.model is holder:  # a view has the manager of its base
             manager.destroy()
     if base is not None:
         stack.owner.__dict__[locate.KEPT] = base
         for name in _REACH_ALL:
-            stack.layers.__dict__[name] = partial(_apply_to_all, base.layers, stack.layers, name)
-        for holder in holders:
-            holder.__dict__["save_pretrained"] = partial(_guarded_save_pretrained, holder)
+            stack.layers.__dict__[name] = partial(_apply_to_all, base, stack.layers, name)
+        _guard_saving(getattr(sys.modules.get("peft"), "PeftModel", None))
 
 
-def _apply_to_all(home: nn.ModuleList, visits: nn.ModuleList, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Apply to the base's layers, too, what is applied to the visits: a recipe may leave layers out."""
-    getattr(home, name)(*args, **kwargs)
-    return getattr(nn.ModuleList, name)(visits, *args, **kwargs)
+def _apply_to_all(base: BaseRecord, visits: nn.ModuleList, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Apply to the base's modules, too, what is applied to the visits: a recipe may leave layers out."""
+    tables = shared_names(visits)
+    for module in base.values[0].values():
+        if isinstance(module, nn.Module):
+            getattr(module, name)(*args, **kwargs)
+    share_again(tables)
+    result = getattr(nn.ModuleList, name)(visits, *args, **kwargs)
+    share_again(tables)
+    return result
 
 
 def _reinstall_capture_hooks(stack: Stack) -> None:
@@ -176,20 +187,85 @@ def is_slung(model: nn.Module) -> bool:
     return any(locate.KEPT in module.__dict__ for module in model.modules())
 
 
-def _guarded_save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Refuse to save a slung model; otherwise save it as transformers does."""
-    if is_slung(model) and not _has_own_adapters(model):
+def _guard_saving(kind: type | None) -> None:
+    """Have the methods of a class of models that write checkpoints refuse a slung model.
+
+    An instance is not enough: a model may be slung by a handle inside it, which does not know what is around it.
+    """
+    for name in ("save_pretrained", "push_to_hub"):
+        method = getattr(kind, name, None)
+        if method is not None and not hasattr(method, "refuses_slung"):
+            setattr(kind, name, _refusing_slung(method))
+
+
+def _refusing_slung(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that refuses a slung model before it does anything; for any other model it is what it was."""
+
+    @wraps(method)
+    def guarded(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        owner = next((module for module in model.modules() if locate.KEPT in vars(module)), None)
+        if owner is not None:
+            # PEFT writes adapters only, and transformers too if it has loaded them; those of visits may be written.
+            whole = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
+            if whole or adapters.has_adapters(vars(owner)[locate.KEPT].layers):
+                raise SlingError(
+                    "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. "
+                    "Save the recipe (recipe.save), write it stacked (david export), or David.reset(model) first"
+                )
+        return method(model, *args, **kwargs)
+
+    guarded.refuses_slung = True  # type: ignore[attr-defined]
+    return guarded
+
+
+_guard_saving(PreTrainedModel)
+
+
+def _refuse_new_weight(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+    """Refuse another tensor for a weight that visits share; torch calls this for each parameter that a module gets.
+
+    Quantising puts another weight under the name; pruning moves the weight to another name, or takes it away first.
+    A parameter that the base does not have belongs to the visit.
+    """
+    base = vars(module).get(SHARED)
+    if base is None or weight is None:
+        return
+    table, shared = module._parameters, base.get(name)
+    if weight is shared or weight is table.get(name) or (shared is not None and shared.is_meta):
+        return
+    missing = base.keys() - table.keys()
+    if name not in base and not missing and all(weight is not other for other in base.values()):
+        return
+    table.update((name, base[name]) for name in missing)
+    raise SlingError(
+        f"{type(module).__name__}.{name} cannot be replaced in a visit, which shares the base's weights: "
+        "David.reset(model), prune or quantise the base, then sling it"
+    )
+
+
+register_module_parameter_registration_hook(_refuse_new_weight)
+
+
+def _check_loaded_weights(
+    visits: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
+    """Refuse weights to load into visits that share them: other tensors, or values of which the last would win."""
+    if metadata.get("assign_to_params_buffers"):
         raise SlingError(
-            "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. Save the "
-            "recipe (recipe.save), write it stacked (david export), or David.reset(model) first"
+            "weights cannot be loaded into a slung model with assign=True: its visits share the base's weights. "
+            "David.reset(model) first"
         )
-    return type(model).save_pretrained(model, *args, **kwargs)
-
-
-def _has_own_adapters(model: nn.Module) -> bool:
-    """Return whether the visits have adapters and the base has none: `save_pretrained` then writes the adapters."""
-    stack = locate.find(model)
-    return adapters.has_adapters(stack.layers) and not adapters.has_adapters(base_record(stack).layers)
+    first: dict[int, Any] = {}
+    for name, weight in visits.named_parameters(remove_duplicate=False):
+        value: Any = state_dict.get(prefix + name)
+        if type(value) not in (torch.Tensor, nn.Parameter) or value.is_meta:
+            continue  # missing, or no plain tensor
+        other = first.setdefault(id(weight), value)
+        if value.dtype != other.dtype or not torch.equal(value, other):
+            raise SlingError(
+                f"the weights to load differ between visits of one layer ({prefix}{name}), which share them: "
+                "load them into a stacked copy (david export), or David.reset(model) and load the base's"
+            )
 
 
 def warn_of_adapters(stack: Stack, base: BaseRecord) -> None:

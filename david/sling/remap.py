@@ -30,7 +30,7 @@ from david.sling.architectures import (
     UNSCALED,
 )
 from david.sling.locate import Stack
-from david.sling.views import HOOK_VALUE, add_output_hook, damp, module_view, parts
+from david.sling.views import HOOK_VALUE, add_output_hook, damp, module_view, own_tables, parts
 
 Values = list[dict[str, Any]]  # attribute → value: of the owner of the layers, then of each configuration
 
@@ -72,6 +72,7 @@ def remap_state(stack: Stack, base: Values, visits: nn.ModuleList, repeat_map: S
             owner[name] = _shared_end(home, repeat_map)
         else:
             owner[name] = module_view(value, {})
+            own_tables(owner[name])
             add_output_hook(owner[name], _reordered_parts, (len(home), *repeat_map))
     configs = zip(stack.configs, base[1:], strict=True)
     return [owner, *(_mapped(config, values, len(home), repeat_map) for config, values in configs)]
@@ -177,6 +178,7 @@ def visit_view(layer: nn.Module, index: int, slot: int, scale: float) -> nn.Modu
             own[name] = slot * places + carried % places
         if "layer_dic" in own:  # Zamba 2: layer number → its adapters in a block that layers share
             own["layer_dic"] = {slot: own["layer_dic"][index]}
+    own_tables(view)
     damp(view, scale)
     return view
 

@@ -16,6 +16,7 @@ from david.errors import SlingError
 
 Module = TypeVar("Module", bound=nn.Module)
 HOOK_VALUE = "_david_value"  # attribute of a view: what the forward hook of `add_output_hook` reads
+SHARED = "_david_shared"  # attribute of each part of a visit: the table of parameters of the base's part
 # Attributes of an instance that replace its class's forward: of accelerate, torch or a user.
 _FORWARDS = {"forward": "forward", "_old_forward": "forward", "_compiled_call_impl": "compiled call"}
 # Attributes that torch keeps in every module. A view has hooks and children of its own, and shares the rest.
@@ -62,6 +63,30 @@ def parts(module: nn.Module) -> list[nn.Module]:
         if part._modules:
             left.extend(child for child in reversed(part._modules.values()) if child is not None)
     return list(dict.fromkeys(modules))
+
+
+def own_tables(visit: nn.Module) -> None:
+    """Give each part of a visit a table of parameters of its own, which holds the base's very parameters.
+
+    A tool that knows tied weights (`functional_call`, offloading, pruning) then changes the visit alone. Buffers stay
+    in the base's table: a move of the base replaces them there.
+    """
+    for part in parts(visit):
+        if not is_rotary(part):
+            vars(part)[SHARED] = shared = vars(part)["_parameters"]
+            vars(part)["_parameters"] = shared.copy()
+
+
+def shared_names(visits: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any], list[str]]]:
+    """Return the tables of each part: its own, the base's, and the names under which both hold one parameter."""
+    tables = [(vars(part)["_parameters"], vars(part)[SHARED]) for part in parts(visits) if SHARED in vars(part)]
+    return [(own, base, [name for name in own if own[name] is base.get(name)]) for own, base in tables]
+
+
+def share_again(tables: list[tuple[dict[str, Any], dict[str, Any], list[str]]]) -> None:
+    """Take the base's parameters for those that were shared before: a move may have made new ones."""
+    for own, base, names in tables:
+        own.update((name, base[name]) for name in names)
 
 
 def damp(view: nn.Module, scale: float) -> None:

@@ -142,6 +142,34 @@ def test_adapters_of_the_base_are_not_saved_beside_those_of_visits(tiny: Any, tm
         model.save_pretrained(tmp_path / "adapter")
 
 
+def test_an_adapter_of_the_base_is_not_saved_for_a_model_slung_by_a_handle_inside(tiny: Any, tmp_path: Any) -> None:
+    model = adapted(tiny)
+    David.sling(tiny.model, RECIPE)
+    for part in (model, tiny):
+        with pytest.raises(SlingError, match="a slung model cannot be saved"):
+            part.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(SlingError, match="a slung model cannot be saved"):
+        model.push_to_hub("somebody/adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_slung_model_with_adapters_on_visits_is_not_saved_whole(tiny: Any, tmp_path: Any) -> None:
+    model = adapted(David.sling(tiny, RECIPE))
+    with pytest.raises(SlingError, match="a slung model cannot be saved"):
+        model.base_model.model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_adapters_that_transformers_put_on_visits_are_saved(tiny: Any, tmp_path: Any) -> None:
+    David.sling(tiny, RECIPE).add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    right = logits(tiny.eval())
+    tiny.save_pretrained(tmp_path / "adapter")
+    again = David.sling(tiny_named("llama"), RECIPE)
+    again.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(again.eval()), right)
+
+
 def test_adapters_that_are_unloaded_from_the_visits_alone_are_told_of(tiny: Any) -> None:
     model = David.sling(adapted(tiny), RECIPE)
     model.unload()

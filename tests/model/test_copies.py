@@ -13,6 +13,7 @@ import torch
 
 from david import David
 from david.errors import SlingError
+from david.sling import locate
 from tests.tiny_models import tiny_named
 
 TOKENS = torch.arange(14).unsqueeze(0) * 5 + 3  # [1, T]
@@ -147,3 +148,43 @@ def test_a_mode_set_while_slung_holds_for_every_layer(end: str, tiny: Any) -> No
     assert modes(tiny) == {True}
     tiny.eval()
     assert modes(David.reset(tiny)) == {False}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4_text", "qwen3_moe"])
+@pytest.mark.parametrize("recipe", [RECIPE, "0:4, 4*0.5, 5"])  # with repeats; with nothing but a strength
+def test_a_model_slung_by_a_handle_inside_it_is_not_saved(name: str, recipe: str, tmp_path: Any) -> None:
+    model = tiny_named(name)
+    base, inner = logits(model), locate.find(model).owner
+    for handle in {id(part): part for part in (inner, model.model)}.values():
+        David.sling(handle, recipe)
+        assert not torch.equal(logits(model), base)
+        for part in (model, model.model, inner):
+            with pytest.raises(SlingError, match=r"cannot be saved.*david export"):
+                part.save_pretrained(tmp_path / "model")
+        David.reset(handle)
+    assert not (tmp_path / "model").exists()
+    David.reset(David.view(inner, recipe))  # a view beside it changes nothing
+    model.save_pretrained(tmp_path / "model")
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path / "model")), base)
+
+
+def test_a_slung_model_makes_no_repository(tiny: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def create_repo(_api: Any, repo_id: str, **_options: Any) -> Any:
+        made.append(repo_id)
+        raise ConnectionError("no hub here")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
+    for slung in (David.view(tiny, RECIPE), David.sling(tiny, RECIPE), tiny.model):
+        with pytest.raises(SlingError, match="cannot be saved"):
+            slung.push_to_hub("somebody/model")
+        with pytest.raises(SlingError, match="cannot be saved"):
+            slung.save_pretrained(tmp_path / "model", push_to_hub=True)
+    David.sling(David.reset(tiny).model, RECIPE)
+    with pytest.raises(SlingError, match="cannot be saved"):
+        tiny.push_to_hub("somebody/model")
+    assert not made
+    with pytest.raises(ConnectionError):
+        David.reset(tiny).push_to_hub("somebody/model")
+    assert made == ["somebody/model"]
