@@ -203,11 +203,11 @@ def _refusing_slung(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def guarded(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        owner = next((module for module in model.modules() if locate.KEPT in vars(module)), None)
-        if owner is not None:
+        if is_slung(model):
+            base = next(vars(module)[locate.KEPT] for module in model.modules() if locate.KEPT in vars(module))
             # PEFT writes adapters only, and transformers too if it has loaded them; those of visits may be written.
             whole = isinstance(model, PreTrainedModel) and not getattr(model, "_hf_peft_config_loaded", False)
-            if whole or adapters.has_adapters(vars(owner)[locate.KEPT].layers):
+            if whole or adapters.has_adapters(base.layers):
                 raise SlingError(
                     "a slung model cannot be saved: its layers share their weights, and a checkpoint has no scales. "
                     "Save the recipe (recipe.save), write it stacked (david export), or David.reset(model) first"
