@@ -19,6 +19,7 @@ from david.storage.results import StudyResults
 from david.support.files import make_folder, write_atomically
 from david.support.text import plain
 
+_HEAD = 1000  # bytes of a file that show whose it is
 _UNNAMED = "no-name-"  # how Optuna begins the names of studies that nobody named
 
 
@@ -119,6 +120,8 @@ def check_own_files(folder: str | os.PathLike[str], study_name: str) -> None:
     try:
         origin = Recipe.load(best).search
     except RecipeError:
+        if b'"david.recipe"' in best.read_bytes()[:_HEAD]:
+            return  # one of David's that is not whole: it is written again
         origin = None
     if origin is None or (origin.study != study_name and not origin.study.startswith(_UNNAMED)):
         whose = "is no file of a study" if origin is None else f"is of another study, {plain(origin.study)},"
@@ -137,12 +140,11 @@ def _check_own(folder: str | os.PathLike[str], names: Sequence[str], mark: str, 
         return
     others = [path.name for name in names for path in sorted(place.glob(name)) if path.is_file()]
     try:  # read last: of two workers, one may be writing its files just now
-        is_davids = (place / mark).read_bytes()[:1000].startswith(begins.encode())
+        is_davids = (place / mark).read_bytes()[:_HEAD].startswith(begins.encode())
     except FileNotFoundError:
         is_davids = not others
-    except OSError:
-        is_davids = False
-        others = [mark, *others]
+    except OSError:  # a folder, or unreadable: writing it says so
+        return
     if not is_davids:
         shown = ", ".join(others or [mark])
         raise SearchError(
