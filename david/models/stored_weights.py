@@ -83,6 +83,8 @@ def describe_unused(model: nn.Module, names: Iterable[str], *, beyond_depth: boo
             beyond[name] = place
         elif not beyond_depth:
             other.append(name)
+    if any(depth == 0 for _, depth in beyond.values()):
+        return None  # a model without layers is refused: its weights are not what is wrong
     parts = []
     if beyond:
         layers = sorted({layer for layer, _ in beyond.values()})
