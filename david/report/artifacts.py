@@ -115,7 +115,7 @@ def check_own_files(folder: str | os.PathLike[str], study_name: str) -> None:
     names += ["leaderboard.csv", "front.csv", "best.json", "report.html"]
     _check_own(folder, names, "trials.csv", "trial,state,recipe,")
     best = Path(folder) / "best.json"
-    if not best.is_file():
+    if not os.path.isfile(best):
         return
     try:
         origin = Recipe.load(best).search
@@ -136,7 +136,7 @@ def check_own_profile(folder: str | os.PathLike[str]) -> None:
 def _check_own(folder: str | os.PathLike[str], names: Sequence[str], mark: str, begins: str) -> None:
     """Raise `SearchError` if a folder holds one of these files, but not the table that David writes before them."""
     place = Path(folder)
-    if not place.is_dir():
+    if not os.path.isdir(place):  # unlike Path.is_dir, False for a name that is too long
         return
     others = [path.name for name in names for path in sorted(place.glob(name)) if path.is_file()]
     try:  # read last: of two workers, one may be writing its files just now

@@ -364,7 +364,7 @@ def test_the_card_names_a_base_of_the_hub_the_map_and_the_way_without_this_check
     card = (folder / "README.md").read_text()
     front = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     assert front is not None
-    assert 'base_model: "someone/a-llama"' in front[1]
+    assert "base_model: someone/a-llama\n" in front[1]
     assert "- david" in front[1]
     recipe = Recipe.parse(REPEAT)
     for part in (str(list(recipe.repeat_map)), REPEAT, recipe.picture, "# someone/a-llama, ", "0123abc"):
@@ -382,7 +382,7 @@ def test_a_base_that_only_the_recipe_knows_by_its_name_on_the_hub_is_named_too(t
     tiny.config._name_or_path = str(tmp_path)
     known = Base(model="someone/a-llama", revision="77", num_layers=6, fingerprint=fingerprint(tiny))
     export(tiny, Recipe((0, 1, 1, 2, 3, 4, 5), base=known), tmp_path / "out")
-    assert 'base_model: "someone/a-llama"' in (tmp_path / "out/README.md").read_text()
+    assert "base_model: someone/a-llama\n" in (tmp_path / "out/README.md").read_text()
     other = known.model_copy(update={"fingerprint": "sha256:00"})
     export(tiny, Recipe((0, 1, 1, 2, 3, 4, 5), base=other), tmp_path / "out2")
     assert "someone" not in (tmp_path / "out2/README.md").read_text()

@@ -169,7 +169,8 @@ def test_strided_and_rolling_windows_are_scored_as_slinging_by_hand_scores_them(
 
 
 def test_multiple_choice_goes_through_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, corpus = tiny_model("llama", vocab_size=300), choice_corpus(tmp_path, QUESTIONS * 3)
+    questions = [row | {"q": f"{n} {row['q']}"} for n in range(3) for row in QUESTIONS]
+    model, corpus = tiny_model("llama", vocab_size=300), choice_corpus(tmp_path, questions)
     recipes = [Recipe.identity(6), *all_blocks(6, 2)]
     engine = Engine(model, corpus, objective=multiple_choice, keeps=True)
     assert engine.shares

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from david.notation.formats import FORMATS
-from david.notation.mergekit import ANY_STRENGTH, STRENGTH_ZERO, why_not
+from david.notation.mergekit_scales import ANY_STRENGTH, STRENGTH_ZERO, why_not
 from experiments.engine.rivals import environment
 from experiments.notation import check
 

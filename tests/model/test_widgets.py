@@ -147,7 +147,7 @@ def test_in_a_notebook_it_is_a_widget_and_elsewhere_a_line(make: Make) -> None:
 def test_what_a_model_writes_is_never_read_as_html(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile = "<script>alert(1)</script>\n\n\u202eabc"
     panel = make()
-    monkeypatch.setattr(panel, "_written", lambda: hostile)
+    monkeypatch.setattr(panel, "_continuation", lambda: hostile)
     panel.times.value = 3
     assert "<script" not in said(panel)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\n\\u202eabc" in said(panel)
@@ -211,7 +211,7 @@ def test_a_recipe_that_cannot_be_is_told_in_the_panel_and_then_forgotten(make: M
         (RuntimeError("out of memory\nsomewhere"), "error: RuntimeError: out of memory somewhere"),
     ],
 )
-@pytest.mark.parametrize("step", ["perplexity", "check_recipe", "_written"])
+@pytest.mark.parametrize("step", ["perplexity", "check_recipe", "_continuation"])
 def test_an_error_in_any_step_is_told_in_the_panel_and_the_figures_of_before_are_gone(
     make: Make, monkeypatch: pytest.MonkeyPatch, step: str, raised: Exception, told: str
 ) -> None:
@@ -219,7 +219,7 @@ def test_an_error_in_any_step_is_told_in_the_panel_and_the_figures_of_before_are
         raise raised
 
     panel = make()
-    home = panel if step == "_written" else sys.modules["david.chat.widgets"]
+    home = panel if step == "_continuation" else sys.modules["david.chat.widgets"]
     monkeypatch.setattr(home, step, fails)
     old = panel._figures.value
     panel.times.value = 3
@@ -299,8 +299,8 @@ def test_a_move_while_something_is_under_way_drops_what_is_not_yet_begun(
 
     async def move_between() -> Slider:
         panel = make(wait=0.0)
-        own = panel._written
-        monkeypatch.setattr(panel, "_written", lambda: written.append(panel.recipe) or own())
+        own = panel._continuation
+        monkeypatch.setattr(panel, "_continuation", lambda: written.append(panel.recipe) or own())
         panel.times.value = 3
         while panel.score is None or len(panel.recipe or ()) != 14:
             await asyncio.sleep(0.001)
