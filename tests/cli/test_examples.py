@@ -98,7 +98,8 @@ def test_every_command_has_an_example_and_only_commands_that_exist_are_written_o
     assert {line.split()[1] for line in of_readme()} <= {*COMMANDS, "--help"}
 
 
-@pytest.mark.parametrize("commands", [of_help, pytest.param(of_readme, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("commands", [of_help, of_readme])
 def test_the_examples_run_on_a_tiny_model(
     commands: Callable[[], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -677,6 +677,7 @@ def in_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_folder_that_looks_whole(tiny: Any, tmp_path: Path) -> None:
     with in_python(KILLED, str(tmp_path / "out")) as process:
         assert process.stdout is not None
@@ -712,6 +713,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="a peak of memory that Linux alone gives")
 def test_memory_holds_a_shard_beside_the_base(demo: tuple[Any, Any], tmp_path: Path) -> None:
     with in_python(MEASURED, str(tmp_path / "out")) as process:

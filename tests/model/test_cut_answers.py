@@ -96,8 +96,7 @@ def load(scene: Scene, file: Path, **options: Any) -> tasks.Tasks:
     return tasks.load(file, scene.model, scene.tokenizer, max_length=LONGEST, **options)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("limit", [1, 6, 12, 24])
+@pytest.mark.parametrize(("limit", "batch"), [(1, 5), (6, 1), (12, 5), pytest.param(24, 1, marks=pytest.mark.slow)])
 def test_the_share_is_that_of_answers_written_by_hand(limit: int, batch: int, scene: Scene, tmp_path: Path) -> None:
     asked = load(scene, scene.save(tmp_path, limit), batch=batch)
     score = asked(scene.model, asked.corpus)

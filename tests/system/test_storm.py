@@ -112,6 +112,7 @@ def judged_once(url: str, name: str) -> None:
 
 
 @needs_server
+@pytest.mark.slow
 def test_a_server_that_is_gone_for_a_while_is_waited_for(server: Postgres) -> None:
     process = context().Process(target=worker, args=(server.url, "gone", 30, 0, None))
     process.start()
@@ -145,6 +146,7 @@ def serve(folder: Path, port: int) -> None:
         optuna.storages.run_grpc_proxy_server(inner, host="127.0.0.1", port=port)
 
 
+@pytest.mark.slow
 def test_a_search_through_optunas_proxy(tmp_path: Path) -> None:
     port = free_port()
     proxy = context().Process(target=serve, args=(tmp_path, port))

@@ -169,7 +169,8 @@ def strategist(folder: Path, name: str) -> None:
     search(tiny_model("llama"), seen, storage=storage, strategy=STRATEGIES[name], n_trials=16, **options)
 
 
-@pytest.mark.parametrize("name", ["scan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("beam", "refine"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_two_workers_share_a_strategy(name: str, tmp_path: Path) -> None:
     open_study(f"sqlite:///{tmp_path / 'study.db'}")  # SQLite's tables are made by one
     context = multiprocessing.get_context("spawn")
