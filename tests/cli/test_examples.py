@@ -5,6 +5,7 @@ By default a tiny model stands in for the demo model; the slow test pastes them 
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -53,13 +54,15 @@ def in_order(commands: list[str]) -> list[str]:
 
 
 def furnish(folder: Path) -> None:
-    """The files that examples take from their reader: a recipe that someone has made on the demo model."""
+    """The files that examples take from their reader: a recipe made on the demo model, and PoLar's paths."""
     from david.checkpoint.model_card import complete_recipe
     from david.models.load import load_model
     from david.recipe.recipe import Recipe
 
     model, _ = load_model("demo", device="cpu")
     complete_recipe(model, Recipe.from_blocks(30, [(8, 12, 2, 0.3)])).save(folder / "recipe.json")
+    samples = [{"final_valid_transitions": [[*range(30)], [*range(12), *range(8, 30)]]}]
+    (folder / "merged_mcts_samples.json").write_text(json.dumps(samples), encoding="utf-8")
 
 
 def here(line: str) -> tuple[int, str]:
