@@ -157,7 +157,7 @@ def test_logits_in_chunks_give_the_same_score(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in NOT_BUILT])
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in NOT_BUILT][1::2])  # every second one
 def test_logits_in_chunks_give_the_same_score_for_every_type(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, corpus = tiny_named(kind), random_corpus(2)
     if not is_known(model):

@@ -176,7 +176,7 @@ def test_three_workers_and_a_server_that_dies_three_times(server: Postgres, tmp_
 
 @needs_server
 @pytest.mark.slow
-@pytest.mark.parametrize("round_", range(8))
+@pytest.mark.parametrize("round_", range(4))
 def test_short_storms(round_: int, server: Postgres, tmp_path: Path) -> None:
     pauses, name = random.Random(round_), f"short {round_}"
     check(storm(server.url, name, 3, 50, pause=lambda: pauses.uniform(0.2, 0.8), out=tmp_path / "run"), 50, 3)

@@ -17,7 +17,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from david.candidates.spaces import Block
-from david.candidates.strategies import Beam, Refine, Scan, Strategy
+from david.candidates.strategies import Refine, Scan, Strategy
 from david.metrics.score import Score
 from david.recipe.blocks import all_blocks
 from david.recipe.recipe import Recipe
@@ -154,7 +154,6 @@ def test_the_command_that_is_killed_ten_times_goes_on_with_every_finished_trial(
 
 STRATEGIES: dict[str, Strategy] = {
     "scan": Scan(2),
-    "beam": Beam(width=2, max_length=1),
     "refine": Refine(steps=["drop", "swap"]),
 }
 

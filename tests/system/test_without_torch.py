@@ -1,4 +1,4 @@
-"""`tests/unit` and `tests/report` need no torch: here they are imported without it; CI runs them without it."""
+"""`tests/unit` and `tests/report` need no torch: here they are imported without it; CI runs the former so."""
 
 from tests.helpers.source_tree import in_fresh_python
 
