@@ -724,14 +724,15 @@ def test_memory_holds_a_shard_beside_the_base(demo: tuple[Any, Any], tmp_path: P
     assert int(out.splitlines()[-1]) < 50e6 + 25e6
 
 
-# ---- every type
+# ---- many types
 
 
 @pytest.mark.slow
-def test_every_type_is_exported_exactly_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_third_type_is_exported_exactly_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found: dict[str, Counter[str]] = {"identity": Counter(), "repeat": Counter(), "skip": Counter()}
     wrong = []
-    for name in (name for name in (*TYPES, *VARIANTS) if name not in NOT_BUILT):
+    names = [name for name in (*TYPES, *VARIANTS) if name not in NOT_BUILT][::3]  # all: experiments/architectures
+    for name in names:
         model = own_memory(tiny_named(name))
         for kind, recipe in (("identity", "0:6"), ("repeat", REPEAT), ("skip", SKIP)):
             folder = tmp_path / f"{name}-{kind}"
@@ -752,5 +753,5 @@ def test_every_type_is_exported_exactly_or_refused(tmp_path: Path, capsys: pytes
     with capsys.disabled():
         print("\n" + "; ".join(f"{kind}: {dict(counted)}" for kind, counted in found.items()))
     assert not wrong
-    assert found["repeat"]["equal"] >= 170
-    assert found["skip"]["equal"] >= 165
+    assert found["repeat"]["equal"] >= 0.85 * len(names)
+    assert found["skip"]["equal"] >= 0.8 * len(names)
