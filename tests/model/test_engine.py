@@ -461,7 +461,7 @@ def distinct_visits(n_layers: int) -> int:
     return sum((n_layers - i) ** 2 for i in range(n_layers)) + n_layers
 
 
-@pytest.mark.parametrize("n_layers", [8, 20, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_layers", [8, 20])
 def test_a_full_scan_calls_each_layer_for_the_distinct_visits_alone(n_layers: int) -> None:
     model = tiny_model("llama", num_hidden_layers=n_layers)
     engine, every = Engine(model, windows(1)), scan(n_layers)
