@@ -134,6 +134,8 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str], *, generates
     measure, _ = units.readable(unit, 0.0)
     short = "ppl" if measure == "perplexity" else measure
     is_choice = unit == units.QUESTION
+    accuracy = _share_columns("accuracy", "acc", trial_attributes.accuracy, lambda score: score.accuracy)
+    cut_answers = _share_columns("cut", "cut", trial_attributes.cut_share, lambda score: score.cut_share)
     return (
         Column("rank", lambda _: 0, "rank"),  # known once the rows are sorted
         Column("trial", lambda entry: entry.trial.number, "trial"),
@@ -179,8 +181,8 @@ def leaderboard_columns(unit: str, extra_objectives: Sequence[str], *, generates
                 _share_note("held_out"),
             ),
         ),
-        *(_accuracy_columns() if is_choice else ()),
-        *(_cut_columns() if generates else ()),
+        *(accuracy if is_choice else ()),
+        *(cut_answers if generates else ()),
         *(_extra_column(index, name) for index, name in enumerate(extra_objectives)),
         Column(
             "nll_difference",
@@ -206,38 +208,29 @@ def page_cells(columns: Sequence[Column]) -> list[PageCell]:
     return sorted((column.page for column in columns if column.page is not None), key=lambda cell: cell.place)
 
 
-def _accuracy_columns() -> tuple[Column, Column]:
-    """Return the shares of multiple-choice questions answered right."""
+def _share_columns(
+    name: str, word: str, of_trial: Callable[[FrozenTrial], float], of_score: Callable[[Score], float]
+) -> tuple[Column, Column]:
+    """Return a share of the search's items and of the held-out ones.
+
+    Args:
+        name: What follows `search_` and `held_out_` in the columns' names.
+        word: What follows `search` and `held-out` in their headings.
+        of_trial: Takes a trial and returns its share on the search data.
+        of_score: Takes a held-out score and returns its share.
+    """
     return (
         Column(
-            "search_accuracy",
-            lambda entry: trial_attributes.accuracy(entry.trial),
-            "search acc",
-            lambda row: plain_share(row["search_accuracy"]),
+            f"search_{name}",
+            lambda entry: of_trial(entry.trial),
+            f"search {word}",
+            lambda row: plain_share(row[f"search_{name}"]),
         ),
         Column(
-            "held_out_accuracy",
-            lambda entry: math.nan if entry.held_out is None else entry.held_out.accuracy,
-            "held-out acc",
-            lambda row: plain_share(row["held_out_accuracy"]),
-        ),
-    )
-
-
-def _cut_columns() -> tuple[Column, Column]:
-    """Return the shares of generated answers that were cut."""
-    return (
-        Column(
-            "search_cut",
-            lambda entry: trial_attributes.cut_share(entry.trial),
-            "search cut",
-            lambda row: plain_share(row["search_cut"]),
-        ),
-        Column(
-            "held_out_cut",
-            lambda entry: math.nan if entry.held_out is None else entry.held_out.cut_share,
-            "held-out cut",
-            lambda row: plain_share(row["held_out_cut"]),
+            f"held_out_{name}",
+            lambda entry: math.nan if entry.held_out is None else of_score(entry.held_out),
+            f"held-out {word}",
+            lambda row: plain_share(row[f"held_out_{name}"]),
         ),
     )
 

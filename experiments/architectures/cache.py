@@ -7,17 +7,16 @@ two layers. With --out the table as cache.csv.
 """
 
 import argparse
-import csv
-import multiprocessing
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import sweep
 import torch
 import transformers
 from torch import Tensor, nn
@@ -132,17 +131,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for cache.csv")
     options = parser.parse_args()
     rows = []
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for row in pool.imap(attempt, options.names or [*TYPES, *VARIANTS]):
-            rows.append(row)
-            print(f"{row.name:<26} {row.verdict:<40} {row.said:<24} {row.measured}", flush=True)
+    for row in sweep.swept(options.names or [*TYPES, *VARIANTS], options.jobs, attempt):
+        rows.append(row)
+        print(f"{row.name:<26} {row.verdict:<40} {row.said:<24} {row.measured}", flush=True)
     counts = Counter(row.verdict.split(":")[0] for row in rows)
     print(f"\n{len(rows)} rows: {', '.join(f'{verdict} {count}' for verdict, count in sorted(counts.items()))}")
     if options.out:
-        with (options.out / "cache.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            table.writeheader()
-            table.writerows(map(asdict, rows))
+        sweep.write_rows(options.out / "cache.csv", rows)
 
 
 if __name__ == "__main__":

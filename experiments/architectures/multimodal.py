@@ -7,13 +7,10 @@ loaded by `load_model`, and judged as `sweep.py` judges a row. With --out the ta
 """
 
 import argparse
-import csv
-import multiprocessing
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +89,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for multimodal.csv")
     options = parser.parse_args()
     rows = []
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for row in pool.imap(attempt, options.names or TYPES):
-            rows.append(row)
-            print(f"{row.name:<26} {row.verdict:<10} {row.difference:.0e}  {row.reason[:160]}", flush=True)
+    for row in sweep.swept(options.names or TYPES, options.jobs, attempt):
+        rows.append(row)
+        print(f"{row.name:<26} {row.verdict:<10} {row.difference:.0e}  {row.reason[:160]}", flush=True)
     counts = Counter(row.verdict for row in rows)
     print(f"\n{len(rows)} types: {', '.join(f'{verdict} {count}' for verdict, count in sorted(counts.items()))}")
     if options.out:
-        with (options.out / "multimodal.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, [field.name for field in fields(sweep.Row)], lineterminator="\n")
-            table.writeheader()
-            table.writerows(
-                asdict(row) | {"difference": f"{row.difference:.1e}", "swap": f"{row.swap:.2g}"} for row in rows
-            )
+        sweep.write_rows(options.out / "multimodal.csv", rows)
     sys.exit(any(row.verdict == "WRONG" for row in rows))
 
 

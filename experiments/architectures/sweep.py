@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -225,10 +225,21 @@ def attempt(name: str) -> Row:
         return Row(name, "WRONG", f"{type(error).__name__}: {error}")
 
 
-def swept(names: Iterable[str], jobs: int) -> Iterator[Row]:
+def swept(names: Iterable[str], jobs: int, row_of: Callable[[str], Any] = attempt) -> Iterator[Any]:
     """The rows of these names, made in `jobs` processes."""
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(attempt, names)
+        yield from pool.imap(row_of, names)
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write dataclasses as CSV; differences with two digits."""
+    digits = {"difference": ".1e", "swap": ".2g"}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(rows[0])], lineterminator="\n")
+        table.writeheader()
+        for row in rows:
+            values = asdict(row)
+            table.writerow(values | {name: format(values[name], digits[name]) for name in digits & values.keys()})
 
 
 def summary(rows: Iterable[Row]) -> str:
@@ -261,12 +272,7 @@ def main() -> None:
         print(f"{row.name:<26} {row.verdict:<10} {row.difference:.0e}  {row.reason[:160]}", flush=True)
     print(f"\n{summary(rows)}\n{time.monotonic() - start:.0f} s")
     if options.out:
-        with (options.out / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            table.writeheader()
-            table.writerows(
-                asdict(row) | {"difference": f"{row.difference:.1e}", "swap": f"{row.swap:.2g}"} for row in rows
-            )
+        write_rows(options.out / "results.csv", rows)
     sys.exit(any(row.verdict == "WRONG" for row in rows))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from tqdm.auto import tqdm
 
 from david.metrics.paired_test import BETTER, paired_difference
 from david.scoring.hold_out import document_groups, draw_sides, window_clusters
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository
+from experiments.verdict.simulate import table
 
 RECIPES, TOP = 40, 5
 TOKENS = 511  # scored, of a window
@@ -127,12 +131,6 @@ def row(name: str, distinct: int, studies: int) -> dict[str, str]:
         "better, each document its own": f"{found['better, none']:.1%}",
         "standard error at 6%": f"{error:.1%}",
     }
-
-
-def table(rows: list[dict[str, str]]) -> str:
-    heads = list(rows[0])
-    lines = [heads, ["---:"] * len(heads), *([row[head] for head in heads] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
