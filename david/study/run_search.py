@@ -182,8 +182,7 @@ def search(
         (3, '0:30')
     """
     _check_types(
-        {"corpus": corpus, "held_out": held_out, "also": also, "study": study}
-        | {"out": out, "storage": storage, "study_name": study_name}
+        corpus=corpus, held_out=held_out, also=also, study=study, out=out, storage=storage, study_name=study_name
     )
     _check_functions(space, objective, strategy)
     if out is not None:
@@ -241,7 +240,7 @@ def search(
     return study
 
 
-def _check_types(given: Mapping[str, object]) -> None:
+def _check_types(**given: object) -> None:
     """Refuse options of other types, before anything is done with them."""
     for name, value in given.items():
         if value is not None or name in ("corpus", "study_name"):
