@@ -11,79 +11,78 @@ from david.support.console import say
 from david.support.text import brief
 
 if TYPE_CHECKING:
+    from david.models.load_options import LoadOptions
     from david.recipe.recipe import Recipe
 
 
-def load_base_model(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
+def load_base_model(model: str, options: "LoadOptions") -> tuple[Any, Any]:
     """Return a base model and its tokenizer, for the commands that take no recipe from MODEL.
 
     If MODEL is a recipe, only its base model is loaded, and a note is printed. A model of a type that no proof was made
     for is proved first.
     """
-    loaded, tokenizer, recipe = load_with_recipe(model, dtype, device)
+    loaded, tokenizer, recipe = load_with_recipe(model, options)
     if recipe is not None:
         say(f"note: {model} is a recipe: only its base model is loaded")
     return loaded, tokenizer
 
 
-def load_with_recipe(
-    model: str, dtype: str | None, device: str | None, *, prove_new: bool = True
-) -> tuple[Any, Any, "Recipe | None"]:
+def load_with_recipe(model: str, options: "LoadOptions", *, prove_new: bool = True) -> tuple[Any, Any, "Recipe | None"]:
     """Return a base model, its tokenizer, and the recipe if MODEL is one.
 
     A command that takes one recipe prefers `--recipe` to it; a command that takes several puts it first.
 
     Args:
         model: A Hub id, a folder, a `.gguf` file, `demo`, or a recipe.
-        dtype: The data type of the weights; None for the stored one.
-        device: The device of the weights; None for the accelerator, if there is one.
+        options: How to hold it.
         prove_new: Whether a model of a type that no proof was made for is proved first.
     """
     from david.models.load import load_weights
     from david.models.sources import recipe_at
 
-    _prepare_libraries(device)
+    _prepare_libraries(options)
     recipe = recipe_at(model)
     if recipe is None:
-        loaded, tokenizer = load_weights(model, dtype=dtype, device=device)
+        loaded, tokenizer = load_weights(model, options=options)
         if prove_new:
             _prove_new_type(loaded)
     else:
         instead = "MODEL, and the recipe beside it where the command takes one"
-        loaded, tokenizer = load_recipe_base(recipe, dtype, device, instead, prove_new=prove_new)
+        loaded, tokenizer = load_recipe_base(recipe, options, instead, prove_new=prove_new)
     return loaded, tokenizer, recipe
 
 
 def load_recipe_base(
-    recipe: "Recipe", dtype: str | None, device: str | None, instead: str = "--model", *, prove_new: bool = True
+    recipe: "Recipe", options: "LoadOptions", instead: str = "--model", *, prove_new: bool = True
 ) -> tuple[Any, Any]:
     """Return the model that a recipe names as its base, in the revision that it names, and its tokenizer.
 
     Args:
         recipe: The recipe.
-        dtype: The data type of the weights; None for the stored one.
-        device: The device of the weights; None for the accelerator, if there is one.
+        options: How to hold it.
         instead: How to name another base, for an error.
         prove_new: Whether a model of a type that no proof was made for is proved first.
     """
     from david.models.load import load_base
 
-    _prepare_libraries(device)
-    loaded, tokenizer = load_base(recipe, dtype=dtype, device=device, instead=instead)
+    _prepare_libraries(options)
+    loaded, tokenizer = load_base(recipe, options=options, instead=instead)
     if prove_new:
         _prove_new_type(loaded)
     return loaded, tokenizer
 
 
-def _prepare_libraries(device: str | None) -> None:
-    """Silence what libraries log for developers; `ModelError` for a device without values."""
+def _prepare_libraries(options: "LoadOptions") -> None:
+    """Silence what libraries log for developers; `ModelError` for options that cannot be met."""
     import optuna
     import transformers
 
-    if device is not None and device.startswith("meta"):
+    options.check()
+    if options.device is not None and options.device.startswith("meta"):
         raise ModelError("on the device meta weights have no values: give cpu, or an accelerator")
     transformers.logging.set_verbosity_error()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    for library in ("bitsandbytes", "datasets"):  # bitsandbytes tells of a cast at each product
+        logging.getLogger(library).setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 

@@ -17,6 +17,7 @@ from david.scoring.conventions import CONVENTIONS, DEFAULT_CONVENTION
 from david.support.text import counted
 
 if TYPE_CHECKING:
+    from david.models.load_options import LoadOptions
     from david.recipe.recipe import Recipe
     from david.scoring.corpus import Corpus
 
@@ -37,16 +38,6 @@ def _check_seed(seed: int) -> int:
     return seed
 
 
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16 or float16. Default: as stored.", metavar="DTYPE", rich_help_panel=MODEL),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="cpu, cuda:1, … Default: the accelerator, if there is one.", metavar="DEVICE", rich_help_panel=MODEL
-    ),
-]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
@@ -98,22 +89,54 @@ Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Prin
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The base model of a command, its data type and its device."""
+    """The base model of a command, and how it is held: data type, device, quantisation, place of its parts."""
 
     panel: ClassVar[str] = MODEL
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A Hub id, a folder, a .gguf file, demo, or a recipe JSON.")
     ] = "demo"
-    dtype: Dtype = None
-    device: Device = None
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as stored.", metavar="DTYPE")
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:1, … Default: the accelerator, if there is one.", metavar="DEVICE")
+    ] = None
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WAY", help="Quantise the weights while loading: 4bit or 8bit (bitsandbytes), int8 (torchao)."
+        ),
+    ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MAP", help="Spread the layers over accelerators, CPU and disk: auto, balanced or sequential."
+        ),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZES", help="With --device-map: memory of each device, such as '0=20GB,cpu=60GB'."),
+    ] = None
+    offload_folder: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="With --device-map: where weights are kept that do not fit into memory."),
+    ] = None
+
+    def load_options(self) -> "LoadOptions":
+        """Return how the model is to be held."""
+        from david.models.load_options import LoadOptions
+
+        return LoadOptions(
+            self.dtype, self.device, self.quantize, self.device_map, self.max_memory, self.offload_folder
+        )
 
     def load(self) -> tuple[Any, Any]:
         """Return the base model and its tokenizer; see `inputs.load_base_model`."""
-        return inputs.load_base_model(self.model, self.dtype, self.device)
+        return inputs.load_base_model(self.model, self.load_options())
 
     def load_with_recipe(self, *, prove_new: bool = True) -> tuple[Any, Any, "Recipe | None"]:
         """Return the base model, its tokenizer, and the recipe if MODEL is one; see `inputs.load_with_recipe`."""
-        return inputs.load_with_recipe(self.model, self.dtype, self.device, prove_new=prove_new)
+        return inputs.load_with_recipe(self.model, self.load_options(), prove_new=prove_new)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from david.cli.inputs import load_base_model, load_recipe_base, parse_recipe, require_one
-from david.cli.options import OUTPUT, Device, Dtype, Json, ModelOptions, Ratios
+from david.cli.option_groups import Omit
+from david.cli.options import OUTPUT, Json, ModelOptions, Ratios
 from david.cli.output import print_result
 from david.errors import RecipeError
 from david.notation.formats import FORMATS, WRITABLE, format_named, read, write
@@ -43,13 +44,13 @@ def explain(
         raise RecipeError("--ratios requires --model, which gives the depth")
     costs = None
     if model is not None:
-        from david.models.load import read_costs
+        from david.models.without_weights import read_costs
 
         costs = read_costs(model)
     n_layers = None if costs is None else len(costs.layer_parameters)
     parsed = parse_recipe(recipe, ratios, n_layers)
     if model is not None:
-        from david.models.load import note_other_stored_weights
+        from david.models.without_weights import note_other_stored_weights
 
         note_other_stored_weights(parsed, model)
     explanation = explain_recipe(parsed, costs)
@@ -103,7 +104,7 @@ def convert(
     base = place = None
     unchanged_lists: tuple[str, ...] = ()
     if model is not None:
-        from david.models.load import note_other_stored_weights, read_base, tool_path
+        from david.models.without_weights import note_other_stored_weights, read_base, tool_path
 
         base, unchanged_lists = read_base(model)
         place = tool_path(model) if target.names_base else None
@@ -184,8 +185,7 @@ def export(
         typer.Option(help="Write weights. --no-weights: only the recipe, a model card and a picture, for the Hub."),
     ] = True,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The largest file of weights.")] = "5GB",
-    dtype: Dtype = None,
-    device: Device = None,
+    loading: Annotated[ModelOptions, Omit(("model",))] = ModelOptions(),
 ) -> None:
     """Write a recipe as an ordinary checkpoint, its layers copied, for engines that cannot sling.
 
@@ -211,10 +211,10 @@ def export(
     if model is not None:
         from david.models.load import note_other_weights
 
-        loaded, tokenizer = load_base_model(model, dtype, device)
+        loaded, tokenizer = load_base_model(model, loading.load_options())
         note_other_weights(parsed, loaded)
     elif weights:
-        loaded, tokenizer = load_recipe_base(parsed, dtype, device)
+        loaded, tokenizer = load_recipe_base(parsed, loading.load_options())
     if weights:
         checkpoints.export(loaded, parsed, folder, tokenizer=tokenizer, max_shard_size=max_shard_size, progress=True)
         typer.echo(f"{folder}: {len(parsed)} layers, {checkpoints.folder_size(folder)}")

@@ -10,8 +10,6 @@ from david.cli.option_groups import Omit
 from david.cli.options import (
     DATA,
     DataOptions,
-    Device,
-    Dtype,
     Json,
     MemoryBudget,
     ModelOptions,
@@ -114,8 +112,7 @@ def compare(
         int, typer.Option(min=1, metavar="N", help="Timings of each recipe, in turn; their median is shown.")
     ] = 5,
     memory_budget: MemoryBudget = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    loading: Annotated[ModelOptions, Omit(("model",))] = ModelOptions(),
     as_json: Json = False,
 ) -> None:
     """Compare several recipes and their base: scores on texts and tasks, costs, and decoding speed.
@@ -133,7 +130,7 @@ def compare(
     from david.sling.in_place import base_depth
     from david.study.signature import describe_data
 
-    loaded, tokenizer, own_recipe = load_with_recipe(model, dtype, device)
+    loaded, tokenizer, own_recipe = load_with_recipe(model, loading.load_options())
     compared = [parse_recipe(recipe, None, base_depth(loaded), loaded) for recipe in recipes]
     compared = compared if own_recipe is None else [own_recipe, *compared]
     corpora = _corpora_to_compare(sources or [data.data], data, tasks, loaded, tokenizer)

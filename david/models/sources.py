@@ -1,22 +1,34 @@
 """Say what a source is: `demo`, a folder, a GGUF file, a Hub id or a recipe, and where its files are.
 
 `recipe_at` reads a recipe, `base_source` names the base of a source, `resolve_source` returns what `from_pretrained`
-takes, and `read_config` the configuration. No weights are read here.
+takes, `read_config` the configuration, and `failure_reason` says why a model cannot be loaded. No weights are read.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from gguf import GGUFReader
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from safetensors import safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from david.errors import ModelError
+from david.models import file_stamps
 from david.models.demo import demo_folder
 from david.recipe.base_model import DEMO, is_hub_id, named_base
 from david.recipe.recipe import Recipe
@@ -79,15 +91,12 @@ def base_source(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     return named_base(recipe.base, "--model"), None if recipe.base is None else recipe.base.revision
 
 
-def resolve_source(
-    source: str, revision: str | None, read: Callable[..., tuple[PreTrainedModel, Any]]
-) -> tuple[str, dict[str, Any]]:
+def resolve_source(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """Return the arguments of `from_pretrained` for a source that is no recipe.
 
     Args:
         source: As for `load_model`, without recipes.
         revision: The revision of a Hub id; ignored for other sources.
-        read: A function with the parameters of `load_weights`; it reads the demo model when it is downloaded.
 
     Returns:
         A folder or Hub id, and further options.
@@ -99,7 +108,7 @@ def resolve_source(
         raise ModelError("no model is named: give a Hub id, a folder, a .gguf file, a recipe JSON, or demo")
     path = Path(os.path.expanduser(source))
     if source == DEMO:
-        return str(demo_folder(read)), {}
+        return str(demo_folder()), {}
     if path.suffix == ".gguf":
         if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             raise ModelError(f"no such file: {source}")
@@ -134,3 +143,79 @@ def read_config(name: str, options: Mapping[str, Any]) -> PreTrainedConfig:
         if "/" in str(kernels := getattr(part, "_attn_implementation", None)):
             raise ModelError(f"its config.json names code to fetch and run: take attn_implementation {kernels!r} out")
     return config
+
+
+def build_without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the model of a configuration on the `meta` device: it has names and shapes, and no values.
+
+    Args:
+        config: The configuration; a quantised model is built as if it were not quantised.
+
+    Raises:
+        ModelError: transformers has no model of its type that writes text.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = automatic_class(config).from_config(
+            config, dtype=config.dtype, trust_remote_code=False
+        )
+    return model
+
+
+def automatic_class(config: PreTrainedConfig) -> Any:
+    """Return the class of transformers that builds the model of a configuration: one that writes text from text alone.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return AutoModelForMultimodalLM
+    raise ModelError(f"transformers has no causal language model of its type, {config.model_type!r}")
+
+
+def local_folder(name: str, revision: str | None) -> Path | None:
+    """Return the folder in which the files of a loaded model lie.
+
+    Args:
+        name: What it was loaded from: `demo`, a folder, a GGUF file or a Hub id.
+        revision: The revision of a Hub id.
+
+    Returns:
+        The folder, of a Hub id in the Hub's cache; None for a GGUF file, and for what is not on this machine.
+    """
+    if name == DEMO:
+        return demo_folder()
+    if os.path.isdir(os.path.expanduser(name)):
+        return Path(os.path.expanduser(name))
+    if not is_hub_id(name):
+        return None
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def failure_reason(error: Exception, before: file_stamps.Stamps | None = None) -> str:
+    """Return why a model cannot be loaded; name the file that is truncated, or needs custom code or a pickle."""
+    if "trust_remote_code" in str(error):
+        return "it needs custom code that comes with it (auto_map in its config.json), which is never run here"
+    names = sorted(before or ())
+    for path in names:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except Exception as cause:  # safetensors has its own error type
+                return f"{path.name} is not whole ({one_line(cause)}): fetch or copy it again"
+        if path.suffix == ".gguf":
+            try:
+                GGUFReader(path)
+            except Exception as cause:  # reading past the end may raise anything
+                return f"it is not a whole GGUF file ({one_line(cause)}): fetch or copy it again"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than its config.json says: fetch or copy it again"
+    if names and not any(path.name.endswith((".safetensors", ".index.json", ".gguf")) for path in names):
+        pickles = sorted(path.name for path in names[0].parent.glob("*.bin"))
+        if pickles:
+            return f"its weights are a pickle ({pickles[0]}), which is not opened here: save them as safetensors first"
+        return "it has no weights: expected model.safetensors in it, as save_pretrained writes"
+    return one_line(error)

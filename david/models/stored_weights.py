@@ -1,20 +1,15 @@
 """What the safetensors files of a folder hold, read without loading a model.
 
-`tensor_files` lists the tensors, `stored_fingerprint` is the fingerprint of a base whose weights are on disk, and
-`describe_unused` says which stored tensors a model does not use.
+`tensor_files` lists the tensors, and `describe_unused` says which of them a model does not use.
 """
 
 import json
 import re
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 
 from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from david.models.describe import fingerprint
+from torch import nn
 
 _EXAMPLES = 3  # tensors that a note names
 
@@ -33,34 +28,6 @@ def tensor_files(folder: Path) -> dict[str, Path]:
             return dict.fromkeys(file.keys(), folder / "model.safetensors")
     except Exception:  # what cannot be read here, loading reports
         return {}
-
-
-def stored_fingerprint(model: PreTrainedModel, folder: Path) -> str | None:
-    """Return the fingerprint of a model whose weights are in a folder; only sampled values are read.
-
-    Args:
-        model: The model without weights, on the `meta` device.
-        folder: The folder of its safetensors files.
-
-    Returns:
-        As `fingerprint`; None if a weight of the model is not stored under its own name.
-    """
-    files = tensor_files(folder)
-    prefix = f"{model.base_model_prefix}."
-    with ExitStack() as stack:
-        opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in set(files.values())}
-
-        def read(name: str, weight: Tensor) -> Tensor:
-            stored_name = name if name in files else name.removeprefix(prefix)
-            stored: Tensor = opened[files[stored_name]].get_tensor(stored_name)  # a view of the file: nothing is copied
-            if stored.shape != weight.shape:
-                raise ValueError(f"{name} has another shape")
-            return stored
-
-        try:
-            return fingerprint(model, read)
-        except Exception:  # renamed, packed or missing: only loading can tell
-            return None
 
 
 def describe_unused(model: nn.Module, names: Iterable[str], *, beyond_depth: bool = False) -> str | None:

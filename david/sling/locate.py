@@ -14,6 +14,7 @@ from david.errors import SlingError
 from david.sling.architectures import COUPLED, DEPTHS, PROVED, PROVED_HERE, REFUSED, REQUIRED
 from david.sling.views import is_rotary
 
+_UNPACKING = "ct_decompress_hook"  # attribute of a model that compressed-tensors has yet to unpack
 KEPT = "_david_base"  # attribute of the owner of a slung model's layers: the `BaseRecord`
 
 
@@ -47,6 +48,7 @@ def find(model: nn.Module) -> Stack:
         SlingError: The model is not known to run recipes exactly.
     """
     inner = unwrapped(model)
+    unpack_weights(inner)
     config = inner.config.get_text_config(decoder=True)
     owner, name = _recorded_owner(inner) or _find_owner(inner, config)
     return Stack(owner, name, tuple(_configs(owner, name, config)))
@@ -65,6 +67,19 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
             raise SlingError(f"expected a transformers model (PreTrainedModel); got {type(model).__name__}")
         inner = inside[0]
     return inner
+
+
+def unpack_weights(model: PreTrainedModel) -> None:
+    """Unpack weights that the first forward pass would unpack, so that all visits share those that it runs on.
+
+    compressed-tensors does so in a hook of the model that was loaded.
+
+    Args:
+        model: The model; any other is left alone.
+    """
+    handle = vars(model).get(_UNPACKING)
+    if handle is not None:
+        model._forward_pre_hooks[handle.id](model, ())  # it takes itself away
 
 
 def _refuse(model: PreTrainedModel, config: PreTrainedConfig) -> None:
@@ -133,6 +148,11 @@ def _find_owner(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Mo
             f"layers, found {places}"
         )
     owner, name = candidates[0]
+    if any(getattr(part, "quantization_status", None) == "compressed" for part in candidates[0][0].modules()):
+        raise SlingError(
+            "its weights are packed until the model that was loaded first runs, and this is a part of that model: "
+            "sling the model itself, or run it once before"
+        )
     if not type(owner).__module__.startswith("transformers."):
         raise SlingError(f"{type(owner).__name__} is refused: it is not transformers' own code, so its loop is unknown")
     return owner, name

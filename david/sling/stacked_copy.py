@@ -71,7 +71,8 @@ def stacked(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 def _layer_prefix(model: PreTrainedModel) -> str:
     """Return the part of the weights' names before the layer numbers, such as `model.layers`."""
     other = r"altup|audio|depth_decoder|embed_tokens|image|lm_heads|mtp|rotary|vision|visual|vq"
-    keys = [match[1] for key in model.state_dict() if (match := re.match(r"(.*?)\.\d+\.", key))]
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))  # a `state_dict` would repack some
+    keys = [match[1] for name in names if (match := re.match(r"(.*?)\.\d+\.", name))]
     prefixes = {prefix for prefix in keys if not re.search(other, prefix)}
     if len(prefixes) > 1:  # a composite model: those of the part that writes
         decoder = model.get_decoder()

@@ -69,10 +69,11 @@ def own_tables(visit: nn.Module) -> None:
     """Give each part of a visit a table of parameters of its own, which holds the base's very parameters.
 
     A tool that knows tied weights (`functional_call`, offloading, pruning) then changes the visit alone. Buffers stay
-    in the base's table: a move of the base replaces them there.
+    in the base's table: a move of the base replaces them there. So do parameters of which a library keeps the table
+    (compressed-tensors, to move them to a device and back).
     """
     for part in parts(visit):
-        if not is_rotary(part):
+        if not is_rotary(part) and type(vars(part)["_parameters"]) is dict:
             vars(part)[SHARED] = shared = vars(part)["_parameters"]
             vars(part)["_parameters"] = shared.copy()
 

@@ -26,6 +26,7 @@ from david.errors import ModelError, RecipeError, SearchError
 from david.models import sources
 from david.models.describe import fingerprint
 from david.models.load import load_base
+from david.models.load_options import LoadOptions
 from david.models.sources import recipe_at
 from david.recipe.base_model import Base
 from david.recipe.schema import Convention, Data, Measurement, Origin
@@ -56,7 +57,7 @@ def weights(place: Path) -> str:
 @pytest.fixture
 def demo_is_tiny(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`demo` is the tiny model of `place`."""
-    monkeypatch.setattr("david.models.sources.demo_folder", lambda _read: place / "model")
+    monkeypatch.setattr("david.models.sources.demo_folder", lambda: place / "model")
 
 
 @pytest.fixture
@@ -483,7 +484,7 @@ def test_what_a_recipe_is_exported_from_is_the_revision_that_it_names(
 
 
 def test_a_recipes_base_is_loaded_by_itself(of_demo: Path) -> None:
-    model, _ = load_base(Recipe.load(of_demo), device="cpu")
+    model, _ = load_base(Recipe.load(of_demo), options=LoadOptions(device="cpu"))
     assert not is_slung(model)
 
 

@@ -29,7 +29,7 @@ from david.checkpoint import export_stacked as export_module
 from david.checkpoint import round_trip_check
 from david.checkpoint.export_stacked import export
 from david.errors import DavidError, RecipeError, SearchError, SlingError
-from david.models.describe import fingerprint
+from david.models.fingerprints import fingerprint
 from david.recipe.base_model import Base
 from david.recipe.schema import Convention, Data, Measurement
 from david.sling.stacked_copy import stacked

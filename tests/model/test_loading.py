@@ -12,8 +12,10 @@ from transformers import AutoModelForMultimodalLM
 
 from david import David
 from david.errors import ModelError
-from david.models.describe import fingerprint, token_costs
-from david.models.load import load_model, note_other_stored_weights, read_base, read_costs
+from david.models.describe import token_costs
+from david.models.fingerprints import fingerprint
+from david.models.load import load_model
+from david.models.without_weights import note_other_stored_weights, read_base, read_costs
 from david.recipe.base_model import Base
 from david.recipe.recipe import Recipe
 from david.sling import architectures

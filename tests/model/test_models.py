@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from david.errors import ModelError
 from david.models.demo import cache_folder
-from david.models.describe import describe_base, fingerprint, token_costs
-from david.models.load import load_model, read_costs
+from david.models.describe import describe_base, token_costs
+from david.models.fingerprints import fingerprint
+from david.models.load import load_model
+from david.models.without_weights import read_costs
 from david.recipe.explain import Costs
 from david.sling.in_place import slung, view
 from tests.helpers.gguf_files import write_gguf
@@ -109,7 +111,7 @@ def test_weights_go_to_the_device_asked_for(folder: Path) -> None:
 
 def test_a_device_that_does_not_exist_is_refused(folder: Path) -> None:
     assert "unknown device 'toaster'" in refusal(load_model, folder, device="toaster")
-    assert f"{folder} cannot be loaded" in refusal(load_model, folder, device="cuda:99")
+    assert "there is no device 'cuda:99' here" in refusal(load_model, folder, device="cuda:99")
 
 
 # ---- what cannot be loaded
@@ -286,8 +288,8 @@ def test_a_failure_half_way_keeps_no_half_of_the_demo_model(
     index: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("david.models.demo._DEMO_SHA256", write_wheel(tiny, index))
-    monkeypatch.setattr("david.models.load.AutoTokenizer.from_pretrained", _fails)
-    assert "cannot be loaded: the disk is full" in refusal(load_model, "demo")
+    monkeypatch.setattr("david.models.demo.AutoTokenizer.from_pretrained", _fails)
+    assert "the demo model cannot be read: the disk is full" in refusal(load_model, "demo")
     assert list(cache_folder().iterdir()) == []
 
 
