@@ -495,6 +495,7 @@ def test_what_a_model_writes_moves_no_cursor(typed: Any, monkeypatch: pytest.Mon
     assert out == "a\\x1b[2J\\u202eb\nc\n"
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_told_in_a_line(place: Path) -> None:
     code = "from david.cli.app import main; main()"
     line = ["chat", "model", "--max-new-tokens", "2"]

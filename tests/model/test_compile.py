@@ -101,7 +101,8 @@ def test_the_base_is_compiled_as_before_after_a_reset(tiny: Any) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("compiled", [model_compiled, pytest.param(model_wrapped, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiled", [model_compiled, model_wrapped])
+@pytest.mark.slow
 def test_a_model_compiled_whole_runs_each_recipe(compiled: Any, tiny: Any) -> None:
     right = {text: logits(stacked(tiny, Recipe.parse(text))) for text in MAPS[:3]}
     base, counter = logits(tiny), CompileCounter()
@@ -120,7 +121,12 @@ STRENGTHS = ["0, 1*0.5", "0, 1*0.25", "0*0.5, 1", "0:2", "0, 1*0"]
 
 
 @pytest.mark.parametrize(
-    ("compiled", "name"), [(model_compiled, "llama"), (model_wrapped, "llama"), (model_compiled, "qwen3_5_text")]
+    ("compiled", "name"),
+    [
+        (model_compiled, "llama"),
+        pytest.param(model_wrapped, "llama", marks=pytest.mark.slow),
+        pytest.param(model_compiled, "qwen3_5_text", marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_compiled_whole_follows_the_strengths_of_one_map(compiled: Any, name: str) -> None:
     base = tiny_model(name, num_hidden_layers=2, layer_types=["full_attention"] * 2)
@@ -134,6 +140,7 @@ def test_a_model_compiled_whole_follows_the_strengths_of_one_map(compiled: Any, 
     assert torch.equal(logits(David.reset(model)), before)
 
 
+@pytest.mark.slow
 def test_fifty_strengths_cost_a_model_compiled_whole_three_compilations() -> None:
     tiny = tiny_model("llama", num_hidden_layers=2)
     recipes = [Recipe((0, 1, 1), ((i + 1) / 64, 1, (i + 1) / 100)) for i in range(50)]
@@ -158,6 +165,7 @@ def test_fifty_recipes_of_a_model_compiled_whole_are_right_beyond_torchs_limit()
     assert counter.frame_count == torch._dynamo.config.recompile_limit
 
 
+@pytest.mark.slow
 def test_strengths_survive_a_deep_copy_and_a_pickle() -> None:
     tiny = tiny_model("llama", num_hidden_layers=2)
     right = {text: logits(stacked(tiny, Recipe.parse(text))) for text in STRENGTHS[:2]}
@@ -169,7 +177,7 @@ def test_strengths_survive_a_deep_copy_and_a_pickle() -> None:
             assert torch.equal(logits(David.sling(copied, text)), right[text])
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("cache", ["dynamic", pytest.param("static", marks=pytest.mark.slow)])
 def test_compiled_layers_have_their_own_places_in_the_cache(tiny: Any, cache: str) -> None:
     def generated(model: Any) -> torch.Tensor:
         options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

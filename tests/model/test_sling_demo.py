@@ -19,7 +19,7 @@ MAPS = {
     "single layer": "7",
     "twice the depth": "0:30, 0:30",
 }
-QUICK = {"repeats", "single layer"}
+QUICK = {"single layer"}
 
 
 def greedy(model: Any, tokens: torch.Tensor, *, use_cache: bool = True, n_new: int = NEW_TOKENS) -> torch.Tensor:

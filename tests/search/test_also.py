@@ -118,6 +118,7 @@ def test_a_front_leaves_out_what_is_beaten_and_what_is_equal_and_later() -> None
     assert not trial_attributes.unbeaten(np.empty((0, 2))).any()
 
 
+@pytest.mark.slow
 def test_a_search_of_several_values_goes_on_where_it_stopped(
     model: Any, sides: tuple[Corpus, ...], tmp_path: Path
 ) -> None:

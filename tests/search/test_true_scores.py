@@ -23,7 +23,8 @@ def _verify() -> Any:
     return module
 
 
-@pytest.mark.parametrize("scales", [None, pytest.param((0.1, 1.0), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scales", [None, (0.1, 1.0)])
 def test_best_json_states_the_nll_that_plain_transformers_finds(
     demo: tuple[Any, Any], tmp_path: Path, scales: tuple[float, float] | None
 ) -> None:

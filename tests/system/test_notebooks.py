@@ -10,7 +10,6 @@ import pytest
 
 HOME = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(path.stem for path in HOME.glob("[0-9]_*.py"))
-QUICK = "1_first_sling"
 sys.path.append(str(HOME))
 
 
@@ -45,9 +44,8 @@ def test_a_notebook_says_what_its_script_says_and_shows_what_it_has_run(name: st
     assert (HOME / f"{name}.ipynb").stat().st_size < 300_000
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_from_top_to_bottom(
     name: str, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ def test_the_best_recipe_of_then_reads(name: str) -> None:
     assert (best.user_attrs["recipe"], best.number) == (str(recipe), recipe.search.trial)
 
 
-@pytest.mark.parametrize("name", ["search", "choices"])
+@pytest.mark.parametrize("name", ["search", pytest.param("choices", marks=pytest.mark.slow)])
 def test_the_same_command_goes_on_with_two_more_trials_and_judges_what_is_new(name: str, run: Run, place: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,6 +114,7 @@ def test_the_same_command_goes_on_with_two_more_trials_and_judges_what_is_new(na
     assert set(board["trial"]) == {trial.number for trial in after.judged} | {0}
 
 
+@pytest.mark.slow
 def test_a_scan_of_then_is_complete_today_and_nothing_is_scored_again(run: Run, place: Path) -> None:
     before = optuna.load_study(study_name="scan", storage=f"sqlite:///{place}/scan/study.db").trials
     code, _, err = run(*shlex.split(COMMANDS["scan"]))

@@ -123,6 +123,7 @@ def test_signals_are_passed_on() -> None:
     assert told == [signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_end_leaves_nothing_in_hand(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     process = context().Process(target=worker, args=(url, "ended", 500, 0, tmp_path / "run"))
