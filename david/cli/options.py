@@ -203,8 +203,8 @@ class DataOptions:
         """Return these options for a text file, which has neither rows nor columns."""
         return replace(self, slice=None, column="text", prompt_column=None, gold_column=None, group_column=None)
 
-    def corpus(self, tokenizer: Any, source: str | None = None) -> "Corpus":
-        """Return all windows of `--data`, or of `source` in its place.
+    def corpus(self, tokenizer: Any, source: str | None = None, *, windows: int | None = None) -> "Corpus":
+        """Return the windows of `--data`, or of `source` in its place: the first ones, or all.
 
         Raises:
             CorpusError: The data cannot be read or cut, or `--stride` comes without strided windows.
@@ -226,10 +226,24 @@ class DataOptions:
             group=self.group_column,
             convention=self.convention.value if CONVENTIONS[self.convention].first_scored is None else None,
             stride=self.stride,
+            windows=windows,
         )
 
-    def take(self, corpus: "Corpus") -> "Corpus":
-        """Return the first `--windows` windows or questions of a corpus; `CorpusError` if it has fewer."""
+    def hold_out(self, tokenizer: Any, held_out: int) -> "tuple[Corpus, Corpus]":
+        """Return `--windows` windows to search on, and so many held-out ones; `CorpusError` as `corpus` raises it."""
+        from david.scoring.sources import is_text_file
+
+        # The windows of one document are held out in their order. Other windows are drawn from all.
+        windows = self.windows + held_out if is_text_file(self.data) else None
+        return self.corpus(tokenizer, windows=windows).hold_out(self.windows, held_out)
+
+    def first_windows(self, tokenizer: Any, source: str | None = None) -> "Corpus":
+        """Return the first `--windows` windows or questions of the data.
+
+        Raises:
+            CorpusError: The data have fewer, or `corpus` raises it.
+        """
+        corpus = self.corpus(tokenizer, source, windows=self.windows)
         n, item = len(corpus.items()), "question" if corpus.choices else "window"
         if self.windows > n:
             shorter = "" if corpus.choices else ", a shorter --window"

@@ -48,7 +48,7 @@ def score(
     check_recipe_options(recipe, ratios)
     tasks.check()
     loaded, tokenizer, own_recipe = model.load_with_recipe()
-    corpus = data.take(_for_source(data, data.data, tasks).corpus(tokenizer))
+    corpus = _for_source(data, data.data, tasks).first_windows(tokenizer)
     from david.engine.engine import score_recipes
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
@@ -167,9 +167,9 @@ def _corpora_to_compare(
     has_table = not all(map(is_text, sources))
     for source in sources:
         options = data.without_columns() if has_table and is_text(source) else data
-        corpus = _for_source(options, source, tasks).corpus(tokenizer, source)
+        corpus = _for_source(options, source, tasks).first_windows(tokenizer, source)
         options = data if corpus.choices else data.without_columns()
-        _add_corpus(corpora, corpus.source, (options.objective(), data.take(corpus)))
+        _add_corpus(corpora, corpus.source, (options.objective(), corpus))
     loaded_tasks = tasks.load(loaded, tokenizer, data.group_column)
     if loaded_tasks is not None:
         for name, documents in loaded_tasks.each.items():

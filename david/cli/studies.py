@@ -53,10 +53,9 @@ def search(
     loaded, tokenizer = model.load()
     objective = tasks.load(loaded, tokenizer, data.group_column)
     if objective is None:
-        objective, corpus = data.objective(), data.corpus(tokenizer)
+        objective, parts = data.objective(), data.hold_out(tokenizer, judging.held_out)
     else:
-        corpus = objective.corpus
-    parts = corpus.hold_out(data.windows, judging.held_out)
+        parts = objective.corpus.hold_out(data.windows, judging.held_out)
     settings = {
         "space": search_space,
         "objective": objective,
@@ -96,7 +95,7 @@ def scan(
     from david.sling.in_place import base_depth
 
     loaded, tokenizer = model.load()
-    parts = data.corpus(tokenizer).hold_out(data.windows, judging.held_out)
+    parts = data.hold_out(tokenizer, judging.held_out)
     objective = data.objective()
     n_layers = base_depth(loaded)
     longest = longest_block(max_length, n_layers)
@@ -189,7 +188,7 @@ def profile(
     from david.analysis.profile import profile as run_profile
 
     loaded, tokenizer = model.load()
-    corpus = data.take(data.corpus(tokenizer))
+    corpus = data.first_windows(tokenizer)
     measured = run_profile(loaded, corpus, memory_budget=memory_bytes(memory_budget), progress=True)
     files = write_profile(measured.layers, measured.distances, out)
     text = measured.layers.to_string(index=False, float_format="{:+.4f}".format)

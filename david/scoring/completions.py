@@ -1,13 +1,14 @@
 """Prompts with completions, and multiple-choice questions: rows of a table that are a window each.
 
 Only the completion (the answer) of a window is scored. `cut_completions` and `cut_questions` cut the rows that
-`sources.read_rows` has read.
+`sources.open_rows` has opened.
 """
 
 import re
 import reprlib
 import string
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from david.errors import CorpusError
 from david.scoring.conventions import COMPLETION, MULTIPLE_CHOICE
-from david.scoring.sources import Rows
+from david.scoring.sources import Rows, TextRecord
 from david.scoring.tokens import Tokenizer
 from david.scoring.windows import CutOptions, TokenWindows
 from david.support.text import brief
@@ -44,8 +45,8 @@ class Question:
 
 
 def cut_completions(
-    tokenizer: Tokenizer, rows: Rows, prompt: str, completion: str, options: CutOptions
-) -> tuple[TokenWindows, list[str]]:
+    tokenizer: Tokenizer, rows: Rows, prompt: str, completion: str, options: CutOptions, record: TextRecord
+) -> TokenWindows:
     """Make a window of each row: its prompt, a space where the two would touch, and its completion.
 
     Args:
@@ -54,21 +55,24 @@ def cut_completions(
         prompt: The column of prompts.
         completion: The column of completions.
         options: The longest window, its leading token, and the name of the data.
-
-    Returns:
-        The windows, and the text of each row.
+        record: Where the text of each row is recorded.
 
     Raises:
         CorpusError: A completion has no token, or does not fit a window.
     """
-    texts = [_joined(*row) for row in zip(rows.texts(prompt), rows.texts(completion), strict=True)]
-    cut = _cut_pairs(tokenizer, [(i, *row) for i, row in enumerate(texts)], options, COMPLETION)
-    return cut, ["".join(row) for row in texts]
+
+    def pairs() -> Iterator[tuple[int, str, str]]:
+        for number, row in enumerate(zip(rows.texts(prompt), rows.texts(completion), strict=True)):
+            pair = _joined(*row)
+            record.add(number, "".join(pair))
+            yield number, *pair
+
+    return _cut_pairs(tokenizer, pairs(), options, COMPLETION)
 
 
 def cut_questions(
-    tokenizer: Tokenizer, rows: Rows, prompt: str, answers: str, gold: str, options: CutOptions
-) -> tuple[TokenWindows, list[str], tuple[Choice, ...]]:
+    tokenizer: Tokenizer, rows: Rows, prompt: str, answers: str, gold: str, options: CutOptions, record: TextRecord
+) -> tuple[TokenWindows, tuple[Choice, ...]]:
     """Make a window of each answer to each question, behind the question's prompt.
 
     Args:
@@ -78,25 +82,29 @@ def cut_questions(
         answers: The column of answers (see `questions_of`).
         gold: The column of right answers.
         options: The longest window, its leading token, and the name of the data.
+        record: Where the text of each question is recorded.
 
     Returns:
-        The windows, the text of each question, and the answer that each window ends with.
+        The windows, and the answer that each window ends with.
 
     Raises:
         CorpusError: A question cannot be read, or an answer does not fit a window.
     """
-    questions = questions_of(rows, prompt, answers, gold)
-    pairs, choices = [], []
-    for number, question in enumerate(questions):
-        for place, answer in enumerate(question.answers):
-            pairs.append((number, *_joined(question.prompt, answer)))
-            choices.append(Choice(place == question.right, len(answer)))
-    cut = _cut_pairs(tokenizer, pairs, options, MULTIPLE_CHOICE)
-    return cut, ["\n".join((q.prompt, *q.answers)) for q in questions], tuple(choices)
+    choices = []
+
+    def pairs() -> Iterator[tuple[int, str, str]]:
+        for number, question in enumerate(questions_of(rows, prompt, answers, gold)):
+            record.add(number, "\n".join((question.prompt, *question.answers)))
+            for place, answer in enumerate(question.answers):
+                choices.append(Choice(place == question.right, len(answer)))
+                yield number, *_joined(question.prompt, answer)
+
+    cut = _cut_pairs(tokenizer, pairs(), options, MULTIPLE_CHOICE)
+    return cut, tuple(choices[: len(cut.windows)])
 
 
-def questions_of(rows: Rows, prompt: str, answers: str, gold: str) -> list[Question]:
-    """Return the multiple-choice questions of a source's rows.
+def questions_of(rows: Rows, prompt: str, answers: str, gold: str) -> Iterator[Question]:
+    """Yield the multiple-choice questions of a source's rows.
 
     Args:
         rows: The rows of the source.
@@ -108,7 +116,6 @@ def questions_of(rows: Rows, prompt: str, answers: str, gold: str) -> list[Quest
     Raises:
         CorpusError: A row holds something else.
     """
-    questions = []
     values = zip(rows.texts(prompt), rows.columns[answers], rows.columns[gold], strict=True)
     for row, (text, choices, right) in enumerate(values, start=rows.first):
         texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (choices, None)
@@ -126,8 +133,7 @@ def questions_of(rows: Rows, prompt: str, answers: str, gold: str) -> list[Quest
                 f"row {row} of {rows.source}: {gold} must be {'' if own_labels else f'0 … {len(texts) - 1} or '}one of "
                 f"{', '.join(names)}; got {reprlib.repr(right)}"
             )
-        questions.append(Question(text, tuple(texts), place))
-    return questions
+        yield Question(text, tuple(texts), place)
 
 
 def _whole_number(value: Any) -> int | None:
@@ -141,16 +147,19 @@ def _joined(prompt: str, completion: str) -> tuple[str, str]:
 
 
 def _cut_pairs(
-    tokenizer: Tokenizer, pairs: Sequence[tuple[int, str, str]], options: CutOptions, label: str
+    tokenizer: Tokenizer, pairs: Iterator[tuple[int, str, str]], options: CutOptions, label: str
 ) -> TokenWindows:
-    """Return a window for each document's number, prompt and completion, padded with zeros to the longest.
+    """Return a window for each document's number, prompt and completion, padded with zeros to the longest of all.
 
     The beginning of a row that is too long is cut off. White space between prompt and completion belongs to the
     completion, as in lm-eval: most tokenizers put it before a word.
     """
     window, lead = options.window, [] if options.lead is None else [options.lead]
-    rows, sizes = [], []
+    rows, sizes, documents, longest = [], [], [], 0
     for number, text, completion in pairs:
+        is_taken = options.most is None or number < options.most
+        if not is_taken and longest == window:
+            break  # before that, a longer row may follow
         prompt = text.rstrip()
         answer = text[len(prompt) :] + completion
         tokens = tokenizer(prompt + answer, add_special_tokens=False, verbose=False)["input_ids"]
@@ -161,21 +170,24 @@ def _cut_pairs(
                 f"row {number} of {options.source}: its completion has {max(n_scored, 0)} tokens; expected "
                 f"1 … {window - 1} and one to read before them: take a longer window or other rows"
             )
-        rows.append(([*lead, *tokens[-(window - len(lead)) :]], n_scored))
-        sizes.append(len(answer.encode()))
-    longest = max(len(tokens) for tokens, _ in rows)
+        row = np.array([*lead, *tokens[-(window - len(lead)) :]], dtype=np.int64)
+        longest = max(longest, len(row))
+        if is_taken:
+            rows.append((row, n_scored))
+            sizes.append(len(answer.encode()))
+            documents.append(number)
+    deque(pairs, maxlen=0)  # what is left is only recorded
     windows = np.zeros((len(rows), longest), dtype=np.int64)  # nothing that is scored reads what lies behind it
     scored = np.zeros((len(rows), longest), dtype=bool)
-    for row, (tokens, n_scored) in enumerate(rows):
-        windows[row, : len(tokens)] = tokens
-        scored[row, max(1, len(tokens) - n_scored) : len(tokens)] = True
-    documents = tuple(number for number, _, _ in pairs)
+    for place, (row, n_scored) in enumerate(rows):
+        windows[place, : len(row)] = row
+        scored[place, max(1, len(row) - n_scored) : len(row)] = True
     return TokenWindows(
         windows=windows,
         scored=scored,
         starts=tuple(range(0, longest * len(rows), longest)),
-        documents=documents,
-        last_documents=documents,
+        documents=tuple(documents),
+        last_documents=tuple(documents),
         window_bytes=tuple(sizes),
         label=label,
     )

@@ -6,7 +6,8 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +27,8 @@ from david.scoring.conventions import (
     ConventionName,
     convention_of_cut,
 )
-from david.scoring.hold_out import comparable, document_groups, draw_sides, share_groups, window_clusters
-from david.scoring.sources import BUILT_IN, is_file, is_text, read_rows
+from david.scoring.hold_out import comparable, draw_sides, groups_of_keys, share_groups, window_clusters
+from david.scoring.sources import BUILT_IN, TextRecord, is_file, is_text, open_rows
 from david.scoring.tokens import Tokenizer
 from david.scoring.windows import CUTTERS, CutOptions
 from david.support.arguments import check_tokenizer, check_type
@@ -103,6 +104,7 @@ class Corpus:
         stride: int | None = None,
         rolling: bool = False,
         bos: bool | None = None,
+        windows: int | None = None,
     ) -> "Corpus":
         """Read data and cut it into windows of tokens.
 
@@ -137,6 +139,8 @@ class Corpus:
                 scored once. A window of T tokens is lm-eval's `max_length` of T − 1.
             bos: Whether the BOS token takes the place of each window's first token, which is never scored. Default: as
                 the tokenizer itself begins a text.
+            windows: How many windows (or multiple-choice questions) to load, the first ones, as `take` picks them. No
+                more of the data is tokenised and held in memory than they need. Default: all.
 
         Returns:
             The corpus.
@@ -152,34 +156,39 @@ class Corpus:
         check_type("source", source, (str, os.PathLike), CorpusError)
         source = os.fspath(source)
         cut_by = convention_of_cut(convention, stride=stride, rolling=rolling)
-        tokenizer = _check_options(tokenizer, source, window, prompt, gold, group, cut_by, bos)
+        tokenizer = _check_options(tokenizer, source, window, windows, prompt, gold, group, cut_by, bos)
         if cut_by.starts_documents:
             lead: int | None = tokens.document_lead(tokenizer, cut_by.name)
         else:
             lead = tokens.window_lead(tokenizer, bos)
         choices: tuple[Choice, ...] = ()
-        rows = read_rows(source, slice, [name for name in (prompt, column, gold, group) if name is not None])
-        options = CutOptions(window, lead, source, cut_by.name, stride)
-        if prompt is None:
-            texts = rows.texts(column)
-            options = replace(options, source=source if slice is None else f"{source} {slice}")
-            cut = CUTTERS[cut_by.cut](tokenizer, texts, options)
-        elif gold is None:
-            cut, texts = cut_completions(tokenizer, rows, prompt, column, options)
-        else:
-            cut, texts, choices = cut_questions(tokenizer, rows, prompt, column, gold, options)
+        names: list[Hashable] | None = None
         joins_texts = prompt is None and not cut_by.starts_documents
-        names = None if group is None else list(map(comparable, rows.columns[group]))
-        groups, n_copies = document_groups(texts, names, fewest_words=_FEWEST_WORDS if joins_texts else 1)
+        record = TextRecord(fewest_words=_FEWEST_WORDS if joins_texts else 1)
+        options = CutOptions(window, lead, source, cut_by.name, stride, windows)
+        with open_rows(source, slice, [name for name in (prompt, column, gold, group) if name is not None]) as rows:
+            if prompt is None:
+                options = replace(options, source=source if slice is None else f"{source} {slice}")
+                pieces = record.passed(rows.pieces(column))
+                cut = CUTTERS[cut_by.cut](tokenizer, pieces, options)
+                deque(pieces, maxlen=0)  # what no window needed is only recorded
+            elif gold is None:
+                cut = cut_completions(tokenizer, rows, prompt, column, options, record)
+            else:
+                cut, choices = cut_questions(tokenizer, rows, prompt, column, gold, options, record)
+            if group is not None:
+                names = list(map(comparable, rows.columns[group]))
+        groups, n_copies = groups_of_keys(record.copy_keys, names)
         if n_copies and source != BUILT_IN:
-            say(f"{n_copies} of {counted(len(texts), 'text')} of {source} are copies: copies count as one document")
+            texts = counted(len(record.copy_keys), "text")
+            say(f"{n_copies} of {texts} of {source} are copies: copies count as one document")
         return cls(
             windows=torch.from_numpy(cut.windows),
             documents=cut.documents,
             last_documents=cut.last_documents,
             source=Path(source).name if is_file(source) else source,
             slice=slice,
-            sha256=hashlib.sha256(tokens.BETWEEN.join(texts).encode()).hexdigest(),
+            sha256=record.sha256,
             bos=lead is not None,
             convention=cut.label,
             scored=None if cut.scored is None else torch.from_numpy(cut.scored),
@@ -378,6 +387,7 @@ def _check_options(
     tokenizer: Tokenizer | None,
     source: str,
     window: int,
+    windows: int | None,
     prompt: str | None,
     gold: str | None,
     group: str | None,
@@ -390,6 +400,8 @@ def _check_options(
     check_tokenizer(tokenizer, CorpusError)
     if window < 2:
         raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
+    if windows is not None and windows < 1:
+        raise CorpusError(f"windows must be 1 or more, or None for all; got {windows}")
     if prompt is not None and convention.cut != CONSECUTIVE:
         raise CorpusError(
             f"rows with a prompt are a window each, convention {convention.name} cuts a text: leave one of them out"

@@ -34,19 +34,27 @@ def document_groups(
         The group of each document, as the number of its first document; empty if each document is a group of its own.
         And how many documents are copies of an earlier one.
     """
-    keys: list[list[Hashable]] = [[] for _ in texts]
-    n_copies, texts_seen = 0, set()
-    for key, text in zip(keys, texts, strict=True) if len(texts) > 1 else ():
-        words = text.split()
-        if len(words) >= fewest_words:
-            key.append(hashlib.sha256(" ".join(words).encode()).digest())
-            n_copies += key[0] in texts_seen
-            texts_seen.add(key[0])
+    return groups_of_keys([copy_key(text, fewest_words) for text in texts], names)
+
+
+def copy_key(text: str, fewest_words: int) -> bytes | None:
+    """Return what copies of a text have in common with it; None if it has so few words that it has no copies."""
+    words = text.split()
+    return None if len(words) < fewest_words else hashlib.sha256(" ".join(words).encode()).digest()
+
+
+def groups_of_keys(
+    copy_keys: Sequence[bytes | None], names: Sequence[Hashable] | None = None
+) -> tuple[tuple[int, ...], int]:
+    """Find documents that belong together, as `document_groups` does, by the `copy_key` of each."""
+    keys: list[list[Hashable]] = [[] if key is None else [key] for key in copy_keys]
+    with_copies = [key for key in copy_keys if key is not None]
     for key, name in zip(keys, names or (), strict=names is not None):
         if name is not None:
             key.append(("name", name))
     groups = _linked(keys)
-    return (() if groups == list(range(len(groups))) else tuple(groups)), n_copies
+    is_grouped = groups != list(range(len(groups)))
+    return tuple(groups) if is_grouped else (), len(with_copies) - len(set(with_copies))
 
 
 def comparable(value: Any) -> Hashable:

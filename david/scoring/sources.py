@@ -1,25 +1,30 @@
 """Sources of data: the rows of a local file, a Hub dataset, or the help topics that come with every Python.
 
-`read_rows` reads the columns that a corpus needs, all at once, and takes the slice of rows that was asked for.
+`open_rows` opens the columns that a corpus needs, in the slice of rows that was asked for. Rows are read one by one.
 """
 
+import codecs
 import contextlib
+import hashlib
 import importlib
 import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from david.errors import CorpusError
+from david.scoring.hold_out import copy_key
+from david.scoring.tokens import BETWEEN, Piece
 from david.support.console import say
 from david.support.text import brief, one_line
 
 BUILT_IN = "python-topics"
 _READERS = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_PART = 1 << 16  # bytes of a text file that are read together
 
 
 @dataclass(frozen=True)
@@ -29,32 +34,71 @@ class Rows:
     Attributes:
         source: The source, for error messages.
         first: The number of the first row in the source.
-        columns: Each column's values by its name, all equally long. A source of text has its one column under
-            whatever name it was asked for.
+        columns: Each column's values by its name, all equally many; of a table they are read while they are iterated
+            over. A source of text has its one column under whatever name it was asked for.
+        text_file: The file that is the one text of the source; None for other sources, which have `columns`.
     """
 
     source: str
     first: int
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, Collection[Any]]
+    text_file: Path | None = None
 
-    def texts(self, column: str) -> list[str]:
-        """Return the values of a column that must hold texts.
+    def texts(self, column: str) -> Iterator[str]:
+        """Yield the values of a column that must hold texts.
 
         Raises:
             CorpusError: A value is something else.
         """
-        values = self.columns[column]
-        for number, value in enumerate(values, start=self.first):
+        for number, value in enumerate(self.columns[column], start=self.first):
             if not isinstance(value, str):
                 raise CorpusError(
                     f"row {number} of {self.source} must hold text; got {type(value).__name__} in column {column!r}: "
                     "name another column"
                 )
-        return values
+            yield value
+
+    def pieces(self, column: str) -> Iterator[Piece]:
+        """Yield the texts of a column: a row in one piece, a text file in several; `CorpusError` as `texts` raises."""
+        if self.text_file is None:
+            return enumerate(self.texts(column))
+        return ((0, part) for part in _read_text(self.text_file))
 
 
-def read_rows(source: str, rows: str | None, columns: Sequence[str]) -> Rows:
-    """Read columns of a source, in one go.
+class TextRecord:
+    """What is kept of texts after they have been read.
+
+    Attributes:
+        copy_keys: The `copy_key` of each text.
+    """
+
+    def __init__(self, *, fewest_words: int) -> None:
+        self.copy_keys: list[bytes | None] = []
+        self._fewest_words = fewest_words
+        self._sha256 = hashlib.sha256()
+
+    def add(self, number: int, text: str) -> None:
+        """Record the text of a document, or a further part of it."""
+        if number == len(self.copy_keys):
+            self._sha256.update((BETWEEN if number else "").encode())
+            self.copy_keys.append(copy_key(text, self._fewest_words))
+        self._sha256.update(text.encode())
+
+    def passed(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Yield pieces of texts, each after it is recorded."""
+        for piece in pieces:
+            self.add(*piece)
+            yield piece
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the joined text."""
+        return self._sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def open_rows(source: str, rows: str | None, columns: Sequence[str]) -> Iterator[Rows]:
+    """Open columns of a source, to read them within a `with` block.
 
     Args:
         source: The path of a file, `owner/name` or `owner/name:configuration` of a Hub dataset, or `BUILT_IN`.
@@ -67,20 +111,23 @@ def read_rows(source: str, rows: str | None, columns: Sequence[str]) -> Rows:
     path = Path(os.path.expanduser(source))  # Path's own raises for a user who is not there
     if rows is not None and _parse_slice(rows)[0] not in (None, "train") and (source == BUILT_IN or is_file(source)):
         raise CorpusError(f"{source} has no split {_parse_slice(rows)[0]!r}: slice it as [:200]")
-    if source == BUILT_IN:
-        values = _text_columns(list(_python_topics().values()), columns)
-    elif is_file(source):
-        values = _read_file(source, path, columns)
-    else:
-        looks_local = path.suffix in _READERS or source.startswith((".", "/", "~", "\\"))
-        if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
-            raise CorpusError(
-                f"no such file: {source} (give a text, JSON lines, parquet or CSV file, or a Hub dataset as owner/name)"
-            )
-        values = _read_hub(source, rows, columns)
-    length = len(values[columns[0]])
-    start, stop = (0, length) if rows is None else _slice_bounds(rows, length, source)
-    return Rows(source, start, {name: column[start:stop] for name, column in values.items()})
+    with contextlib.ExitStack() as stack:
+        if source == BUILT_IN:
+            topics = list(_python_topics().values())
+            start, stop = _slice_bounds(rows, len(topics), source)
+            yield Rows(source, start, dict.fromkeys(columns, topics[start:stop]))
+        elif is_text_file(source):
+            _slice_bounds(rows, 1, source)
+            yield Rows(source, 0, {}, path)
+        else:
+            if is_file(source):
+                table = _open_table(source, path, columns, stack)
+            else:
+                table = _open_hub(source, path, rows, columns)
+            start, stop = _slice_bounds(rows, len(table), source)
+            if rows is not None:
+                table = table.select(range(start, stop))
+            yield Rows(source, start, {name: table[name] for name in columns})
 
 
 def is_file(source: str) -> bool:
@@ -90,7 +137,12 @@ def is_file(source: str) -> bool:
 
 def is_text(source: str) -> bool:
     """Return whether a source is text without columns: a text file, or the built-in one."""
-    return source == BUILT_IN or (is_file(source) and _READERS.get(Path(source).suffix.lower()) == "text")
+    return source == BUILT_IN or is_text_file(source)
+
+
+def is_text_file(source: str) -> bool:
+    """Return whether a source is a text file, which is one document."""
+    return is_file(source) and _READERS.get(Path(source).suffix.lower()) == "text"
 
 
 @contextlib.contextmanager
@@ -113,42 +165,54 @@ def _python_topics() -> dict[str, str]:
     return dict(sorted(topics.items()))
 
 
-def _read_file(source: str, path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
+def _read_text(path: Path) -> Iterator[str]:
+    """Yield a text file part by part, exact to the byte: line ends stay as they are."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(_PART):
+                position += len(part)
+                yield decoder.decode(part)
+            yield decoder.decode(b"", final=True)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read as text: {error}") from None
+    except UnicodeDecodeError as error:
+        byte, place = error.object[error.start], position - len(error.object) + error.start
+        reason = f"'utf-8' codec can't decode byte 0x{byte:02x} in position {place}: {error.reason}"
+        raise CorpusError(f"{path} cannot be read as text: {reason}") from None
+
+
+def _open_table(source: str, path: Path, columns: Sequence[str], stack: contextlib.ExitStack) -> Any:
+    """Return a file as a dataset, whose rows can be read as long as the stack is open."""
+    import datasets
+
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise CorpusError(
             f"{source}: expected a file that ends in {', '.join(_READERS)}; got {path.suffix or 'no ending'}"
         )
-    return _text_columns(_read_text(path), columns) if reader == "text" else _read_table(path, reader, columns)
-
-
-def _text_columns(texts: list[str], columns: Sequence[str]) -> dict[str, list[Any]]:
-    return {name: texts for name in columns}  # noqa: C420  # a text has one column, under any name
-
-
-def _read_text(path: Path) -> list[str]:
-    """Return a text file as one document, exact to the byte: line ends stay as they are."""
-    try:
-        return [path.read_bytes().decode("utf-8")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path} cannot be read as text: {error}") from None
-
-
-def _read_table(path: Path, reader: str, columns: Sequence[str]) -> dict[str, list[Any]]:
-    import datasets
-
     # A cache of its own: the shared one takes a replaced file of the same age for the old one.
-    with tempfile.TemporaryDirectory() as cache, quiet_datasets():
-        try:
+    cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+    try:
+        with quiet_datasets():
             table = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=cache)
-            return _columns(table, columns, str(path))
-        except CorpusError:
-            raise
-        except Exception as error:  # each builder raises its own kinds
-            raise CorpusError(f"{path} cannot be read as {reader}: {_reason(error)}") from None
+            _check_columns(table, columns, str(path))
+            next(iter(table.select_columns(list(columns))), None)  # a kind of value that cannot be decoded
+    except CorpusError:
+        raise
+    except Exception as error:  # each builder raises its own kinds
+        raise CorpusError(f"{path} cannot be read as {reader}: {_reason(error)}") from None
+    return table
 
 
-def _read_hub(source: str, rows: str | None, columns: Sequence[str]) -> dict[str, list[Any]]:
+def _open_hub(source: str, path: Path, rows: str | None, columns: Sequence[str]) -> Any:
+    """Return a dataset on the Hub, in the split that a slice names."""
+    looks_local = path.suffix in _READERS or source.startswith((".", "/", "~", "\\"))
+    if looks_local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
+        raise CorpusError(
+            f"no such file: {source} (give a text, JSON lines, parquet or CSV file, or a Hub dataset as owner/name)"
+        )
     import datasets
 
     name, _, configuration = source.partition(":")
@@ -163,17 +227,17 @@ def _read_hub(source: str, rows: str | None, columns: Sequence[str]) -> dict[str
             splits = list(loaded)
             raise CorpusError(f"{source} has the splits {', '.join(splits)}: give a slice such as {splits[0]}[:200]")
         loaded = next(iter(loaded.values()))
-    return _columns(loaded, columns, source)
+    _check_columns(loaded, columns, source)
+    return loaded
 
 
-def _columns(table: Any, columns: Sequence[str], source: str) -> dict[str, list[Any]]:
+def _check_columns(table: Any, columns: Sequence[str], source: str) -> None:
     for column in columns:
         if column not in table.column_names:
             raise CorpusError(
                 f"{source} has no column {column!r}: it has {', '.join(table.column_names[:20])}"
                 f"{' and more' * (len(table.column_names) > 20)}; name one of them"
             )
-    return {column: list(table[column]) for column in columns}
 
 
 def _parse_slice(rows: str) -> tuple[str | None, str | None, str | None]:
@@ -185,7 +249,7 @@ def _parse_slice(rows: str) -> tuple[str | None, str | None, str | None]:
     return match[1], match[2], match[3]
 
 
-def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
+def _slice_bounds(rows: str | None, length: int, source: str) -> tuple[int, int]:
     """Return the half-open range of rows that a slice of a source with so many rows is."""
 
     def row(bound: str | None, default: int) -> int:
@@ -197,6 +261,8 @@ def _slice_bounds(rows: str, length: int, source: str) -> tuple[int, int]:
             raise CorpusError(f"the slice {rows} reaches {bound} of {source}: there is no more than 100%")
         return int(bound[:-1]) * length // 100
 
+    if rows is None:
+        return 0, length
     _, low, high = _parse_slice(rows)
     rows = rows.strip()
     start, stop = row(low, 0), row(high, length)

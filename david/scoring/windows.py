@@ -4,8 +4,10 @@
 itself. To add a way, write a function of the same form and add it to `CUTTERS`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from david.errors import CorpusError
 from david.scoring.conventions import CONSECUTIVE, DEFAULT_CONVENTION
-from david.scoring.tokens import Tokenizer, Tokens, encode
+from david.scoring.tokens import Piece, Tokenizer, Tokens, encode
 
 Span = tuple[int, int, int]  # where a window begins and ends in the tokens, and how many at its end are scored
 
@@ -29,6 +31,7 @@ class CutOptions:
         source: The name of the data in error messages.
         convention: The name of the convention, which scores and studies keep.
         stride: Tokens from the start of a window to the start of the next, for a sliding window; None: half a window.
+        most: How many windows (or questions) to cut, the first ones; None for all.
     """
 
     window: int
@@ -36,6 +39,7 @@ class CutOptions:
     source: str
     convention: str = DEFAULT_CONVENTION
     stride: int | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,17 @@ class TokenWindows:
     label: str = DEFAULT_CONVENTION
 
 
-Cutter = Callable[[Tokenizer, Sequence[str], CutOptions], TokenWindows]
+Cutter = Callable[[Tokenizer, Iterable[Piece], CutOptions], TokenWindows]
 
 
-def cut_consecutive(tokenizer: Tokenizer, documents: Sequence[str], options: CutOptions) -> TokenWindows:
+def cut_consecutive(tokenizer: Tokenizer, pieces: Iterable[Piece], options: CutOptions) -> TokenWindows:
     """Cut the joined text into windows that follow one another; a rest that fills no window is left out.
 
     Raises:
         CorpusError: The text has fewer tokens than one window.
     """
-    tokens, window = encode(tokenizer, documents), options.window
+    window = options.window
+    tokens = encode(tokenizer, pieces, None if options.most is None else options.most * window)
     n = len(tokens) // window
     if n == 0:
         raise CorpusError(
@@ -81,7 +86,7 @@ def cut_consecutive(tokenizer: Tokenizer, documents: Sequence[str], options: Cut
     return _windows_of_spans(tokens, spans, options.lead, DEFAULT_CONVENTION, masked=False)
 
 
-def cut_strided(tokenizer: Tokenizer, documents: Sequence[str], options: CutOptions) -> TokenWindows:
+def cut_strided(tokenizer: Tokenizer, pieces: Iterable[Piece], options: CutOptions) -> TokenWindows:
     """Cut the joined text with a sliding window: each window scores the tokens that no window before it has.
 
     The last window ends with the text.
@@ -93,7 +98,7 @@ def cut_strided(tokenizer: Tokenizer, documents: Sequence[str], options: CutOpti
     stride = window // 2 if options.stride is None else options.stride
     if not 1 <= stride < window:
         raise CorpusError(f"a stride must be 1 … {window - 1}, less than the window; got {stride}")
-    tokens = encode(tokenizer, documents)
+    tokens = encode(tokenizer, pieces, None if options.most is None else (options.most - 1) * stride + window)
     if len(tokens) < 2:
         raise CorpusError(
             f"{options.source} has {len(tokens)} tokens: a window needs one to read and one to score; take more of it"
@@ -108,7 +113,7 @@ def cut_strided(tokenizer: Tokenizer, documents: Sequence[str], options: CutOpti
     return _windows_of_spans(tokens, spans, options.lead, f"{options.convention} {stride}")
 
 
-def cut_rolling(tokenizer: Tokenizer, documents: Sequence[str], options: CutOptions) -> TokenWindows:
+def cut_rolling(tokenizer: Tokenizer, pieces: Iterable[Piece], options: CutOptions) -> TokenWindows:
     """Cut each document by itself, behind the leading token, so that each of its tokens is scored once.
 
     This is lm-eval's rolling log-likelihood. A window scores T − 1 tokens, the last window of a document the ones that
@@ -117,26 +122,32 @@ def cut_rolling(tokenizer: Tokenizer, documents: Sequence[str], options: CutOpti
     Raises:
         CorpusError: No document has a token.
     """
-    window = options.window
-    cuts, before = [], 0
-    for number, document in enumerate(documents):
-        tokens = encode(tokenizer, [document])
+    window, most = options.window, options.most
+    cuts, n_windows, longest, before = [], 0, 0, 0
+    for number, document in itertools.groupby(pieces, itemgetter(0)):
+        n_left = None if most is None else most - n_windows
+        if n_left == 0 and longest == window:
+            break  # before that, a longer document may follow, by which all windows are padded
+        parts = ((0, part) for _, part in document)
+        tokens = encode(tokenizer, parts, None if n_left is None else max(1, n_left) * (window - 1) + 1)
         tokens = tokens if options.lead is None else tokens.with_lead(options.lead)
         spans, covered = [], 1
         while covered < len(tokens):
             end = min(covered + window - 1, len(tokens))
             spans.append((max(0, end - window), end, end - covered))
             covered = end
-        if spans:
+        longest = max([longest, *(end - begin for begin, end, _ in spans)])
+        if spans := spans[:n_left]:
             cuts.append((number, before, _windows_of_spans(tokens, spans, None, options.convention)))
+            n_windows += len(spans)
         before += len(tokens)
     if not cuts:
         raise CorpusError(f"{options.source} has no tokens: take other rows")
     numbers = tuple(number for number, _, cut in cuts for _ in cut.starts)
     has_bytes = all(cut.window_bytes for _, _, cut in cuts)
     return TokenWindows(
-        windows=_stacked([cut.windows for _, _, cut in cuts]),
-        scored=_stacked([cut.scored for _, _, cut in cuts if cut.scored is not None]),
+        windows=_stacked([cut.windows for _, _, cut in cuts], longest),
+        scored=_stacked([cut.scored for _, _, cut in cuts if cut.scored is not None], longest),
         starts=tuple(before + start for _, before, cut in cuts for start in cut.starts),
         documents=numbers,
         last_documents=numbers,
@@ -154,10 +165,11 @@ def _windows_of_spans(
     """Return the windows of spans of tokens, padded with zeros to the longest; `masked` marks the scored tokens."""
     longest = max(end - begin for begin, end, _ in spans)
     windows = np.zeros((len(spans), longest), dtype=np.int64)  # nothing that is scored reads the zeros behind a window
-    scored = np.zeros((len(spans), longest), dtype=bool)
+    scored = np.zeros((len(spans), longest), dtype=bool) if masked else None
     for row, (begin, end, n_scored) in enumerate(spans):
         windows[row, : end - begin] = tokens.ids[begin:end]
-        scored[row, end - begin - n_scored : end - begin] = True
+        if scored is not None:
+            scored[row, end - begin - n_scored : end - begin] = True
     if lead is not None:
         windows[:, 0] = lead
     begins, ends = ([span[side] for span in spans] for side in (0, 1))
@@ -168,7 +180,7 @@ def _windows_of_spans(
         sizes = (int(sums[end] - sums[end - n_scored]) for _, end, n_scored in spans)
     return TokenWindows(
         windows=windows,
-        scored=scored if masked else None,
+        scored=scored,
         starts=tuple(begins),
         documents=tuple(first.tolist()),
         last_documents=tuple(last.tolist()),
@@ -177,7 +189,6 @@ def _windows_of_spans(
     )
 
 
-def _stacked(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return the rows of all parts, padded with zeros to the widest."""
-    longest = max(part.shape[1] for part in parts)
+def _stacked(parts: Sequence[NDArray[Any]], longest: int) -> NDArray[Any]:
+    """Return the rows of all parts, padded with zeros to the longest."""
     return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts])
