@@ -20,9 +20,11 @@ from david.sling.install import (
     current_state,
     install,
     install_recipe,
+    note_thread,
     refuse_other_threads,
     reserved,
     warn_of_adapters,
+    warn_of_other_thread,
 )
 from david.sling.locate import Stack
 from david.sling.views import module_view
@@ -63,8 +65,8 @@ def sling(
 
     Raises:
         RecipeError: The recipe does not fit the model. The model is unchanged.
-        SlingError: The model cannot run the recipe exactly, or another thread is within `slung` or scores the model.
-            The model is unchanged.
+        SlingError: The model cannot run the recipe exactly, or another thread is within `slung`, scores the model or
+            serves batches with it. The model is unchanged.
 
     Example:
         >>> David.sling(model, "0:12, 8:30").config.num_hidden_layers
@@ -78,7 +80,10 @@ def sling(
         base = base_record(stack)
         target = _recipe_of(len(base.layers), recipe, ratio_repeat, repeat_map_raw, scales)
         warn_of_adapters(stack, base)
-        return install_recipe(model, stack, base, target)
+        warn_of_other_thread(stack)
+        install_recipe(model, stack, base, target)
+        note_thread(stack)
+        return model
 
 
 def reset(model: Model) -> Model:
@@ -103,6 +108,7 @@ def reset(model: Model) -> Model:
         base = base_record(stack)
         if base.layers is not stack.layers:
             warn_of_adapters(stack, base)
+            warn_of_other_thread(stack)
             install(model, stack, base.values, None)
         return model
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import PreTrainedModel
+from torch.nn.utils import parametrize
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import output_capturing as capturing
 
 from david.errors import SlingError
@@ -33,8 +34,11 @@ Model = TypeVar("Model", bound=nn.Module)
 CHANGING = threading.RLock()  # held while layers are read or exchanged, so that no thread sees half of a recipe
 # By the owner of the layers: the thread that runs a model within a `with`, once for each level.
 _RESERVATIONS: "weakref.WeakKeyDictionary[nn.Module, list[threading.Thread]]" = weakref.WeakKeyDictionary()
+# By the owner of the layers: the thread that slung a model last, if not within a `with`.
+_SLUNG_BY: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[threading.Thread]]" = weakref.WeakKeyDictionary()
 # Attribute of a model: the manager of `generate_batch(persistent_manager=True)`, with a cache as deep as the model was.
 _BATCH_MANAGER = "_cached_continuous_batching_manager"
+_MANAGERS: "weakref.WeakSet[Any]" = weakref.WeakSet()  # of continuous batching, of whatever model
 _REACH_ALL = ("_apply", "train")  # what `to`, `half`, `eval` and the like call
 
 
@@ -77,13 +81,39 @@ def reserved(model: nn.Module) -> Iterator[Stack]:
 
 
 def refuse_other_threads(stack: Stack) -> None:
-    """Raise `SlingError` if another thread has reserved a model."""
+    """Raise `SlingError` if another thread has reserved a model, or serves batches with it."""
+    if any(manager.is_running() for manager in _batch_managers(stack)):
+        raise SlingError(
+            "this model is in use by a manager of continuous batching, whose cache is as deep as the model was; "
+            "expected none that runs. Stop it (manager.stop()), or take a second model: David.view(model, recipe)"
+        )
     threads = _RESERVATIONS.get(stack.owner)
     if threads and threads[-1] is not threading.current_thread() and threads[-1].is_alive():
         raise SlingError(
             f"this model is in use in another thread ({threads[-1].name}), within `slung` or a score; expected one "
             "thread. Give each thread a model of its own on the same weights: David.view(model, recipe)"
         )
+
+
+def warn_of_other_thread(stack: Stack) -> None:
+    """Warn if a thread that still runs has slung a model: its next forward passes run the recipe of this thread."""
+    thread = _SLUNG_BY.get(stack.owner, lambda: None)()
+    if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+        warnings.warn(
+            f"this model runs a recipe of another thread ({thread.name}), which now gets another one; expected one "
+            "thread. Give each thread a model of its own on the same weights: David.view(model, recipe)",
+            stacklevel=3,
+        )
+
+
+def note_thread(stack: Stack) -> None:
+    """Note that this thread has slung a model."""
+    _SLUNG_BY[stack.owner] = weakref.ref(threading.current_thread())
+
+
+def _batch_managers(stack: Stack) -> list[Any]:
+    """Return the managers of continuous batching of a model, or of one around it."""
+    return [manager for manager in _MANAGERS if any(part is stack.owner for part in manager.model.modules())]
 
 
 @contextmanager
@@ -135,11 +165,12 @@ def install(model: nn.Module, stack: Stack, values: Values, base: BaseRecord | N
     remap.write_state(stack, values)
     _reinstall_capture_hooks(stack)
     stack.owner.__dict__.pop(locate.KEPT, None)
-    beside = (module for _, module in model.named_modules({stack.layers}))
-    holders = [module for module in beside if hasattr(module, "save_pretrained")]
-    for holder in holders:
-        manager = holder.__dict__.pop(_BATCH_MANAGER, None)  # `generate_batch` makes another one
-        if manager is not None and manager.model is holder:  # a view has the manager of its base
+    _SLUNG_BY.pop(stack.owner, None)
+    for _, module in model.named_modules({stack.layers}):
+        if getattr(module.__dict__.get(_BATCH_MANAGER), "model", module) is not module:
+            del module.__dict__[_BATCH_MANAGER]  # a view has the manager of its base
+    for manager in _batch_managers(stack):  # `generate_batch` makes another one
+        if manager.model.__dict__.pop(_BATCH_MANAGER, None) is not None:
             manager.destroy()
     if base is not None:
         stack.owner.__dict__[locate.KEPT] = base
@@ -221,6 +252,40 @@ def _refusing_slung(method: Callable[..., Any]) -> Callable[..., Any]:
 _guard_saving(PreTrainedModel)
 
 
+def _noting_manager(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that notes the manager of continuous batching which it returns."""
+
+    @wraps(method)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        manager = method(*args, **kwargs)
+        _MANAGERS.add(manager)
+        return manager
+
+    return noting
+
+
+GenerationMixin.init_continuous_batching = _noting_manager(GenerationMixin.init_continuous_batching)
+
+
+def _refusing_visits(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of `torch.nn.utils.parametrize` that refuses a part of a visit: it writes into the weight."""
+
+    @wraps(function)
+    def guarded(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if SHARED in vars(module):
+            raise SlingError(
+                f"a {type(module).__name__} of a visit cannot be parametrized, since it shares the base's weights: "
+                "David.reset(model), parametrize the base, then sling it"
+            )
+        return function(module, *args, **kwargs)
+
+    return guarded
+
+
+for _name in ("register_parametrization", "remove_parametrizations"):
+    setattr(parametrize, _name, _refusing_visits(getattr(parametrize, _name)))
+
+
 def _refuse_new_weight(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
     """Refuse another tensor for a weight that visits share; torch calls this for each parameter that a module gets.
 
@@ -273,7 +338,9 @@ def warn_of_adapters(stack: Stack, base: BaseRecord) -> None:
     on_visits, on_base = (adapters.has_adapters(part) for part in (stack.layers, base.layers))
     if on_visits and not on_base:
         warnings.warn(
-            "adapters on the visits of this recipe are removed with it (save_pretrained keeps them)", stacklevel=3
+            "adapters on the visits of this recipe are removed with it (save_pretrained keeps them); those elsewhere "
+            "in the model stay (unload takes them off)",
+            stacklevel=3,
         )
     if on_base and not on_visits:
         warnings.warn(

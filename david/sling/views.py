@@ -129,7 +129,7 @@ def is_rotary(module: nn.Module) -> bool:
     """Return whether a module is a leaf with buffers and no weights, as rotary embeddings are.
 
     Such a module keeps attributes in step with its buffers as texts grow. A view of it would share the buffers but not
-    the attributes, so the module itself is used; or, if a forward pass changes its frequencies, a view with buffers of
+    the attributes, so the module itself is used; or, if a forward pass changes its buffers, a view with buffers of
     its own, since two models may run in two threads.
     """
     leaf = bool(module._buffers) and not module._modules
@@ -137,7 +137,9 @@ def is_rotary(module: nn.Module) -> bool:
 
 
 def _changes_in_forward(rotary: nn.Module) -> bool:
-    """Return whether its frequencies follow the length of the text (`rope_type: dynamic`, `longrope`)."""
+    """Return whether its buffers follow the length of the text (`rope_type: dynamic`, `longrope`; a growing table)."""
+    if hasattr(rotary, "make_weights"):  # XGLM's table of positions, and its like
+        return True
     types = [value for name, value in vars(rotary).items() if name.endswith("rope_type")]
     names = {name for value in types for name in (value.values() if isinstance(value, dict) else (value,))}
     return not names.isdisjoint(_CHANGING_ROPE_TYPES)

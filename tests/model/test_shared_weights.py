@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from torch.func import functional_call
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from david import David, Recipe
 from david.errors import SlingError
@@ -229,6 +229,38 @@ def test_a_slung_model_is_offloaded_and_its_base_is_whole_after_a_reset(name: st
     assert digest(layers) == digest(before.get_decoder().layers)
     assert (logits(model) - logits(before)).abs().max() <= far
     assert (logits(David.sling(model, RECIPE)) - right).abs().max() <= far
+
+
+class _Halved(torch.nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+PARAMETRIZATIONS: dict[str, Callable[[Any], Any]] = {
+    "halved": lambda part: parametrize.register_parametrization(part, "weight", _Halved()),
+    "orthogonal": parametrizations.orthogonal,  # would write into the weight at once
+    "weight_norm": parametrizations.weight_norm,
+}
+
+
+@pytest.mark.parametrize("make", [David.sling, David.view])
+@pytest.mark.parametrize("kind", PARAMETRIZATIONS)
+def test_parametrizing_a_visit_is_refused(kind: str, make: Any, tiny: Any) -> None:
+    before = copy.deepcopy(tiny)
+    slung = make(tiny, RECIPE)
+    right = logits(slung)
+    with pytest.raises(SlingError, match=r"a Linear of a visit cannot be parametrized.*David\.reset\(model\)"):
+        PARAMETRIZATIONS[kind](slung.model.layers[4].mlp.up_proj)
+    assert torch.equal(logits(slung), right)
+    assert_is(tiny, before)
+    part = tiny.model.layers[3].mlp.up_proj
+    PARAMETRIZATIONS[kind](part)  # of the base: as ever
+    copied, slung = logits(stacked(tiny, RECIPE)), make(tiny, RECIPE)
+    assert torch.equal(logits(slung), copied)
+    with pytest.raises(SlingError, match="of a visit cannot be parametrized"):  # it would write the base's weight
+        parametrize.remove_parametrizations(slung.model.layers[4].mlp.up_proj, "weight")
+    parametrize.remove_parametrizations(David.reset(tiny).model.layers[3].mlp.up_proj, "weight")
+    assert not parametrize.is_parametrized(part)
 
 
 def test_quantising_a_slung_model_is_refused(tiny: Any) -> None:

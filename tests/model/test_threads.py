@@ -1,5 +1,6 @@
 """Threads: a model runs one recipe at a time, and views on the same weights run side by side."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -232,32 +233,75 @@ def test_a_view_changes_no_buffer_of_the_base(name: str, kind: str) -> None:
     assert {key: (id(buffer), buffer._version) for key, buffer in model.named_buffers()} == before
 
 
-def test_batches_of_a_persistent_manager_follow_a_sling_and_a_view() -> None:
-    model = tiny_model("llama")
-    prompts = [[3, 8, 13, 18], [5, 9, 22]]
-    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    config = ContinuousBatchingConfig(
+def test_a_view_grows_a_table_of_positions_of_its_own() -> None:
+    model = tiny_model("xglm", max_position_embeddings=16)
+    view, long = David.view(model, "0:6"), torch.cat([TOKENS] * 3, dim=1)
+    table = model.model.embed_positions.weights
+    assert torch.equal(logits(view, long), logits(copy.deepcopy(model), long))
+    assert model.model.embed_positions.weights is table  # another thread may be between its length and its rows
+    assert len(table) == 18
+
+
+def test_a_bare_sling_over_the_recipe_of_another_thread_warns(tiny: Any) -> None:
+    def sling_and_wait(pause: Callable[[], None]) -> None:
+        David.sling(tiny, MAPS[0])
+        pause()
+
+    for change in (lambda: David.sling(tiny.model, MAPS[1]), lambda: David.reset(tiny)):
+        with in_other_thread(sling_and_wait):
+            with pytest.warns(UserWarning, match=r"another thread \(other\).* David\.view\(model, recipe\)$"):
+                change()
+            David.sling(tiny, MAPS[1])  # over this thread's own recipe, or the base
+            David.reset(tiny)
+    in_other = threading.Thread(target=David.sling, args=(tiny, MAPS[0]))
+    in_other.start()
+    in_other.join()
+    David.reset(tiny)  # of a thread that has ended
+
+
+PROMPTS = [[3, 8, 13, 18], [5, 9, 22]]
+GREEDY = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+BATCHING: dict[str, Any] = {
+    "generation_config": GenerationConfig(eos_token_id=-1, **GREEDY),
+    "continuous_batching_config": ContinuousBatchingConfig(
         num_blocks=4, page_size=16, max_batch_tokens=32, max_requests_per_batch=4, use_cuda_graph=False
-    )
+    ),
+}
 
-    def batches(model: Any) -> list[list[int]]:
-        answers = model.generate_batch(
-            prompts,
-            generation_config=GenerationConfig(eos_token_id=-1, **options),
-            continuous_batching_config=config,
-            persistent_manager=True,
-            progress_bar=False,
-            warmup=False,
-        )
-        return [answer.generated_tokens for answer in answers.values()]
 
-    def one_by_one(recipe: str) -> list[list[int]]:
-        copied = stacked(model, Recipe.parse(recipe))
-        rows = [copied.generate(torch.tensor([row]), eos_token_id=None, **options)[0, len(row) :] for row in prompts]
-        return [row.tolist() for row in rows]
+def batches(model: Any) -> list[list[int]]:
+    answers = model.generate_batch(PROMPTS, persistent_manager=True, progress_bar=False, warmup=False, **BATCHING)
+    return [answer.generated_tokens for answer in answers.values()]
 
-    base, deeper = one_by_one("0:6"), one_by_one(MAPS[0])
+
+def one_by_one(model: Any, recipe: str) -> list[list[int]]:
+    copied = stacked(model, Recipe.parse(recipe))
+    rows = [copied.generate(torch.tensor([row]), eos_token_id=None, **GREEDY)[0, len(row) :] for row in PROMPTS]
+    return [row.tolist() for row in rows]
+
+
+@pytest.mark.parametrize("handle", [lambda model: model, lambda model: model.model], ids=["outer", "inner"])
+def test_batches_of_a_persistent_manager_follow_a_sling_and_a_view(handle: Any) -> None:
+    model = tiny_model("llama")
+    base, deeper = one_by_one(model, "0:6"), one_by_one(model, MAPS[0])
     assert batches(model) == base
     assert batches(David.view(model, MAPS[0])) == deeper
+    David.sling(handle(model), MAPS[0])
+    assert batches(model) == deeper
+    David.reset(handle(model))
+    assert batches(model) == base
+
+
+def test_a_model_that_serves_batches_is_not_slung() -> None:
+    model = tiny_model("llama")
+    base, deeper = one_by_one(model, "0:6"), one_by_one(model, MAPS[0])
+    with model.continuous_batching_context_manager(warmup=False, **BATCHING) as manager:
+        for handle in (model, model.model):
+            with pytest.raises(SlingError, match=r"a manager of continuous batching.*manager\.stop\(\)"):
+                David.sling(handle, MAPS[0])
+        assert batches(David.view(model, MAPS[0])) == deeper
+        requests = [manager.add_request(prompt, max_new_tokens=5, eos_token_id=-1) for prompt in PROMPTS]
+        results = [manager.get_result(timeout=60) for _ in PROMPTS]
+        answers = {result.request_id: result.generated_tokens for result in results}
+        assert [answers[request] for request in requests] == base
     assert batches(David.sling(model, MAPS[0])) == deeper
-    assert batches(David.reset(model)) == base
