@@ -12,9 +12,10 @@ class Finding:
     Attributes:
         recipe: Name of the map.
         claim: What was compared.
-        passed: Whether it holds; None if nothing could be compared.
+        passed: Whether it holds; False also if it could not be compared. None if nothing is asked: the map is refused,
+            or the base does not run in this way either.
         difference: The largest difference of any logit, in standard deviations of the logits.
-        reason: Why nothing could be compared, or why one side does not run.
+        reason: Why nothing is asked, or what does not run.
     """
 
     recipe: str
@@ -39,7 +40,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether no comparison failed."""
+        """Whether every comparison that was asked could be made, and none failed."""
         return all(finding.passed is not False for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:

@@ -95,9 +95,9 @@ def per_layer(config: PreTrainedConfig, n_layers: int) -> dict[str, Any]:
 
 
 def _has_each(name: str, value: Any, n_layers: int) -> bool:
-    """Return whether a value is a list with one entry per layer."""
+    """Return whether a value is a list with one entry per layer; a model may have been loaded with fewer layers."""
     named = ("layer" in name or name in PER_LAYER_LISTS) and not name.startswith(UNRELATED_PREFIXES)
-    return named and isinstance(value, list | tuple) and len(value) == n_layers
+    return named and isinstance(value, list | tuple) and len(value) >= n_layers
 
 
 def _mapped(
@@ -136,7 +136,7 @@ def _with_lists(
             value = getattr(twin, name)
         except Exception:  # the base's own model could not have read it either
             continue
-        if isinstance(value, list | tuple) and len(value) == n_layers:
+        if isinstance(value, list | tuple) and len(value) >= n_layers:
             lists[name] = type(value)(value[layer] for layer in repeat_map)
     return _class_with(kind, lists) if lists else kind
 

@@ -116,7 +116,7 @@ def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
             if name in vars(config) or name in type(config).attribute_map:
                 setattr(config, name, len(repeat_map))
     for name, value in lists.items():
-        if value is not None and len(value) == n_layers:
+        if value is not None and len(value) >= n_layers:  # longer if it was loaded with fewer layers
             setattr(config, name, type(value)([value[layer] for layer in repeat_map]))
     for name, value in numbers.items():
         setattr(config, name, [place for place, layer in enumerate(repeat_map) if layer in value])
@@ -128,7 +128,7 @@ def _follow(config: Any, n_layers: int, repeat_map: Sequence[int]) -> None:
     as_mapped = {
         name: [value[layer] for layer in repeat_map]
         for name, value in computed.items()
-        if isinstance(value, list) and len(value) == n_layers and name not in type(config).attribute_map
+        if isinstance(value, list) and len(value) >= n_layers and name not in type(config).attribute_map
     }
     if as_mapped:
         config.__class__ = type(type(config).__name__, (type(config),), as_mapped)

@@ -279,7 +279,7 @@ def test_any_question(rows: list[tuple[str, Any, Any]]) -> None:
 def test_a_right_answer_of_thousands_of_digits_is_refused() -> None:
     columns: dict[str, list[Any]] = {"asked": ["?"], "answers": [["a", "b"]], "gold": ["9" * 5000]}
     with pytest.raises(CorpusError, match="gold must be 0 … 1"):
-        questions_of(Rows("data", 0, columns), "asked", "answers", "gold")
+        list(questions_of(Rows("data", 0, columns), "asked", "answers", "gold"))
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-has-this-name/data.txt", "a\0b.txt", "\ud800.csv", "x/" * 3000])

@@ -1,6 +1,7 @@
 """The certificate: what it proves, what it fails on, and that it leaves the base behind."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 from david import David, Recipe
 from david.errors import SlingError
 from david.sling import locate, remap, verify, views
+from david.sling.locate import is_coupled
+from david.sling.stacked_copy import stacked
 from tests.tiny_models import tiny_model, tiny_named
 
 TOKENS = torch.arange(12)[None] * 5 + 3
@@ -59,6 +62,50 @@ def test_it_passes_on_very_different_models(name: str) -> None:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_it_passes_on_the_shallowest(depth: int) -> None:
     assert David.check(tiny_model("llama", num_hidden_layers=depth)).passed
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_comparison_that_cannot_be_made_is_no_pass(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_named("llama")
+    whole = type(model).forward
+
+    def shallow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(self.model.layers) > self.config.vocab_size:
+            raise IndexError("list index out of range")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", shallow)
+    monkeypatch.setattr(verify, "_room_for", lambda *_: room)
+    recipe = Recipe([*range(6)] * 20)  # of more visits than the vocabulary has tokens: neither it nor its copy runs
+    certificate = David.check(model, recipe=recipe)
+    reasons = [finding.reason for finding in certificate.findings if finding.passed is False]
+    assert not certificate.passed
+    assert any(reason.startswith("neither runs: IndexError") for reason in reasons)
+    assert {finding.recipe for finding in certificate.findings if finding.passed is False} == {"the recipe"}
+
+
+SHALLOWER = ("gemma3_text", "qwen3_next", "gemma2", "llama4_text", "afmoe", "glm_moe_dsa")
+
+
+@pytest.mark.parametrize("name", SHALLOWER)
+def test_a_model_of_fewer_layers_than_its_lists_is_slung_exactly(name: str, tmp_path: Path) -> None:
+    deep = tiny_named(name)
+    deep.save_pretrained(tmp_path)
+    model = type(deep).from_pretrained(tmp_path, num_hidden_layers=4).eval()
+    before = model.config.to_dict()
+    for visits in ([0, 1, 1, 2, 3], [3, 2, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3], [0, 2, 3]):
+        try:
+            with David.slung(model, visits):
+                slung = verify.full_logits(model, TOKENS)
+        except SlingError:
+            assert name == "glm_moe_dsa"  # a layer that reads another's comes before it
+            continue
+        if not is_coupled(model):
+            assert torch.equal(slung, verify.layer_by_layer(model, Recipe(visits), TOKENS))
+        assert torch.allclose(slung, verify.full_logits(stacked(model, Recipe(visits)), TOKENS), atol=1e-4)
+    assert model.config.to_dict() == before
+    # One layer of linear attention cannot decode in plain transformers either, which is no pass.
+    assert failed(David.check(model)) <= ({"cached = stacked", "cached = uncached"} if name == "qwen3_next" else set())
 
 
 def test_a_map_that_is_refused_is_told_and_is_no_failure() -> None:
@@ -125,7 +172,8 @@ def test_without_room_for_a_copy_the_layers_are_called_one_by_one(monkeypatch: p
 def test_layers_that_hand_on_more_are_not_called_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_room_for", lambda *_: False)
     certificate = David.check(tiny_named("zaya"))
-    assert certificate.passed
+    assert not certificate.passed  # nothing was compared with a reference
+    assert failed(certificate) == {"uncached = stacked"}
     assert "its layers hand on more than a hidden state" in str(certificate)
 
 
