@@ -104,7 +104,9 @@ class ModelOptions:
     quantize: Annotated[
         str | None,
         typer.Option(
-            metavar="WAY", help="Quantise the weights while loading: 4bit or 8bit (bitsandbytes), int8 (torchao)."
+            metavar="WAY",
+            help="Quantise the weights while loading: 4bit or 8bit (bitsandbytes), int8 (torchao). Or stored: keep the "
+            "blocks of a GGUF file and unpack them while they run.",
         ),
     ] = None
     device_map: Annotated[

@@ -59,6 +59,7 @@ class Architecture:
         biases: The setting that says whether the file holds biases of these tensors.
         head_size: Whether the model takes a size of heads that is not the width divided by their number.
         rotates: How much of a head turns with its place in the text: `"all"`, `"part"`, or None.
+        keeps_blocks: Whether its weights can stay in blocks: not where transformers' model reads them itself.
         undo: Takes the name of a stored tensor, its values and the configuration; returns the values of transformers.
     """
 
@@ -70,6 +71,7 @@ class Architecture:
     biases: Mapping[str, str] = field(default_factory=dict)
     head_size: bool = True
     rotates: str | None = "all"
+    keeps_blocks: bool = True
     undo: Callable[[str, np.ndarray, PreTrainedConfig], np.ndarray] = _unchanged
 
 
@@ -140,6 +142,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         head_size=False,
         rotates=None,
+        keeps_blocks=False,
         undo=_log_of_decay,
     ),
     "minimax-m2": Architecture(

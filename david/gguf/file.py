@@ -24,20 +24,27 @@ _VERSIONS = (2, 3)
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a GGUF file: its type, its shape in the order of torch, and its bytes, `[..., bytes of a row]`."""
+    """A tensor of a GGUF file: its type, its shape in the order of torch, and where its bytes begin."""
 
     kind: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
-    content: np.ndarray
+    path: str
+    start: int
+
+    def content(self) -> np.ndarray:
+        """Read the bytes, `[..., bytes of a row]`."""
+        block, width = gguf.GGML_QUANT_SIZES[self.kind]
+        shape = (*self.shape[:-1], self.shape[-1] // block * width)
+        return np.fromfile(self.path, np.uint8, math.prod(shape), offset=self.start).reshape(shape)
 
     def values(self) -> np.ndarray:
-        """Return the values in float32."""
-        return gguf.dequantize(self.content, self.kind).reshape(self.shape)
+        """Read the values, in float32."""
+        return gguf.dequantize(self.content(), self.kind).reshape(self.shape)
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The keys and tensors of a GGUF file; the tensors are mapped, and read when they are used.
+    """The keys and tensors of a GGUF file; tensors are read when they are used.
 
     Of a list of texts, such as the vocabulary, only the length is here.
     """
@@ -53,7 +60,7 @@ class GgufFile:
     def same(self, name: str, other: str) -> bool:
         """Whether two tensors are stored alike."""
         one, two = self.tensors[name], self.tensors[other]
-        return (one.kind, one.shape) == (two.kind, two.shape) and np.array_equal(one.content, two.content)
+        return (one.kind, one.shape) == (two.kind, two.shape) and np.array_equal(one.content(), two.content())
 
 
 class _Reader:
@@ -103,14 +110,14 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
     try:
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return _read(content)
+        return _read(content, os.path.abspath(path))
     except ModelError:
         raise
     except Exception as error:  # any error of struct, mmap or a table: the bytes are not what they should be
         raise ModelError(f"it is not a whole GGUF file ({one_line(error)}): fetch or copy it again") from None
 
 
-def _read(content: mmap.mmap) -> GgufFile:
+def _read(content: mmap.mmap, path: str) -> GgufFile:
     reader = _Reader(content)
     magic, version, n_tensors, n_keys = reader.many("4sIQQ")
     if magic != b"GGUF" or version not in _VERSIONS:
@@ -133,10 +140,8 @@ def _read(content: mmap.mmap) -> GgufFile:
             )
         kind = gguf.GGMLQuantizationType(number)
         block, width = gguf.GGML_QUANT_SIZES[kind]
-        row = shape[-1] // block * width
-        size = math.prod(shape[:-1]) * row
+        size = math.prod(shape) // block * width
         if start + offset + size > len(content):
             raise ValueError(f"its tensor {name} ends at byte {start + offset + size}, and it has {len(content)}")
-        values = np.frombuffer(content, np.uint8, size, start + offset)
-        tensors[name] = StoredTensor(kind, shape, values.reshape(*shape[:-1], row))
+        tensors[name] = StoredTensor(kind, shape, path, start + offset)
     return GgufFile(keys, tensors)

@@ -3,8 +3,9 @@
 Every tensor of the file has a place in the model, or the file is refused with the name of the tensor.
 """
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from transformers import (
 )
 
 from david.errors import ModelError
-from david.gguf.architectures import ARCHITECTURES
+from david.gguf.architectures import ARCHITECTURES, Architecture
+from david.gguf.blocks import can_keep_blocks, keep_blocks
 from david.gguf.configuration import ROTATION_TENSORS
 from david.gguf.file import GgufFile, StoredTensor, read_gguf
+from david.support.console import say
 
 # Parameters that are experts, and the ends of the names of the tensors that they are made of.
 _EXPERTS = {
@@ -47,22 +50,25 @@ class Weight:
     parts: tuple[StoredTensor, ...]  # none: a bias that the file leaves out, which is zero
     shape: tuple[int, ...]
     config: PreTrainedConfig
-    architecture: str
+    of: Architecture
+    keeps_blocks: bool = False
 
     def __getitem__(self, _index: Any) -> Tensor:
         if not self.parts:
             return torch.zeros(self.shape)
-        undo = ARCHITECTURES[self.architecture].undo
+        undo = self.of.undo
+        if self.keeps_blocks:  # whole rows, which change their places at most
+            return torch.from_numpy(np.ascontiguousarray(undo(self.names[0], self.parts[0].content(), self.config)))
         values = [undo(name, part.values(), self.config) for name, part in zip(self.names, self.parts, strict=True)]
-        joined = values[0] if len(values) == 1 else _joined(values, self.architecture)
-        if self.architecture == "gpt-oss" and ".ffn_" in self.names[0] and joined.ndim == 3:
+        joined = values[0] if len(values) == 1 else _joined(values, self.of)
+        if self.of.model_type == "gpt_oss" and ".ffn_" in self.names[0] and joined.ndim == 3:
             joined = joined.swapaxes(1, 2)
         return torch.from_numpy(np.array(joined, copy=True).reshape(self.shape))
 
 
-def _joined(values: list[np.ndarray], architecture: str) -> np.ndarray:
+def _joined(values: list[np.ndarray], architecture: Architecture) -> np.ndarray:
     """Return the gates and the inputs of experts as one: one after the other, or row by row in turn (gpt-oss)."""
-    if architecture == "gpt-oss":
+    if architecture.model_type == "gpt_oss":
         return np.stack(values, axis=2).reshape(len(values[0]), -1, *values[0].shape[2:])
     return np.concatenate(values, axis=1)
 
@@ -122,7 +128,7 @@ def _weight(file: GgufFile, model: PreTrainedModel, name: str, parameter: Tensor
             f"its tensor {names[0]} has the shape {list(parts[0].shape)}, and transformers' model of this architecture "
             f"takes {list(parameter.shape)}: give the folder or Hub id of the model instead"
         )
-    return Weight(names, parts, tuple(parameter.shape), model.config, file.architecture)
+    return Weight(names, parts, tuple(parameter.shape), model.config, ARCHITECTURES[file.architecture])
 
 
 def _stored_names(architecture: str, depth: int, name: str) -> tuple[str, ...]:
@@ -156,12 +162,15 @@ def _check_kind(kind: gguf.GGMLQuantizationType) -> None:
         raise ModelError(f"it holds tensors of type {kind.name}, which the package gguf cannot dequantise") from None
 
 
-def load_gguf(path: Path, config: PreTrainedConfig, **arguments: Any) -> tuple[PreTrainedModel, dict[str, Any], Any]:
+def load_gguf(
+    path: Path, config: PreTrainedConfig, *, in_blocks: bool = False, **arguments: Any
+) -> tuple[PreTrainedModel, dict[str, Any], Any]:
     """Load a model from a GGUF file.
 
     Args:
         path: The file.
         config: Its configuration, from `gguf_config`.
+        in_blocks: Keep the weights of linear maps and embeddings in the blocks in which they are stored.
         arguments: Further arguments of `from_pretrained`.
 
     Returns:
@@ -176,7 +185,51 @@ def load_gguf(path: Path, config: PreTrainedConfig, **arguments: Any) -> tuple[P
     weights = gguf_weights(read_gguf(path), skeleton)
     tokenizer_kind = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
     tokenizer = tokenizer_kind.from_pretrained(path.parent, gguf_file=path.name)
-    model, loading_info = kind.from_pretrained(
+    loading_kind = _keeping_blocks(kind, skeleton, weights) if in_blocks else kind
+    model, loading_info = loading_kind.from_pretrained(
         None, config=config, state_dict=weights, output_loading_info=True, **arguments
     )
+    model.__class__ = kind
     return model, loading_info, tokenizer
+
+
+def _keeping_blocks(kind: Any, skeleton: PreTrainedModel, weights: dict[str, Weight]) -> Any:
+    """Return a class of models that keep blocks where they can, and prepare the weights for it."""
+    if not next(iter(weights.values())).of.keeps_blocks:
+        raise ModelError("transformers' model of its architecture reads weights itself: leave --quantize stored out")
+    places: dict[int, list[str]] = {}  # of tied weights several
+    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    kinds: dict[str, gguf.GGMLQuantizationType] = {}
+    for names in places.values():
+        parts = weights[names[0]].parts
+        whole = len(parts) == 1 and parts[0].kind != gguf.GGMLQuantizationType.F32
+        if whole and all(can_keep_blocks(skeleton, name) for name in names):
+            kinds |= dict.fromkeys(names, parts[0].kind)
+    for name in weights.keys() & kinds.keys():
+        weights[name] = replace(weights[name], keeps_blocks=True)
+    _note_dequantised(weights)
+
+    class KeepsBlocks(kind):  # type: ignore[misc]
+        def __init__(self, config: PreTrainedConfig, *further: Any, **options: Any) -> None:
+            super().__init__(config, *further, **options)
+            keep_blocks(self, kinds)
+
+    KeepsBlocks.__name__ = kind.__name__
+    return KeepsBlocks
+
+
+def _note_dequantised(weights: dict[str, Weight]) -> None:
+    """Print a note if many weights that are stored in blocks are not kept in them."""
+    sizes = {name: math.prod(weight.shape) for name, weight in weights.items()}
+    dequantised = [
+        name
+        for name, weight in weights.items()
+        if not weight.keeps_blocks and any(gguf.GGML_QUANT_SIZES[part.kind][0] > 1 for part in weight.parts)
+    ]
+    if dequantised:
+        share = sum(sizes[name] for name in dequantised) / sum(sizes.values())
+        say(
+            f"note: {share:.0%} of the weights are dequantised, such as {dequantised[0]}: only linear maps "
+            "and embeddings stay in blocks"
+        )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from david.gguf.blocks import named_weights
 from david.models.cache_size import LayerCache, measure_cache
 from david.models.fingerprints import fingerprint
 from david.recipe.base_model import Base
@@ -36,7 +37,7 @@ def token_costs(model: nn.Module) -> Costs:
     active = per_token / experts if experts and per_token else 1.0
 
     def weights(layer: nn.Module) -> int:
-        return int(sum(p.numel() * (active if ".experts." in name else 1) for name, p in layer.named_parameters()))
+        return int(sum(p.numel() * (active if ".experts." in name else 1) for name, p in named_weights(layer)))
 
     head = model.get_output_embeddings()  # type: ignore[operator]
     caches = measure_cache(model)
@@ -48,7 +49,7 @@ def token_costs(model: nn.Module) -> Costs:
     return Costs(
         layer_parameters=tuple(weights(layer) for layer in stack.layers),
         layer_kv_bytes=tuple(cache.token_bytes for cache in caches),
-        end_parameters=sum(p.numel() for p in head.parameters()) if head is not None else 0,
+        end_parameters=sum(weight.numel() for _, weight in named_weights(head)) if head is not None else 0,
         layer_windows=windows if any(windows) else (),
         layer_state_bytes=states if any(states) else (),
     )

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from david.gguf.blocks import BlockWeight, keeps_blocks, named_weights
 from david.models.sources import build_without_weights, local_folder, read_config
 from david.models.stored_weights import tensor_files
 from david.sling import locate
@@ -27,8 +28,9 @@ _OF_FILES = "_david_fingerprint"  # attribute of a quantised model: the fingerpr
 def fingerprint(model: PreTrainedModel) -> str:
     """Return a hash of the base's weights: names, shapes, and 16 values of each tensor, rounded to bfloat16.
 
-    It is cheap for a model of any size, and equal for float32 and bfloat16 loads of one checkpoint, and for one that is
-    quantised while it is loaded. Of a checkpoint that is stored quantised, all that is in its files is sampled.
+    It is cheap for a model of any size, and equal for float32 and bfloat16 loads of one checkpoint, for a GGUF file
+    that is dequantised or kept in blocks, and for a checkpoint that is quantised while it is loaded. Of a checkpoint
+    that is stored quantised, all that is in its files is sampled.
 
     Args:
         model: The base, slung or not: the fingerprint is the same. Tensors on the `meta` device count by name and
@@ -38,7 +40,7 @@ def fingerprint(model: PreTrainedModel) -> str:
         "sha256:" and 64 hexadecimal digits.
     """
     inner = locate.unwrapped(model)
-    if not has_packed_weights(inner):
+    if keeps_blocks(inner) or not has_packed_weights(inner):
         return _hash(_base_weights(model))
     kept: str | None = vars(inner).get(_OF_FILES)
     if kept is None:
@@ -121,28 +123,30 @@ def _packed_fingerprint(folder: Path) -> str | None:
     return f"sha256:{digest.hexdigest()}" if files else None
 
 
-def _hash(weights: Iterator[tuple[str, Tensor]], read: Callable[[str, Tensor], Tensor] | None = None) -> str:
+def _hash(
+    weights: Iterator[tuple[str, Tensor | BlockWeight]], read: Callable[[str, Tensor], Tensor] | None = None
+) -> str:
     """Return the hash of named weights; `read` returns the values of a weight where the weight itself has none."""
     digest = hashlib.sha256()
     for name, weight in sorted(weights, key=lambda pair: pair[0]):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        values = weight if read is None else read(name, weight)
+        values = weight if read is None or isinstance(weight, BlockWeight) else read(name, weight)
         if values.device.type == "meta" or values.numel() == 0:
             continue
         places = torch.arange(_SAMPLES, device=values.device) * (values.numel() - 1) // (_SAMPLES - 1)
-        sampled = values.detach().flatten()[places].to("cpu", torch.bfloat16)
-        digest.update(sampled.view(torch.int16).numpy().tobytes())
+        taken = values.values_at(places) if isinstance(values, BlockWeight) else values.detach().flatten()[places]
+        digest.update(taken.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor | BlockWeight]]:
     """Yield the names and tensors of all weights, with the layers of the base even while the model is slung."""
     layers = locate.find(model).layers
     prefix = next(name for name, module in model.named_modules() if module is layers)
-    for name, weight in model.named_parameters():
+    for name, weight in named_weights(model):
         if not name.startswith(f"{prefix}."):
             yield name, weight
-    for name, weight in base_layers(model).named_parameters():
+    for name, weight in named_weights(base_layers(model)):
         yield f"{prefix}.{name}", weight
 
 

@@ -18,7 +18,7 @@ from david.errors import ModelError
 from david.gguf.weights import load_gguf
 from david.models import file_stamps
 from david.models.fingerprints import fingerprint
-from david.models.load_options import LoadOptions
+from david.models.load_options import STORED, LoadOptions
 from david.models.sources import automatic_class, failure_reason, read_config, recipe_at, resolve_source
 from david.models.stored_weights import describe_unused
 from david.recipe.base_model import DEMO, named_base
@@ -66,6 +66,7 @@ def load_model(
         dtype: The type of the weights in memory (`"bfloat16"`, `torch.float32`); by default as they are stored.
         device: The device for the weights, such as `"cpu"`; by default the accelerator if there is one.
         quantize: Quantise the weights while they are loaded: `"4bit"` or `"8bit"` (bitsandbytes), `"int8"` (torchao).
+            `"stored"` keeps the blocks of a GGUF file as they are, and unpacks them while they run.
         device_map: Spread the layers over accelerators, CPU and disk: `"auto"`, `"balanced"`, `"balanced_low_0"`,
             `"sequential"`, or a dictionary from modules to devices. Instead of `device`.
         max_memory: With a device map, how much memory each device may take: `{0: "20GB", "cpu": "60GB"}`, or the text
@@ -181,8 +182,11 @@ def load_weights(
         arguments = options.arguments(config, is_gguf="gguf_file" in place)
         automatic = automatic_class(config)
         if "gguf_file" in place:
-            say(f"reading and dequantising {source}: about a second for each 100 M weights")
-            model, loading_info, tokenizer = load_gguf(Path(name, place["gguf_file"]), config, **arguments)
+            in_blocks = options.quantize == STORED
+            if not in_blocks:
+                say(f"reading and dequantising {source}: a second or two for each 100 M weights")
+            path = Path(name, place["gguf_file"])
+            model, loading_info, tokenizer = load_gguf(path, config, in_blocks=in_blocks, **arguments)
         else:
             model, loading_info = automatic.from_pretrained(
                 name, **place, **arguments, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -69,6 +69,7 @@ QUANTIZATIONS = {
     "8bit": Quantization("bitsandbytes", "bitsandbytes LLM.int8()", _llm_int8),
     "int8": Quantization("torchao", "torchao int8, weights only", _int8_weights),
 }
+STORED = "stored"  # for GGUF files: the blocks are kept as they are stored, and unpacked while they run
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class LoadOptions:
     Attributes:
         dtype: The type of the weights, by name or as torch's; None for the stored one.
         device: The device of all weights; None for the accelerator if there is one.
-        quantize: A name in `QUANTIZATIONS`; None for the weights as they are stored.
+        quantize: A name in `QUANTIZATIONS`, or `STORED`. None for the weights as they are stored; a GGUF file is
+            dequantised then.
         device_map: A name in `DEVICE_MAPS`, or a dictionary from modules to devices, `"cpu"` or `"disk"`.
         max_memory: With a device map, the memory of each device: a dictionary, or text such as `"0=20GB,cpu=60GB"`.
         offload_folder: With a device map, the folder for weights on disk that must be written anew.
@@ -141,13 +143,18 @@ class LoadOptions:
             ModelError: The options do not fit the model.
         """
         stored = getattr(config, "quantization_config", None)
-        quantized = stored is not None or self.quantize is not None or "quantization_config" in self.further
+        quantized = stored is not None or self.quantize not in (None, STORED) or "quantization_config" in self.further
         arguments = dict(self.further)
         stored_type = torch.float32 if is_gguf else "auto"
         arguments["dtype"] = stored_type if self.dtype is None else parse_dtype(self.dtype)
-        if self.quantize is not None:
+        if self.quantize == STORED:
+            if not is_gguf:
+                raise ModelError(
+                    f"--quantize {STORED} is for GGUF files: any other model is loaded as it is stored anyway"
+                )
+        elif self.quantize is not None:
             if is_gguf:
-                raise ModelError("a GGUF file is quantised already: leave --quantize (quantize=) out")
+                raise ModelError(f"a GGUF file is quantised already: leave --quantize out, or give --quantize {STORED}")
             if stored is not None:
                 method = quantization_method(config)
                 raise ModelError(f"its weights are quantised already ({method}): leave --quantize (quantize=) out")
@@ -165,10 +172,11 @@ class LoadOptions:
         return arguments
 
     def _check_quantize(self) -> None:
-        if self.quantize is None:
+        if self.quantize in (None, STORED):
             return
         if self.quantize not in QUANTIZATIONS:
-            raise ModelError(f"unknown quantisation {brief(self.quantize)}: expected one of {', '.join(QUANTIZATIONS)}")
+            known = ", ".join((*QUANTIZATIONS, STORED))
+            raise ModelError(f"unknown quantisation {brief(self.quantize)}: expected one of {known}")
         package = QUANTIZATIONS[self.quantize].package
         if find_spec(package) is None:
             raise ModelError(f"--quantize {self.quantize} needs the package {package}: {install_hint('quantized')}")

@@ -6,11 +6,18 @@ from typing import Any
 
 import gguf
 import numpy as np
+import peft
 import pytest
 import torch
 
-from david import load_model
-from david.errors import ModelError
+from david import David, load_model
+from david.checkpoint import export
+from david.errors import ModelError, SlingError
+from david.gguf import blocks
+from david.gguf.blocks import unpack
+from david.models.describe import token_costs
+from david.models.fingerprints import fingerprint
+from david.sling.verify import check_model
 from tests.helpers.gguf_files import ARCHITECTURES, quantized_as_stored, write_gguf
 from tests.tiny_models import tiny_model
 
@@ -213,3 +220,112 @@ def test_weights_of_each_type_are_those_that_the_package_gguf_dequantises(kind: 
     with torch.no_grad():
         quantized_as_stored(model, "llama", kind)
     assert_same(path, model)
+
+
+# ---- blocks that are kept
+
+
+def stored(path: Path, **options: Any) -> Any:
+    return load_model(path, device="cpu", quantize="stored", **options)[0]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(TOKENS, use_cache=False).logits
+
+
+BLOCKS = [("llama", kind) for kind in KINDS if not kind.name.startswith("TQ")]
+BLOCKS += [(name, gguf.GGMLQuantizationType.Q4_1) for name in sorted(ARCHITECTURES) if name not in ("llama", "mamba")]
+
+
+@pytest.mark.parametrize(("architecture", "kind"), cases(BLOCKS), ids=lambda value: getattr(value, "name", value))
+def test_blocks_that_are_kept_compute_what_dequantised_ones_do(architecture: str, kind: Any, tmp_path: Path) -> None:
+    path = write_gguf(model_of(architecture), tmp_path / "x.gguf", architecture, kind=kind)
+    plain, _ = load_model(path, device="cpu")
+    kept = stored(path)
+    assert torch.equal(logits(kept), logits(plain))
+    assert fingerprint(kept) == fingerprint(plain)
+    assert token_costs(kept) == token_costs(plain)
+    assert type(kept) is type(plain)
+    assert kept.config.to_dict() == plain.config.to_dict()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks transformers
+def test_models_in_blocks_are_slung_checked_and_adapted(tmp_path: Path) -> None:
+    path = write_gguf(model_of("llama"), tmp_path / "x.gguf", kind=gguf.GGMLQuantizationType.Q4_0)
+    plain, _ = load_model(path, device="cpu")
+    kept = stored(path)
+    weights = sum(parameter.nbytes for parameter in kept.parameters())
+    assert weights < path.stat().st_size
+    expected = logits(David.sling(plain, "0:4, 2:6"))
+    assert torch.equal(logits(David.view(kept, "0:4, 2:6")), expected)
+    assert torch.equal(logits(David.sling(kept, "0:4, 2:6")), expected)
+    assert sum(parameter.nbytes for parameter in kept.parameters()) == weights
+    assert fingerprint(kept) == fingerprint(plain)
+    assert check_model(David.reset(kept), recipe="0:4, 2:6").passed
+    tuned = peft.get_peft_model(kept, peft.LoraConfig(target_modules=["q_proj", "up_proj"]))
+    assert torch.equal(logits(tuned), logits(David.reset(plain)))
+    tuned(TOKENS, labels=TOKENS).loss.backward()
+    assert all(weight.grad is not None for name, weight in tuned.named_parameters() if "lora" in name)
+
+
+def test_blocks_that_are_kept_are_computed_with_in_bfloat16(tmp_path: Path) -> None:
+    path = write_gguf(model_of("llama"), tmp_path / "x.gguf", kind=gguf.GGMLQuantizationType.Q8_0)
+    plain, _ = load_model(path, device="cpu", dtype="bfloat16")
+    kept = stored(path, dtype="bfloat16")
+    assert kept.dtype == torch.bfloat16
+    assert torch.equal(logits(kept), logits(plain))
+
+
+def test_a_large_matrix_is_unpacked_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf(model_of("llama", attention_bias=True), tmp_path / "x.gguf", kind=gguf.GGMLQuantizationType.Q8_0)
+    kept, sizes = stored(path), []
+
+    def counted(content: Any, *further: Any) -> Any:
+        sizes.append(content.shape[0] * 32)
+        return unpack(content, *further)
+
+    right = logits(kept)
+    monkeypatch.setattr(blocks, "_PART", 512)
+    monkeypatch.setattr(blocks, "unpack", counted)
+    assert torch.allclose(logits(kept), right, atol=1e-5)
+    assert max(size for size in sizes if size != TOKENS.numel() * 32) <= 512
+
+
+def test_a_stacked_export_of_blocks_is_refused(tmp_path: Path) -> None:
+    kept = stored(write_gguf(model_of("llama"), tmp_path / "x.gguf", kind=gguf.GGMLQuantizationType.Q8_0))
+    with pytest.raises(SlingError, match="quantised"):
+        export(kept, "0:4, 2:6", tmp_path / "out")
+
+
+def test_a_model_that_reads_its_weights_itself_is_not_kept_in_blocks(tmp_path: Path) -> None:
+    path = write_gguf(model_of("mamba"), tmp_path / "x.gguf", "mamba", kind=gguf.GGMLQuantizationType.Q8_0)
+    with pytest.raises(ModelError, match="leave --quantize stored out"):
+        stored(path)
+
+
+def test_a_note_says_which_weights_are_not_kept_in_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_gguf(model_of("qwen3moe"), tmp_path / "x.gguf", "qwen3moe", kind=gguf.GGMLQuantizationType.Q4_1)
+    capsys.readouterr()
+    stored(path)
+    said = capsys.readouterr().err
+    assert "of the weights are dequantised, such as model.layers.0.mlp.experts.gate_up_proj" in said
+
+
+def test_only_gguf_files_are_held_as_stored(tiny: Any, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="--quantize stored is for GGUF files"):
+        load_model(tmp_path, quantize="stored")
+
+
+def test_transformers_unpacks_in_torch_what_the_package_gguf_dequantises() -> None:
+    """If this fails, what `david.gguf.blocks` imports of transformers has changed; gguf unpacks then, more slowly."""
+    assert {"Q4_K", "Q6_K", "Q8_0"} <= {gguf.GGMLQuantizationType(kind).name for kind in blocks._IN_TORCH}
+    generator = np.random.default_rng(0)
+    for kind in map(gguf.GGMLQuantizationType, blocks._IN_TORCH):
+        _, width = gguf.GGML_QUANT_SIZES[kind]
+        content = generator.integers(0, 256, (64, 4 * width), dtype=np.uint8)
+        with np.errstate(all="ignore"):
+            expected = gguf.dequantize(content, kind)
+        unpacked = unpack(torch.from_numpy(content), kind, torch.float32).numpy()
+        assert np.array_equal(unpacked, expected, equal_nan=True), kind
