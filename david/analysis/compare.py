@@ -24,7 +24,7 @@ from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, perplexity
 from david.sling.forward import context_of, input_device
 from david.sling.in_place import base_depth, check_recipe, running_base, slung
-from david.support.arguments import check_function, check_type, checked_list
+from david.support.arguments import check_function, check_type, check_whole, checked_list
 
 __all__ = ["compare"]
 
@@ -81,8 +81,8 @@ def compare(
     check_type("corpora", corpora, Mapping, ScoreError)
     if not corpora:
         raise ScoreError("give at least one corpus to compare on")
-    if decode < 0 or rounds < 1:
-        raise ScoreError(f"decode must be 0 or more and rounds at least 1; got {decode} and {rounds}")
+    check_whole("decode", decode, ScoreError, least=0)
+    check_whole("rounds", rounds, ScoreError, least=1)
     pairs = [(name, *(its if isinstance(its, tuple) else (perplexity, its))) for name, its in corpora.items()]
     for name, objective, corpus in pairs:
         check_function(f"the objective of corpora[{name!r}]", objective, "(model, corpus) → Score", ScoreError)

@@ -18,7 +18,7 @@ from david.scoring.objectives import Objective, perplexity
 from david.sling.in_place import base_depth
 from david.storage import results, trial_attributes
 from david.study.signature import same_weights
-from david.support.arguments import check_type
+from david.support.arguments import check_type, check_whole
 
 
 def measure(
@@ -60,8 +60,7 @@ def measure(
         >>> -1 <= found.rho <= 1, found.pairs
         (True, 6)
     """
-    if most < 2:
-        raise SearchError(f"most must be at least 2; got {most}")
+    check_whole("most", most, SearchError, least=2)
     check_type("study", study, Study, SearchError)  # not its results: the measure is stored in it
     check_type("name", name, str, SearchError)
     base_depth(model)  # refuses what is no model

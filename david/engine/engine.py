@@ -35,7 +35,7 @@ from david.scoring.objectives import Objective, perplexity, scored_tokens
 from david.sling.forward import input_device
 from david.sling.in_place import base_depth, base_layers, check_recipe, running_base, slung
 from david.support import memory
-from david.support.arguments import check_function, check_type, checked_list, described
+from david.support.arguments import check_function, check_type, check_whole, checked_list, described
 from david.support.console import say
 
 Drop = Callable[[range, Mapping[int, Sequence[float]]], Collection[int]]
@@ -153,8 +153,10 @@ class Engine:
     ) -> None:
         check_type("corpus", corpus, Corpus, ScoreError)
         check_function("objective", objective, "(model, corpus) → Score", ScoreError)
-        if memory_budget is not None and memory_budget < 1:
-            raise ScoreError(f"memory_budget must be at least 1 byte; got {memory_budget}")
+        if memory_budget is not None:
+            check_whole("memory_budget", memory_budget, ScoreError)
+            if memory_budget < 1:
+                raise ScoreError(f"memory_budget must be at least 1 byte; got {memory_budget}")
         self.model, self.corpus, self.objective = model, corpus, objective
         self.n_layers, self.meter = base_depth(model), Meter()
         self.batches = [range(len(corpus))]

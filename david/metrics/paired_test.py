@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from david.errors import ScoreError
+from david.support.arguments import check_whole
 from david.support.text import brief
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not told apart"
@@ -151,8 +152,8 @@ def token_counts(tokens: Any) -> NDArray[Any]:
 
 def check_drawing(resamples: int, seed: int) -> None:
     """Refuse a number of resamples below 1 or a negative seed with a `ScoreError`."""
-    if resamples < 1 or seed < 0:
-        raise ScoreError(f"resamples must be at least 1 and the seed 0 or more; got {resamples} and {seed}")
+    check_whole("resamples", resamples, ScoreError, least=1)
+    check_whole("the seed", seed, ScoreError, least=0)
 
 
 def effective_number(tokens: NDArray[Any]) -> float:

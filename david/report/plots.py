@@ -7,11 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
+from david.errors import SearchError
 from david.metrics import units
+from david.support.arguments import check_type
 from david.support.text import plain
 
 __all__ = ["blocks", "depth", "history", "influence", "paths", "profile", "tradeoff"]
 
+_TRIALS = ("trial", "nll", "duplicate_of", "visits")  # columns of `table.trials` that are drawn
 _BASE, _RECIPE, _BEST = "#6b7280", "#3b82c4", "#e8743b"
 
 
@@ -35,6 +38,7 @@ def paths(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         >>> ax.get_xlabel()
         'visit'
     """
+    _check_table(table, "table.paths", "recipe", "visit", "layer")
     ax = ax or _axes((8, 5.5))
     ranks = {name: rank for rank, name in enumerate(dict.fromkeys(table["recipe"]))}  # the base has its own
     names = [name for name in ranks if name != "base"]
@@ -77,6 +81,9 @@ def blocks(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         >>> ax.get_xlabel()
         'block end j (the layer after its last)'
     """
+    _check_table(table, "table.blocks")
+    if not all(kind.kind in "fiu" for kind in table.dtypes):
+        raise SearchError("expected the table of table.blocks; this one holds other values than numbers")
     ax = ax or _axes((7.5, 6))
     values = table.to_numpy(dtype=float)
     finite = values[np.isfinite(values)]
@@ -131,6 +138,7 @@ def profile(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         >>> ax.get_xlabel()
         'layer'
     """
+    _check_table(table, "profile.Profile.layers", "layer", "repeat", "skip")
     ax = ax or _axes((9, 4.5))
     for column, colour, offset in (("repeat", _RECIPE, -0.2), ("skip", _BEST, 0.2)):
         ax.bar(table["layer"] + offset, table[column], width=0.4, color=colour, label=column)
@@ -157,6 +165,7 @@ def influence(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         >>> ax.get_xlabel()
         'layer'
     """
+    _check_table(table, "profile.Profile.layers", "layer", "influence")
     ax = ax or _axes((9, 3))
     ax.bar(table["layer"], table["influence"], color=_RECIPE)
     ax.set(title="How much each layer turns the hidden state", xlabel="layer", ylabel="influence (1 − cos)")
@@ -179,6 +188,7 @@ def history(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         >>> ax.get_xlabel()
         'trial'
     """
+    _check_table(table, "table.trials", *_TRIALS)
     ax = ax or _axes((8, 4.5))
     scored = _scored(table)
     above = _scatter(ax, scored["trial"].astype(float), scored)
@@ -202,6 +212,7 @@ def depth(table: pd.DataFrame, ax: Axes | None = None, *, front: pd.DataFrame | 
         >>> ax.get_xlabel()
         'visits (layers run for each token)'
     """
+    _check_table(table, "table.trials", *_TRIALS)
     ax = ax or _axes((8, 4.5))
     title, x_label = f"{_minimised(table)} against depth", "visits (layers run for each token)"
     return _whole_numbers(_draw_against(table, "visits", front, ax, title, x_label), "x")
@@ -224,14 +235,26 @@ def tradeoff(table: pd.DataFrame, name: str, ax: Axes | None = None, *, front: p
         >>> tradeoff(trials, "visits").get_xlabel()
         'visits'
     """
+    check_type("name", name, str, SearchError)
+    _check_table(table, "table.trials", *_TRIALS, f"also_{name}")
     label = plain(name).replace("$", r"\$")  # between two of them matplotlib reads formulas
     title = f"{_minimised(table)} against {label}"
     return _draw_against(table, f"also_{name}", front, ax or _axes((8, 4.5)), title, label)
 
 
+def _check_table(table: object, function: str, *columns: str) -> None:
+    """Raise `SearchError` if something is no table, or not that of a function."""
+    check_type("table", table, pd.DataFrame, SearchError)
+    missing = [column for column in columns if column not in table.columns]  # type: ignore[attr-defined]
+    if missing:
+        raise SearchError(f"expected the table of {function}; this one has no column {missing[0]!r}")
+
+
 def _draw_against(
     table: pd.DataFrame, column: str, front: pd.DataFrame | None, ax: Axes, title: str, x_label: str
 ) -> Axes:
+    if front is not None:
+        _check_table(front, "table.front", column, "nll")
     scored = _scored(table)
     above = _scatter(ax, scored[column].astype(float), scored)
     if front is not None and len(front):

@@ -7,12 +7,14 @@ from functools import cached_property
 import pandas as pd
 from optuna import Study
 
+from david.errors import SearchError
 from david.metrics.paired_test import Correlation
 from david.metrics.score import CUT_ANSWERS
 from david.metrics.selection_bias import Luck
 from david.metrics.shrinkage import Shrinkage
 from david.report import sentences, tables
 from david.storage.results import StudyResults
+from david.support.arguments import check_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class StudyReport:
         Raises:
             SearchError: No search has run on the study.
         """
+        check_whole("top", top, SearchError, least=0)
         return cls(StudyResults.read(study), top)
 
     @cached_property

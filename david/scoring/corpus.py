@@ -31,7 +31,7 @@ from david.scoring.hold_out import comparable, draw_sides, groups_of_keys, share
 from david.scoring.sources import BUILT_IN, TextRecord, is_file, is_text, open_rows
 from david.scoring.tokens import Tokenizer
 from david.scoring.windows import CUTTERS, CutOptions
-from david.support.arguments import check_tokenizer, check_type
+from david.support.arguments import check_tokenizer, check_type, check_whole
 from david.support.console import say
 from david.support.text import counted
 
@@ -155,6 +155,8 @@ class Corpus:
         """
         check_type("source", source, (str, os.PathLike), CorpusError)
         source = os.fspath(source)
+        if stride is not None:
+            check_whole("stride", stride, CorpusError)
         cut_by = convention_of_cut(convention, stride=stride, rolling=rolling)
         tokenizer = _check_options(tokenizer, source, window, windows, prompt, gold, group, cut_by, bos)
         if cut_by.starts_documents:
@@ -254,6 +256,7 @@ class Corpus:
         Raises:
             CorpusError: There are fewer.
         """
+        check_whole("the number of windows to take", n, CorpusError)
         items = self.items()
         if not 0 < n <= len(items):
             raise CorpusError(f"take({n}) of a corpus of {self._count(len(items))}: ask for 1 … {len(items)}")
@@ -271,6 +274,8 @@ class Corpus:
         Raises:
             CorpusError: The corpus has fewer windows than all parts together.
         """
+        for size in sizes:
+            check_whole("a number of windows", size, CorpusError)
         items = self.items()
         if min(sizes, default=0) < 1 or sum(sizes) > len(items):
             parts = " + ".join(map(str, sizes))
@@ -307,8 +312,7 @@ class Corpus:
             >>> len(windows), len(others), windows.shared_tokens(others)
             (12, 24, 0)
         """
-        if seed < 0:
-            raise CorpusError(f"the seed must be 0 or more; got {seed}")
+        check_whole("the seed", seed, CorpusError, least=0)
         first, second = self.split(search, held_out)
         items = self.items()
         documents = [self.documents[item.start] for item in items]
@@ -398,10 +402,11 @@ def _check_options(
     if tokenizer is None:
         raise CorpusError("a corpus needs the tokenizer of its model: Corpus.load(source, tokenizer)")
     check_tokenizer(tokenizer, CorpusError)
+    check_whole("window", window, CorpusError)
     if window < 2:
         raise CorpusError(f"a window needs at least 2 tokens, one to read and one to score; got {window}")
-    if windows is not None and windows < 1:
-        raise CorpusError(f"windows must be 1 or more, or None for all; got {windows}")
+    if windows is not None:
+        check_whole("windows", windows, CorpusError, least=1)
     if prompt is not None and convention.cut != CONSECUTIVE:
         raise CorpusError(
             f"rows with a prompt are a window each, convention {convention.name} cuts a text: leave one of them out"

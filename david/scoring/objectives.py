@@ -17,7 +17,7 @@ from david.scoring.conventions import DEFAULT_CONVENTION, TASKS, ConventionName,
 from david.scoring.corpus import Corpus
 from david.scoring.likelihood import token_nll, window_sums
 from david.sling.forward import context_of, input_device
-from david.support.arguments import check_type
+from david.support.arguments import check_type, check_whole
 from david.support.text import brief
 
 Objective = Callable[[nn.Module, Corpus], "Score"]
@@ -124,8 +124,7 @@ def windows_score(
     Raises:
         ScoreError: As `perplexity` does.
     """
-    if batch < 1:
-        raise ScoreError(f"batch must be at least 1; got {batch}")
+    check_whole("batch", batch, ScoreError, least=1)
     first = first_scored(corpus, convention)
     check_fits(model, corpus)
     sums: list[float] = []

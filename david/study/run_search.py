@@ -40,7 +40,7 @@ from david.study.loop import await_others, begin_study, run_loop, scored_text
 from david.study.run import Run
 from david.study.signature import library_versions, study_signature
 from david.support import files, signals
-from david.support.arguments import check_function, check_type, checked_list
+from david.support.arguments import check_function, check_type, check_whole, checked_list, described
 from david.support.console import say
 
 FIRST_RUNG = 2  # windows on which recipes race first
@@ -251,18 +251,24 @@ def _check_functions(space: object, objective: object, strategy: object) -> None
     """Refuse what cannot be called where a function is expected."""
     check_function("objective", objective, "(model, corpus) → Score", SearchError)
     if not isinstance(space, str):
-        check_function("space", space, "(trial, n_layers) → Recipe, or a name", SearchError)
+        kind = "(trial, n_layers) → Recipe, or a name"
+        check_function("space", space, kind, SearchError)
+        if isinstance(space, type | nn.Module) or hasattr(space, "bos_token_id"):  # can be called, with other arguments
+            named = f"the class {space.__name__}" if isinstance(space, type) else described(space)
+            raise SearchError(f"space must be a function {kind}; got {named}")
     if strategy is not None and not isinstance(strategy, str):
         check_function("strategy", strategy, "(study, n_layers) → recipes, or a name", SearchError)
 
 
 def _check_options(options: _Options) -> None:
     """Refuse options that cannot be searched with, before anything is touched."""
-    for name, number in {"n_trials": options.n_trials, "batch": options.batch}.items():
-        if number is not None and number < 1:
-            raise SearchError(f"{name} must be at least 1; got {number}")
-    if options.baseline < 0:
-        raise SearchError(f"baseline must be 0 or more; got {options.baseline}")
+    check_whole("n_trials", options.n_trials, SearchError, least=1)
+    if options.batch is not None:
+        check_whole("batch", options.batch, SearchError, least=1)
+    for name in ("seed", "top", "baseline"):
+        check_whole(name, getattr(options, name), SearchError, least=0)
+    if options.memory_budget is not None:
+        check_whole("memory_budget", options.memory_budget, SearchError, least=1)
     check_extra_objectives(options.also, options.held_out)
     n_layers = base_depth(options.model)
     _check_data(options.model, options.corpus, options.held_out)

@@ -1,6 +1,7 @@
 """Check what a public function is given, before anything slow, and say what it should be given instead."""
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 from david.errors import DavidError
@@ -54,6 +55,24 @@ def check_type(name: str, value: object, kind: type | tuple[type, ...], error: t
         expected = kind[-1] if isinstance(kind, tuple) else kind
         words = _EXPECTED.get(expected.__name__, expected.__name__)
         raise error(f"{name} must be {words}; got {described(value)}")
+
+
+def check_whole(name: str, value: object, error: type[DavidError], *, least: int | None = None) -> None:
+    """Check that an argument is a whole number.
+
+    Args:
+        name: The argument, as the caller knows it.
+        value: The value.
+        error: The error to raise.
+        least: The least number that is right; None if the caller checks that.
+
+    Raises:
+        DavidError: It is no whole number, or less; the error is an `error`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise error(f"{name} must be a whole number; got {described(value)}")
+    if least is not None and int(value) < least:
+        raise error(f"{name} must be {'0 or more' if least == 0 else f'at least {least}'}; got {value}")
 
 
 def checked_list(name: str, values: Any, kind: type, error: type[DavidError]) -> list[Any]:

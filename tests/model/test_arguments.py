@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import david
-from david import David, DavidError, Recipe, neighbours, notation, page, profile, report, space, table, widgets
+from david import David, DavidError, Recipe, neighbours, notation, page, plot, profile, report, space, table, widgets
 from david.scoring.corpus import Corpus
 from tests.helpers.corpora import byte_tokenizer
 from tests.helpers.searches import run, whole_corpus
@@ -70,10 +70,11 @@ BORDER: dict[str, tuple[Callable[[Any, Any], Any], str, str]] = {
         "objective must be a function (model, corpus) → Score",
     ),
     "score_recipes: what the objective returns": (_score, "", "objective must return a Score"),
+    "search: tokenizer as space": (lambda g, _: _search(g, space=byte_tokenizer()), "", "space must be a function"),
     "search: model": (lambda g, x: _search(g, model=x), "", "transformers model"),
     "search: corpus": (lambda g, x: _search(g, corpus=x), "a corpus", "corpus must be"),
     "search: held_out": (lambda g, x: _search(g, held_out=x), "a corpus, nothing", "held_out must be a corpus"),
-    "search: space": (lambda g, x: _search(g, space=x), "a class, a module", "space"),
+    "search: space": (lambda g, x: _search(g, space=x), "", "space"),
     "search: strategy": (lambda g, x: _search(g, strategy=x), "a class, a module, nothing", "strategy"),
     "search: objective": (lambda g, x: _search(g, objective=x), "a class, a module", "objective must be a function"),
     "search: also": (lambda g, x: _search(g, also=x), "nothing", "also"),
@@ -146,6 +147,17 @@ BORDER: dict[str, tuple[Callable[[Any, Any], Any], str, str]] = {
 }
 
 
+_TRIALS_PLOTS = ("history", "depth")
+BORDER |= {
+    f"plot.{name}: table": (_call(plot, name), "", "table must be a table")
+    for name in ("blocks", "influence", "paths", "profile", *_TRIALS_PLOTS)
+}
+BORDER["plot.tradeoff: table"] = (lambda _, x: plot.tradeoff(x, "visits"), "", "table must be a table")
+BORDER["plot.depth: front"] = (
+    lambda g, x: plot.depth(table.trials(g.study), front=x), "nothing", "table must be a table",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("border", BORDER)
 def test_wrong_types_are_refused_at_the_border(border: str, given: SimpleNamespace) -> None:
     call, right, words = BORDER[border]
@@ -159,6 +171,52 @@ def test_wrong_types_are_refused_at_the_border(border: str, given: SimpleNamespa
         assert len(message) < 400, name
         assert words in message, (name, message)
     assert given.model.config.num_hidden_layers == 6
+
+
+# Each public function with one number replaced by x; a word that the error must have.
+NUMBERS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "perplexity": (lambda g, x: david.perplexity(g.model, g.corpus, batch=x), "batch"),
+    "perplexity of a search": (
+        lambda g, x: david.score_recipes(g.model, [DEEPER], g.corpus, objective=partial(david.perplexity, batch=x)),
+        "batch",
+    ),
+    "score_recipes": (lambda g, x: david.score_recipes(g.model, [DEEPER], g.corpus, memory_budget=x), "memory_budget"),
+    "Corpus.load: window": (lambda _, x: Corpus.load(tokenizer=byte_tokenizer(), window=x), "window"),
+    "Corpus.load: windows": (lambda _, x: Corpus.load(tokenizer=byte_tokenizer(), windows=x), "windows"),
+    "take": (lambda g, x: g.corpus.take(x), "take"),
+    "split": (lambda g, x: g.corpus.split(1, x), "windows"),
+    "hold_out": (lambda g, x: g.corpus.hold_out(1, 1, seed=x), "seed"),
+    **{
+        f"search: {name}": (lambda g, x, name=name: _search(g, **{name: x}), name)
+        for name in ("seed", "batch", "memory_budget", "top", "baseline")
+    },
+    "search: n_trials": (lambda g, x: run(g.model, g.corpus, n_trials=x), "n_trials"),
+    "compare: decode": (lambda g, x: david.compare(g.model, [DEEPER], {"x": g.corpus}, decode=x), "decode"),
+    "compare: rounds": (lambda g, x: david.compare(g.model, [DEEPER], {"x": g.corpus}, rounds=x), "rounds"),
+    "measure": (lambda g, x: david.measure(g.study, g.model, g.corpus, name="m", most=x), "most"),
+    "Corpus.load: stride": (lambda _, x: Corpus.load(tokenizer=byte_tokenizer(), stride=x), "stride"),
+    "page": (lambda g, x: page.page(g.study, top=x), "top"),
+}
+
+
+@pytest.mark.parametrize("border", NUMBERS)
+def test_wrong_numbers_are_refused_at_the_border(border: str, given: SimpleNamespace) -> None:
+    call, word = NUMBERS[border]
+    for value in ("x", "3", 1.5, True, -1, [1], object()):
+        with pytest.raises(DavidError, match=word) as refused:
+            call(given, value)
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < 300
+
+
+def test_tables_of_other_functions_are_not_drawn(given: SimpleNamespace) -> None:
+    trials = table.trials(given.study)
+    with pytest.raises(DavidError, match=r"the table of table\.paths; .* no column 'visit'"):
+        plot.paths(trials)
+    with pytest.raises(DavidError, match=r"the table of table\.trials; .* no column 'also_kl'"):
+        plot.tradeoff(trials, "kl")
+    with pytest.raises(DavidError, match=r"the table of table\.blocks; .* other values than numbers"):
+        plot.blocks(trials)
 
 
 def test_right_types_are_not_refused(given: SimpleNamespace) -> None:

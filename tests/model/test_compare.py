@@ -166,8 +166,8 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_scored(model: Any
         compare(model, [RECIPES[0], Recipe.parse("0:9")], {"text": (never, text)})
     with pytest.raises(ScoreError, match="at least one corpus"):
         compare(model, RECIPES, {})
-    for wrong in ({"decode": -1}, {"rounds": 0}):
-        with pytest.raises(ScoreError, match="decode must be 0 or more and rounds at least 1"):
+    for wrong, words in (({"decode": -1}, "decode must be 0 or more"), ({"rounds": 0}, "rounds must be at least 1")):
+        with pytest.raises(ScoreError, match=words):
             compare(model, RECIPES, {"text": (never, text)}, **wrong)
 
 
