@@ -11,6 +11,7 @@ import copy
 import random
 import re
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Collection, Sequence
@@ -132,14 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=240, help="in all, dealt out to the types in turn")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no sequence after so many")
     parser.add_argument("--types", nargs="*", default=list(TYPES), help="names of tiny models")
     parser.add_argument("--out", type=Path, help="folder for results.md")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    outcomes = []
+    outcomes, end = [], time.monotonic() + 60 * options.minutes
     for number in range(options.sequences):
+        if time.monotonic() > end:
+            break
         name = options.types[number % len(options.types)]
         outcomes.append(sequence(name, options.first + number // len(options.types)))
         if outcomes[-1].wrong:
