@@ -3,6 +3,7 @@
 Every tensor of the file has a place in the model, or the file is refused with the name of the tensor.
 """
 
+import copy
 import math
 import re
 from dataclasses import dataclass, replace
@@ -92,7 +93,7 @@ def gguf_weights(file: GgufFile, model: PreTrainedModel) -> dict[str, Weight]:
         depth, layer = model.config.num_hidden_layers, re.match(r"blk\.(\d+)\.", unused[0])
         if layer and int(layer[1]) >= depth:
             raise ModelError(
-                f"its key {file.architecture}.block_count is {depth}, and it holds tensors of more layers, such as "
+                f"it holds tensors of more layers than {file.architecture}.block_count says ({depth}), such as "
                 f"{unused[0]}: fetch it again, or convert the model anew"
             )
         raise ModelError(
@@ -180,15 +181,23 @@ def load_gguf(
         ModelError: The file is not whole, or holds what transformers' model does not compute.
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config = copy.deepcopy(config)
+    for name in arguments.keys() & config.to_dict().keys() - {"dtype"}:  # a setting, as from_pretrained takes them
+        setattr(config, name, arguments.pop(name))
     with torch.device("meta"):
         skeleton = kind(config)
     weights = gguf_weights(read_gguf(path), skeleton)
     tokenizer_kind = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
     tokenizer = tokenizer_kind.from_pretrained(path.parent, gguf_file=path.name)
     loading_kind = _keeping_blocks(kind, skeleton, weights) if in_blocks else kind
-    model, loading_info = loading_kind.from_pretrained(
-        None, config=config, state_dict=weights, output_loading_info=True, **arguments
-    )
+    try:
+        model, loading_info = loading_kind.from_pretrained(
+            None, config=config, state_dict=weights, output_loading_info=True, **arguments
+        )
+    except RuntimeError as error:
+        if in_blocks and "floating-point" in str(error):  # accelerate makes parameters on disk of plain numbers
+            raise ModelError("blocks cannot lie on disk: allow more memory, or leave --quantize stored out") from None
+        raise
     model.__class__ = kind
     return model, loading_info, tokenizer
 

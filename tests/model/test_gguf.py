@@ -75,7 +75,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("qwen2", {"attention.sliding_window": 6}, {}, "qwen2.attention.sliding_window"),
     ("llama", {"attention.value_length": 4}, {}, "llama.attention.value_length"),
     ("llama", {"attention.scale": 0.5}, {}, "llama.attention.scale"),
-    ("llama", {"block_count": 5}, {}, "llama.block_count is 5, and it holds tensors of more layers, such as blk.5."),
+    ("llama", {"block_count": 5}, {}, "more layers than llama.block_count says (5), such as blk.5."),
     ("llama", {"block_count": 7}, {}, "lacks the tensor blk.6."),
     ("llama", {"block_count": None}, {}, "llama.block_count is missing"),
     ("llama", {"expert_count": 8}, {}, "llama.expert_count"),
@@ -226,7 +226,7 @@ def test_weights_of_each_type_are_those_that_the_package_gguf_dequantises(kind: 
 
 
 def stored(path: Path, **options: Any) -> Any:
-    return load_model(path, device="cpu", quantize="stored", **options)[0]
+    return load_model(path, quantize="stored", **{"device": "cpu"} | options)[0]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -310,6 +310,33 @@ def test_a_note_says_which_weights_are_not_kept_in_blocks(tmp_path: Path, capsys
     stored(path)
     said = capsys.readouterr().err
     assert "of the weights are dequantised, such as model.layers.0.mlp.experts.gate_up_proj" in said
+
+
+def test_a_device_map_spreads_dequantised_weights_and_blocks(tmp_path: Path) -> None:
+    path = write_gguf(model_of("llama"), tmp_path / "x.gguf", kind=gguf.GGMLQuantizationType.Q8_0)
+    right = logits(load_model(path, device="cpu")[0])
+    places: dict[str, Any] = {
+        "model.embed_tokens": "cpu",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "cpu",
+    }
+    places |= {f"model.layers.{layer}": "cpu" for layer in range(6)}
+    assert torch.equal(logits(stored(path, device=None, device_map=places)), right)
+    places |= {"model.layers.1": "disk", "model.layers.2": "disk"}
+    folder = {"device_map": places, "offload_folder": tmp_path / "disk"}
+    assert torch.equal(logits(load_model(path, **folder)[0]), right)
+    with pytest.raises(ModelError, match="blocks cannot lie on disk"):
+        load_model(path, quantize="stored", **folder)
+
+
+def test_settings_go_over_those_of_the_file(tmp_path: Path) -> None:
+    path = write_gguf(model_of("llama"), tmp_path / "x.gguf")
+    model, _ = load_model(path, device="cpu", rms_norm_eps=0.5, attn_implementation="eager")
+    assert (model.config.rms_norm_eps, model.model.norm.variance_epsilon) == (0.5, 0.5)
+    assert model.config._attn_implementation == "eager"
+    with pytest.raises(ModelError, match=r"more layers than llama.block_count says \(4\)"):
+        load_model(path, num_hidden_layers=4)
 
 
 def test_only_gguf_files_are_held_as_stored(tiny: Any, tmp_path: Path) -> None:
