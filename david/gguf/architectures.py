@@ -42,6 +42,26 @@ def _heads_apart(name: str, weight: np.ndarray, config: PreTrainedConfig) -> np.
     return split.swapaxes(0, 1).reshape(weight.shape)
 
 
+def _value_heads_by_key_head(name: str, weight: np.ndarray, config: PreTrainedConfig) -> np.ndarray:
+    """Qwen 3.5: llama.cpp keeps the first value head of each key head, then the second of each, and so on."""
+    keys, per_key = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    part = name.split(".", 2)[2] if name.startswith("blk.") else name
+
+    def grouped(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(per_key, keys, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+
+    if part.endswith("norm.weight"):
+        return weight if part == "ssm_norm.weight" else weight - 1
+    if part == "ssm_a":
+        return grouped(np.log(-weight))
+    if part in ("ssm_dt.bias", "ssm_alpha.weight", "ssm_beta.weight", "attn_gate.weight"):
+        return grouped(weight)
+    if part in ("attn_qkv.weight", "ssm_conv1d.weight"):
+        start = 2 * keys * config.linear_key_head_dim
+        return np.concatenate([weight[:start], grouped(weight[start:])])
+    return grouped(weight.T).T if part == "ssm_out.weight" else weight
+
+
 def _log_of_decay(name: str, weight: np.ndarray, _config: PreTrainedConfig) -> np.ndarray:
     return np.log(-weight) if name.endswith(".ssm_a") else weight
 
@@ -59,7 +79,8 @@ class Architecture:
         biases: The setting that says whether the file holds biases of these tensors.
         head_size: Whether the model takes a size of heads that is not the width divided by their number.
         rotates: How much of a head turns with its place in the text: `"all"`, `"part"`, or None.
-        keeps_blocks: Whether its weights can stay in blocks: not where transformers' model reads them itself.
+        keeps_blocks: Whether its weights can stay in blocks: not where transformers' model reads them itself, or where
+            columns change their places.
         undo: Takes the name of a stored tensor, its values and the configuration; returns the values of transformers.
     """
 
@@ -85,6 +106,14 @@ _EXPERTS = {
 }
 _SLIDING = {"attention.sliding_window": "sliding_window"}
 _GEMMA = partial(Architecture, biases=_ATTENTION_BIAS, undo=_norms_plus_one)
+_SSM = {
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+}
+_SHARED_EXPERT = {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
+_QWEN_35 = partial(Architecture, keys=_SSM, rotates="part", keeps_blocks=False, undo=_value_heads_by_key_head)
 _CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bloom": Architecture(
@@ -161,6 +190,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2moe": Architecture("qwen2_moe", keys=_EXPERTS),
     "qwen3": Architecture("qwen3", biases=_ATTENTION_BIAS),
     "qwen3moe": Architecture("qwen3_moe", keys=_EXPERTS, settings={"norm_topk_prob": True}, biases=_ATTENTION_BIAS),
+    "qwen35": _QWEN_35("qwen3_5_text"),
+    "qwen35moe": _QWEN_35("qwen3_5_moe_text", keys=_SSM | _EXPERTS | _SHARED_EXPERT),
     "stablelm": Architecture(
         "stablelm",
         "layer_norm_eps",

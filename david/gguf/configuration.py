@@ -132,14 +132,7 @@ def _settings(file: GgufFile, architecture: Architecture, keys: _Keys) -> dict[s
     settings[architecture.epsilon] = keys.need(f"attention.layer_norm_{'rms_' if rms else ''}epsilon")
     for key in ("block_count", "embedding_length"):
         settings[_SETTINGS[key]] = keys.need(key)
-    if architecture.model_type == "lfm2":  # convolutions have no heads
-        heads = keys.get("attention.head_count_kv")
-        settings["layer_types"] = ["full_attention" if count else "conv" for count in heads]
-        settings["num_key_value_heads"] = max(heads)
-    if architecture.model_type == "mamba":
-        keys.expect("feed_forward_length", 0)
-        keys.expect("attention.head_count", 0)
-        settings["expand"] = keys.need("ssm.inner_size") // settings["hidden_size"]
+    settings |= _special_settings(architecture, keys, settings)
     for key, name in architecture.keys.items():
         if key in architecture.expected:
             keys.expect(key, *architecture.expected[key])
@@ -150,6 +143,28 @@ def _settings(file: GgufFile, architecture: Architecture, keys: _Keys) -> dict[s
             settings.setdefault(name, keys.need(key))
     settings |= _stored_settings(file, architecture, keys, settings)
     return settings | _attention(file, architecture, keys, settings)
+
+
+def _special_settings(architecture: Architecture, keys: _Keys, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of layers that do not attend."""
+    kind = architecture.model_type
+    if kind == "lfm2":  # convolutions have no heads
+        heads = keys.get("attention.head_count_kv")
+        kinds = ["full_attention" if count else "conv" for count in heads]
+        return {"layer_types": kinds, "num_key_value_heads": max(heads)}
+    if kind == "mamba":
+        keys.expect("feed_forward_length", 0)
+        keys.expect("attention.head_count", 0)
+        return {"expand": keys.need("ssm.inner_size") // settings["hidden_size"]}
+    if kind in ("qwen3_5_text", "qwen3_5_moe_text"):
+        depth = settings["num_hidden_layers"] - keys.one(
+            "nextn_predict_layers", 0
+        )  # the last ones predict tokens ahead
+        full = keys.need("full_attention_interval")
+        kinds = ["linear_attention" if (layer + 1) % full else "full_attention" for layer in range(depth)]
+        size = keys.need("ssm.inner_size") // keys.need("ssm.time_step_rank")
+        return {"num_hidden_layers": depth, "layer_types": kinds, "linear_value_head_dim": size}
+    return {}
 
 
 def _stored_settings(
@@ -224,6 +239,10 @@ def _rotation(
         rotation |= _llama_3(file, rotation, size)
     if _LONG in file.tensors or _SHORT in file.tensors:
         rotation |= _long_rope(file, architecture, keys, settings)
+    if (sections := keys.get("rope.dimension_sections")) is not None:
+        if not architecture.model_type.startswith("qwen3_5"):
+            keys.refuse("rope.dimension_sections", "one section")
+        rotation |= {"mrope_section": [section for section in sections if section], "mrope_interleaved": True}
     if architecture.model_type == "gemma3_text":
         local = keys.one("rope.freq_base_swa", _LOCAL_THETA)
         return {"full_attention": rotation, "sliding_attention": {"rope_type": "default", "rope_theta": local}}

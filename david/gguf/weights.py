@@ -30,13 +30,14 @@ from david.gguf.configuration import ROTATION_TENSORS
 from david.gguf.file import GgufFile, StoredTensor, read_gguf
 from david.support.console import say
 
-# Parameters that are experts, and the ends of the names of the tensors that they are made of.
-_EXPERTS = {
+# Ends of parameters that are experts or unknown to the package gguf, and of the tensors that they are made of.
+_OWN_NAMES = {
     "experts.gate_up_proj": ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
     "experts.gate_up_proj_bias": ("ffn_gate_exps.bias", "ffn_up_exps.bias"),
     "experts.down_proj": ("ffn_down_exps.weight",),
     "experts.down_proj_bias": ("ffn_down_exps.bias",),
     "mlp.e_score_correction_bias": ("exp_probs_b.bias",),
+    "linear_attn.dt_bias": ("ssm_dt.bias",),
 }
 
 
@@ -89,6 +90,9 @@ def gguf_weights(file: GgufFile, model: PreTrainedModel) -> dict[str, Weight]:
     used = {stored for weight in weights.values() for stored in weight.names} | set(ROTATION_TENSORS)
     if model.config.tie_word_embeddings:
         used.add("output.weight")  # of Bloom and Falcon; it has the same values
+    if ahead := file.keys.get(f"{file.architecture}.nextn_predict_layers"):  # layers that no token passes through
+        last = tuple(f"blk.{model.config.num_hidden_layers + layer}." for layer in range(ahead))
+        used |= {name for name in file.tensors if name.startswith(last)}
     if unused := [name for name in file.tensors if name not in used]:
         depth, layer = model.config.num_hidden_layers, re.match(r"blk\.(\d+)\.", unused[0])
         if layer and int(layer[1]) >= depth:
@@ -134,7 +138,7 @@ def _weight(file: GgufFile, model: PreTrainedModel, name: str, parameter: Tensor
 
 def _stored_names(architecture: str, depth: int, name: str) -> tuple[str, ...]:
     """Return the names in the file of the tensors that a parameter is made of."""
-    for end, parts in _EXPERTS.items():
+    for end, parts in _OWN_NAMES.items():
         if name.endswith(f".{end}"):
             layer = re.search(r"\.(\d+)\.", name)
             return tuple(f"blk.{layer[1] if layer else 0}.{part}" for part in parts)
@@ -205,7 +209,7 @@ def load_gguf(
 def _keeping_blocks(kind: Any, skeleton: PreTrainedModel, weights: dict[str, Weight]) -> Any:
     """Return a class of models that keep blocks where they can, and prepare the weights for it."""
     if not next(iter(weights.values())).of.keeps_blocks:
-        raise ModelError("transformers' model of its architecture reads weights itself: leave --quantize stored out")
+        raise ModelError("weights of its architecture cannot stay in blocks: leave --quantize stored out")
     places: dict[int, list[str]] = {}  # of tied weights several
     for name, parameter in skeleton.named_parameters(remove_duplicate=False):
         places.setdefault(id(parameter), []).append(name)

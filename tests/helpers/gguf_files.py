@@ -18,6 +18,8 @@ _EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per
 _EXPERTS |= {"expert_feed_forward_length": "moe_intermediate_size"}
 _LOCAL_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
 _LOCAL_EXPERTS |= {"expert_feed_forward_length": "intermediate_size"}
+_LINEAR = {"ssm.conv_kernel": "linear_conv_kernel_dim", "ssm.state_size": "linear_key_head_dim"}
+_LINEAR |= {"ssm.group_count": "linear_num_key_heads", "ssm.time_step_rank": "linear_num_value_heads"}
 _GEMMA = _SIZED | {"attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping"}
 ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
     "bloom": ("bloom", {"attention.layer_norm_epsilon": "layer_norm_epsilon"}),
@@ -40,6 +42,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
                  | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}),
     "qwen3": ("qwen3", _SIZED),
     "qwen3moe": ("qwen3_moe", _SIZED | _EXPERTS),
+    "qwen35": ("qwen3_5_text", _SIZED | _LINEAR),
+    "qwen35moe": ("qwen3_5_moe_text", _SIZED | _LINEAR | _EXPERTS
+                  | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}),
     "stablelm": ("stablelm", {"attention.layer_norm_epsilon": "layer_norm_eps"}),
     "starcoder2": ("starcoder2", {"attention.layer_norm_epsilon": "norm_epsilon"}),
 }  # fmt: skip
@@ -142,6 +147,9 @@ def _keys(config: Any, architecture: str) -> dict[str, Any]:
         keys["rope.freq_base"] = float(rope["rope_theta"])
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         keys["rope.dimension_count"] = int(size * rope.get("partial_rotary_factor", 1.0))
+    if architecture.startswith("qwen35"):
+        keys["full_attention_interval"] = 4
+        keys["ssm.inner_size"] = config.linear_num_value_heads * config.linear_value_head_dim
     return keys | _FIXED.get(architecture, {})
 
 
@@ -172,6 +180,8 @@ def _stored(name: str, weight: torch.Tensor, config: Any, architecture: str) -> 
         return [(f"{block}ffn_gate_exps.{end}", gate), (f"{block}ffn_up_exps.{end}", up)]
     if name.endswith("e_score_correction_bias"):
         return [(f"{block}exp_probs_b.bias", values)]
+    if name.endswith("dt_bias"):
+        return [(f"{block}ssm_dt.bias", _tiled(values, config))]
     if name.endswith("sinks"):
         return [(f"{block}attn_sinks.weight", values)]
     kind = next(kind for kind, known in gguf.MODEL_ARCH_NAMES.items() if known == architecture)
@@ -196,6 +206,12 @@ def _as_llama_cpp_keeps(stored: str, whole: str, values: np.ndarray, config: Any
         heads = config.num_attention_heads
         by_head = values.reshape(heads, 3, config.hidden_size // heads, *values.shape[1:])
         return np.concatenate([by_head[:, i].reshape(-1, *values.shape[1:]) for i in range(3)])
+    if architecture.startswith("qwen35"):
+        return _qwen35_keeps(part, whole, values, config)
+    return _states_keep(part, values)
+
+
+def _states_keep(part: str, values: np.ndarray) -> np.ndarray:
     if part == "ssm_a":
         return -np.exp(values)
     if part in ("ssm_conv1d", "shortconv.conv", "conv") and values.ndim == 3:
@@ -203,3 +219,27 @@ def _as_llama_cpp_keeps(stored: str, whole: str, values: np.ndarray, config: Any
     if part == "ffn_gate_inp_shexp":
         return values.squeeze(0)
     return values
+
+
+def _qwen35_keeps(part: str, whole: str, values: np.ndarray, config: Any) -> np.ndarray:
+    if part == "ssm_a":
+        return _tiled(-np.exp(values), config)
+    if whole.endswith("norm.weight") and part != "ssm_norm":
+        return values + 1
+    if part in ("ssm_alpha", "ssm_beta", "attn_gate"):
+        return _tiled(values, config)
+    if part == "ssm_out":
+        return _tiled(values.T, config).T
+    if part in ("attn_qkv", "ssm_conv1d"):
+        start = 2 * config.linear_num_key_heads * config.linear_key_head_dim
+        values = values.reshape(len(values), -1)
+        return np.concatenate([values[:start], _tiled(values[start:], config)])
+    return _states_keep(part, values)
+
+
+def _tiled(rows: np.ndarray, config: Any) -> np.ndarray:
+    """Rows of value heads: the first value head of each key head, then the second of each (`_reorder_v_heads`)."""
+    heads = np.split(rows, config.linear_num_value_heads)
+    keys = config.linear_num_key_heads
+    per_key = len(heads) // keys
+    return np.concatenate([heads[key * per_key + value] for value in range(per_key) for key in range(keys)])

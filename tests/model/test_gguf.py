@@ -33,6 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qwen2": _WHOLE,
     "qwen2moe": _EXPERTS,
     "qwen3": _WHOLE,
+    "qwen35": {"layer_types": None},
+    "qwen35moe": {"layer_types": None},
     "qwen3moe": _EXPERTS | {"norm_topk_prob": True},
     "starcoder2": {"sliding_window": None},
 }
@@ -66,6 +68,9 @@ SAID: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}, {}),
     ("phi3", {"sliding_window": None}, {"attention.sliding_window": 0}),
     ("qwen3moe", {"norm_topk_prob": False}, {"expert_weights_norm": False}),
+    ("qwen35", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0,
+                                    "mrope_section": [2, 1, 1], "mrope_interleaved": True}},
+     {"rope.dimension_sections": [2, 1, 1, 0]}),
     ("stablelm", {"use_qkv_bias": True, "use_parallel_residual": True}, {"use_parallel_residual": True}),
     ("starcoder2", {"use_bias": False}, {}),
 ]  # fmt: skip
@@ -154,6 +159,13 @@ def test_what_transformers_cannot_compute_is_refused_by_its_name(
     assert said in str(caught.value)
 
 
+def test_layers_that_predict_tokens_ahead_are_left_out(tmp_path: Path) -> None:
+    model = model_of("qwen35")
+    keys = {"block_count": 7, "nextn_predict_layers": 1}
+    ahead = {"blk.6.nextn.eh_proj.weight": np.ones((32, 64), np.float32)}
+    assert_same(write_gguf(model, tmp_path / "x.gguf", "qwen35", keys=keys, tensors=ahead), model)
+
+
 def test_an_architecture_that_is_not_read_is_refused_by_its_name(tiny: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(write_gguf(tiny, path).read_bytes().replace(b"llama", b"maram"))
@@ -234,8 +246,9 @@ def logits(model: Any) -> torch.Tensor:
         return model(TOKENS, use_cache=False).logits
 
 
+UNKEPT = ("llama", "mamba", "qwen35", "qwen35moe")
 BLOCKS = [("llama", kind) for kind in KINDS if not kind.name.startswith("TQ")]
-BLOCKS += [(name, gguf.GGMLQuantizationType.Q4_1) for name in sorted(ARCHITECTURES) if name not in ("llama", "mamba")]
+BLOCKS += [(name, gguf.GGMLQuantizationType.Q4_1) for name in sorted(ARCHITECTURES) if name not in UNKEPT]
 
 
 @pytest.mark.parametrize(("architecture", "kind"), cases(BLOCKS), ids=lambda value: getattr(value, "name", value))
