@@ -9,11 +9,14 @@ import numpy as np
 import peft
 import pytest
 import torch
+from transformers.integrations import GGUF_CONFIG_MAPPING
+from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
 from david import David, load_model
 from david.checkpoint import export
 from david.errors import ModelError, SlingError
 from david.gguf import blocks
+from david.gguf.architectures import ARCHITECTURES as READ
 from david.gguf.blocks import unpack
 from david.models.describe import token_costs
 from david.models.fingerprints import fingerprint
@@ -157,6 +160,14 @@ def test_what_transformers_cannot_compute_is_refused_by_its_name(
     with pytest.raises(ModelError) as caught:
         load_model(path, device="cpu")
     assert said in str(caught.value)
+
+
+def test_each_architecture_that_transformers_reads_is_read_or_refused_on_purpose() -> None:
+    """If this fails, transformers reads more architectures, or keeps its table elsewhere: look what has changed."""
+    theirs = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS} - {"general", "tokenizer"}
+    ours = {*READ, *(architecture.model_type for architecture in READ.values())}
+    assert theirs - ours == {"deci", "gemma4", "mistral", "t5", "umt5"}
+    assert READ.keys() == ARCHITECTURES.keys()
 
 
 def test_layers_that_predict_tokens_ahead_are_left_out(tmp_path: Path) -> None:
