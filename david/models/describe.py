@@ -1,6 +1,6 @@
 """Describe a base model: its origin and the cost of a token.
 
-The main entry points are `describe_base` (for recipe files) and `token_costs`.
+The main entry points are `describe_base` (for recipe files), `weight_type` and `token_costs`.
 """
 
 import torch
@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from david.gguf.blocks import named_weights
 from david.models.cache_size import LayerCache, measure_cache
-from david.models.fingerprints import fingerprint
+from david.models.fingerprints import fingerprint, has_packed_weights
+from david.models.load_options import quantization_method
 from david.recipe.base_model import Base
 from david.recipe.explain import Costs
 from david.sling import locate
@@ -78,6 +79,19 @@ def _cached_values_per_token(config: PreTrainedConfig, index: int, layer: nn.Mod
     if getattr(layer_config, "multi_query", False):
         heads = layer_config.num_kv_heads if getattr(layer_config, "new_decoder_architecture", False) else 1
     return int(2 * heads * (getattr(layer_config, "head_dim", None) or layer_config.hidden_size // query_heads))
+
+
+def weight_type(model: nn.Module) -> str:
+    """Return in what type the weights of a model are held: `float32`, or `float32, quantised: bitsandbytes 4bit`.
+
+    Args:
+        model: The base, slung or not.
+    """
+    inner = locate.unwrapped(model)
+    dtype = str(next(inner.parameters()).dtype).removeprefix("torch.")
+    if not has_packed_weights(inner):
+        return dtype
+    return f"{dtype}, quantised: {quantization_method(inner.config) or 'in memory'}"
 
 
 def describe_base(model: PreTrainedModel) -> Base:

@@ -250,9 +250,16 @@ def parse_max_memory(max_memory: str | Mapping[Any, Any]) -> dict[int | str, int
 
 
 def quantization_method(config: PreTrainedConfig) -> str | None:
-    """Return how the weights of a model are quantised, in transformers' words such as `bitsandbytes`; None if not."""
+    """Return how the weights of a model are quantised, such as `bitsandbytes 4bit`; None if they are not.
+
+    Args:
+        config: The configuration of the model.
+    """
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return None
-    method = stored.get("quant_method") if isinstance(stored, Mapping) else getattr(stored, "quant_method", None)
-    return str(getattr(method, "value", method) or "unknown method")
+    settings = dict(stored) if isinstance(stored, Mapping) else stored.to_dict()
+    method = settings.get("quant_method") or "an unknown method"
+    bits = next((f"{settings[name]}bit" for name in ("bits", "nbits", "w_bit") if settings.get(name)), None)
+    bits = "4bit" if settings.get("load_in_4bit") else "8bit" if settings.get("load_in_8bit") else bits
+    return f"{getattr(method, 'value', method)}{'' if bits is None else f' {bits}'}"

@@ -35,7 +35,7 @@ class StudyMetadata(BaseModel):
 
     Attributes:
         base: The base model.
-        dtype: Type of its weights, such as `float32`.
+        dtype: Type of its weights, such as `float32`, and how they are quantised.
         space: The search space with its options.
         space_name: Name of the space alone.
         objective: The objective with its options.

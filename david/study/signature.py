@@ -18,7 +18,7 @@ from david._version import __version__
 from david.candidates.encoding import Space
 from david.candidates.spaces import is_built_in
 from david.errors import SearchError
-from david.models.describe import describe_base
+from david.models.describe import describe_base, weight_type
 from david.recipe.schema import Data
 from david.scoring.corpus import Corpus
 from david.scoring.objectives import Objective, multiple_choice, perplexity
@@ -172,7 +172,7 @@ def study_signature(
     """
     return {
         "base": describe_base(model).model_dump(),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": weight_type(model),
         "space": callable_name(space),
         "space_name": type(space).__name__.lower() if is_built_in(space) else callable_name(space),
         "objective": callable_name(objective),

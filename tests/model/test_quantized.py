@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from david import David, load_model
 from david.errors import ModelError, SlingError
 from david.models import load_options
+from david.models.describe import weight_type
 from david.models.fingerprints import fingerprint
 from david.models.load_options import LoadOptions, parse_max_memory
 from david.sling.verify import check_model
@@ -81,6 +82,15 @@ def test_weights_quantised_while_loading_sling_exactly(way: str, folder: Path) -
     certificate = check_model(model, recipe=RECIPE)
     assert certificate.passed
     assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize(
+    ("way", "told"), [("4bit", "bitsandbytes 4bit"), ("8bit", "bitsandbytes 8bit"), ("int8", "torchao")]
+)
+def test_a_study_knows_how_its_weights_are_quantised(way: str, told: str, folder: Path, tmp_path: Path) -> None:
+    for model in (load_model(folder, device="cpu", quantize=way)[0], load_model(store(folder, way, tmp_path / "m"))[0]):
+        assert weight_type(David.sling(model, RECIPE)) == f"float32, quantised: {told}"
+    assert weight_type(load_model(folder, device="cpu")[0]) == "float32"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -198,7 +208,7 @@ def test_a_package_that_is_missing_is_named_first(folder: Path, monkeypatch: pyt
 
 def test_what_is_quantised_already_is_not_quantised_again(folder: Path, tmp_path: Path) -> None:
     stored = store(folder, "8bit", tmp_path / "m")
-    with pytest.raises(ModelError, match=r"quantised already \(bitsandbytes\): leave --quantize"):
+    with pytest.raises(ModelError, match=r"quantised already \(bitsandbytes 8bit\): leave --quantize"):
         load_model(stored, device="cpu", quantize="4bit")
 
 
