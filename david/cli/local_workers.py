@@ -20,12 +20,13 @@ _MAX_WORKERS = 256  # on one machine
 _COMMAND = [sys.executable, "-c", "from david.cli.app import main; main()"]
 
 
-def count_workers(workers: str, device: str | None) -> int:
+def count_workers(workers: str, device: str | None, device_map: str | None = None) -> int:
     """Return the number of workers that `--workers` asks for.
 
     Args:
         workers: A number, or `auto` for one on each accelerator; a machine without accelerators gets one.
         device: The value of `--device`. Several workers have a device each, so only None and `cpu` fit them.
+        device_map: The value of `--device-map`. It gives one model all devices, so that one worker fits it.
 
     Raises:
         SearchError: `workers` is neither, or several workers are to share one accelerator.
@@ -38,8 +39,12 @@ def count_workers(workers: str, device: str | None) -> int:
         raise SearchError(f"--workers must be auto, or 1 to {_MAX_WORKERS}; got {workers}")
     if number != 1 and device not in (None, "cpu"):
         raise SearchError(f"--workers {workers} gives each worker a device of its own: leave --device {device} out")
-    if number is not None:
-        return number
+    if device_map is not None and number not in (None, 1):
+        raise SearchError(
+            f"--device-map {device_map} gives one worker all devices: leave --workers {workers} out, or --device-map"
+        )
+    if number is not None or device_map is not None:
+        return number or 1
     import torch
 
     return max(1, 0 if device == "cpu" else torch.cuda.device_count())

@@ -45,7 +45,7 @@ def search(
 
     Example: david search demo --scales 0.1:1 --trials 40 --out run
     """
-    n_workers = storage.count_workers(model.device)
+    n_workers = storage.count_workers(model)
     search_space = space.make()
     check_recipe_options(proposals.start, None)
     tasks.check(data.changed(_SEARCH_DATA))
@@ -90,7 +90,7 @@ def scan(
     from david.recipe.blocks import all_blocks, longest_block
     from david.recipe.recipe import Recipe
 
-    n_workers = storage.count_workers(model.device)
+    n_workers = storage.count_workers(model)
 
     from david.sling.in_place import base_depth
 

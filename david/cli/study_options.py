@@ -12,7 +12,18 @@ import typer
 
 from david.candidates.spaces import SPACES
 from david.cli import inputs, local_workers
-from david.cli.options import JUDGING, OUTPUT, SEARCH, WORKERS, MaxLength, MemoryBudget, Seed, Storage, Top
+from david.cli.options import (
+    JUDGING,
+    OUTPUT,
+    SEARCH,
+    WORKERS,
+    MaxLength,
+    MemoryBudget,
+    ModelOptions,
+    Seed,
+    Storage,
+    Top,
+)
 from david.errors import RecipeError
 from david.support.text import join_or
 
@@ -174,14 +185,14 @@ class StorageOptions:
         ),
     ] = Path("run")
 
-    def count_workers(self, device: str | None) -> int:
+    def count_workers(self, model: ModelOptions) -> int:
         """Check the folder, and return the number of workers; `DavidError` if either cannot be used."""
         from david.report.artifacts import check_own_files
         from david.support.files import check_folder
 
         check_folder(self.out)
         check_own_files(self.out, self.study)
-        return local_workers.count_workers(self.workers, device)
+        return local_workers.count_workers(self.workers, model.device, model.device_map)
 
     def start_workers(self, n_workers: int) -> "AbstractContextManager[None]":
         """Run the command in `n_workers` processes, this one included, within a `with` block."""

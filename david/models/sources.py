@@ -34,6 +34,7 @@ from david.models.demo import demo_folder
 from david.recipe.base_model import DEMO, is_hub_id, named_base
 from david.recipe.recipe import Recipe
 from david.support.console import say
+from david.support.memory import lacks_memory
 from david.support.text import brief, one_line
 
 RECIPE_FILE = "recipe.json"
@@ -201,6 +202,8 @@ def failure_reason(error: Exception, before: file_stamps.Stamps | None = None) -
     """Return why a model cannot be loaded; name the file that is truncated, or needs custom code or a pickle."""
     if "trust_remote_code" in str(error):
         return "it needs custom code that comes with it (auto_map in its config.json), which is never run here"
+    if lacks_memory(error):
+        return f"no memory is left ({one_line(error)}): try --device-map auto, --quantize or another --dtype"
     names = sorted(before or ())
     for path in names:
         if path.suffix == ".safetensors":

@@ -11,7 +11,7 @@ from david.support.text import brief
 if TYPE_CHECKING:
     import torch
 
-_NONE_LEFT = ("out of memory", "not enough memory", "can't allocate memory", "_status_alloc_failed")
+_NONE_LEFT = ("out of memory", "not enough memory", "allocate memory", "_status_alloc_failed")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 

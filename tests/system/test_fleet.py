@@ -44,6 +44,13 @@ def test_a_device_for_several_is_refused() -> None:
         local_workers.count_workers("2", "cuda:1")
 
 
+def test_a_model_that_is_spread_over_the_devices_has_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert local_workers.count_workers("auto", None, "auto") == local_workers.count_workers("1", None, "balanced") == 1
+    with pytest.raises(SearchError, match="--device-map auto gives one worker all devices: leave --workers 2 out"):
+        local_workers.count_workers("2", None, "auto")
+
+
 @pytest.mark.parametrize(
     "given", ["search demo --workers 3 --trials 9", "search --workers=3 demo --trials 9", "search --workers 3 -- demo"]
 )
