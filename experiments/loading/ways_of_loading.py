@@ -70,7 +70,8 @@ def stored_compressed(plain: Path, folder: Path, *, scheme: str) -> None:
 def on_disk(plain: Path) -> dict[str, Any]:
     """Half of the weights on disk."""
     size = sum(path.stat().st_size for path in plain.glob("*.safetensors"))
-    return {"device": None, "device_map": "auto", "max_memory": {"cpu": size // 2}}
+    folder = plain.parent / "offloaded"  # for weights that transformers stores otherwise than it holds them
+    return {"device": None, "device_map": "auto", "max_memory": {"cpu": size // 2}, "offload_folder": folder}
 
 
 WAYS = (
@@ -211,7 +212,7 @@ def run(way: Way, name: str) -> dict[str, str]:
             copied = stacked(reference, recipe_for(base_depth(model)))
             before, base = fingerprint(model), perplexity(model, corpus).nll
         except Exception as error:  # transformers and each quantisation have their own
-            return row | dict.fromkeys(COLUMNS, f"base fails: {_word(error)}")
+            return row | dict.fromkeys(COLUMNS, f"base fails: {_word(error).replace(scratch, '…')}")
         if reference is not model and abs(perplexity(reference, corpus).nll - base) > way.allowed:
             return row | dict.fromkeys(COLUMNS, "WRONG: the base is not the same")
         for column, compare in COLUMNS.items():

@@ -26,7 +26,7 @@ def outcome(cell: str) -> str:
 def test_the_committed_table_has_every_way_and_model_and_nothing_wrong() -> None:
     rows = committed()
     assert list(rows) == [(way.name, name) for name in TINY for way in WAYS]
-    assert {outcome(row[column]) for row in rows.values() for column in COLUMNS} <= {"exact", "refused"}
+    assert {outcome(row[column]) for row in rows.values() for column in COLUMNS} <= {"exact", "refused", "base fails"}
     assert {row["export"] for row in rows.values() if row["way"] in ("float32", "bfloat16")} == {"0e+00"}
 
 
