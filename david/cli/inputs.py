@@ -4,6 +4,7 @@
 """
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from david.errors import ModelError, RecipeError
@@ -11,8 +12,73 @@ from david.support.console import say
 from david.support.text import brief
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from david.cli.options import DataOptions
     from david.models.load_options import LoadOptions
+    from david.models.without_weights import Preview
     from david.recipe.recipe import Recipe
+    from david.scoring.corpus import Corpus
+
+
+_INSTEAD = "MODEL, and the recipe beside it where the command takes one"
+
+
+def preview_base(model: "str | Recipe", options: "LoadOptions", instead: str = _INSTEAD) -> "Preview":
+    """Return what is known of MODEL before its weights are read, or of the base of a recipe.
+
+    Args:
+        model: A Hub id, a folder, a `.gguf` file, `demo`, or a recipe.
+        options: How to hold it.
+        instead: How to name another base than the recipe's, for an error.
+
+    Raises:
+        DavidError: The model cannot be loaded, for a reason that shows without its weights.
+    """
+    from david.models.sources import recipe_at
+    from david.models.without_weights import preview_model
+    from david.recipe.base_model import DEMO, named_base
+    from david.sling.in_place import check_recipe
+
+    _prepare_libraries(options)
+    recipe = recipe_at(model) if isinstance(model, str) else model
+    if recipe is None:
+        return preview_model(str(model))
+    source = named_base(recipe.base, instead)
+    revision = None if recipe.base is None or source == DEMO else recipe.base.revision
+    preview = replace(preview_model(source, revision), recipe=recipe)
+    check_recipe(preview.model, recipe)
+    return preview
+
+
+def preview_recipe(preview: "Preview", recipe: str | None, ratios: str | None = None) -> "Recipe":
+    """Return the recipe of `--recipe` or `--ratios`, checked with a model that has no weights yet."""
+    from david.sling.in_place import check_recipe
+
+    parsed = parse_recipe(recipe, ratios, preview.depth)
+    check_recipe(preview.model, parsed)
+    return parsed
+
+
+def preview_corpus(preview: "Preview", data: "DataOptions", source: str | None = None) -> "Corpus":
+    """Return the first windows of data, checked with a model that has no weights yet."""
+    from david.scoring.objectives import check_fits
+
+    corpus = data.first_windows(preview.tokenizer, source)
+    check_fits(preview.model, corpus)
+    return corpus
+
+
+def preview_parts(
+    preview: "Preview", data: "DataOptions", held_out: int, settings: "Mapping[str, Any]"
+) -> "tuple[Corpus, Corpus]":
+    """Return windows to search on and held-out ones, with the settings of a search checked before weights are read."""
+    from david.study.run_search import check_search
+
+    parts = data.hold_out(preview.tokenizer, held_out)
+    names = ("space", "objective", "also", "n_trials", "queue", "strategy")
+    check_search(preview.model, *parts, **{name: settings[name] for name in names if name in settings})
+    return parts
 
 
 def load_base_model(model: str, options: "LoadOptions") -> tuple[Any, Any]:
@@ -47,8 +113,7 @@ def load_with_recipe(model: str, options: "LoadOptions", *, prove_new: bool = Tr
         if prove_new:
             _prove_new_type(loaded)
     else:
-        instead = "MODEL, and the recipe beside it where the command takes one"
-        loaded, tokenizer = load_recipe_base(recipe, options, instead, prove_new=prove_new)
+        loaded, tokenizer = load_recipe_base(recipe, options, _INSTEAD, prove_new=prove_new)
     return loaded, tokenizer, recipe
 
 

@@ -18,6 +18,7 @@ from david.support.text import counted
 
 if TYPE_CHECKING:
     from david.models.load_options import LoadOptions
+    from david.models.without_weights import Preview
     from david.recipe.recipe import Recipe
     from david.scoring.corpus import Corpus
 
@@ -131,6 +132,10 @@ class ModelOptions:
         return LoadOptions(
             self.dtype, self.device, self.quantize, self.device_map, self.max_memory, self.offload_folder
         )
+
+    def preview(self) -> "Preview":
+        """Return what is known of the model before its weights are read; see `inputs.preview_base`."""
+        return inputs.preview_base(self.model, self.load_options())
 
     def load(self) -> tuple[Any, Any]:
         """Return the base model and its tokenizer; see `inputs.load_base_model`."""

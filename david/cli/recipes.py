@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from david.cli.inputs import load_base_model, load_recipe_base, parse_recipe, require_one
+from david.cli.inputs import (
+    load_base_model,
+    load_recipe_base,
+    parse_recipe,
+    preview_base,
+    preview_recipe,
+    require_one,
+)
 from david.cli.option_groups import Omit
 from david.cli.options import OUTPUT, Json, ModelOptions, Ratios
 from david.cli.output import print_result
@@ -207,6 +214,8 @@ def export(
     checkpoints.check_target(folder)
     if weights:
         checkpoints.check_exportable(parsed)
+    if model is not None or weights:
+        preview_recipe(preview_base(parsed if model is None else model, loading.load_options(), "--model"), recipe)
     loaded = tokenizer = None
     if model is not None:
         from david.models.load import note_other_weights

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from david.cli.inputs import check_recipe_options, load_with_recipe, memory_bytes, parse_recipe
+from david.cli.inputs import (
+    check_recipe_options,
+    load_with_recipe,
+    memory_bytes,
+    parse_recipe,
+    preview_base,
+    preview_corpus,
+    preview_recipe,
+)
 from david.cli.option_groups import Omit
 from david.cli.options import (
     DATA,
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 
     from david.metrics.paired_test import Difference
     from david.metrics.score import Score
+    from david.models.without_weights import Preview
     from david.recipe.recipe import Recipe
     from david.scoring.corpus import Corpus
 
@@ -47,8 +56,14 @@ def score(
     """
     check_recipe_options(recipe, ratios)
     tasks.check()
+    budget = memory_bytes(memory_budget)
+    preview = model.preview()
+    if recipe is not None or ratios is not None:
+        preview_recipe(preview, recipe, ratios)
+    corpus = preview_corpus(preview, _for_source(data, data.data, tasks))
+    objective = data.objective()
+
     loaded, tokenizer, own_recipe = model.load_with_recipe()
-    corpus = _for_source(data, data.data, tasks).first_windows(tokenizer)
     from david.engine.engine import score_recipes
     from david.recipe.recipe import Recipe
     from david.sling.in_place import base_depth
@@ -60,8 +75,7 @@ def score(
     recipes = [] if own_recipe is None else [own_recipe]
     loaded_tasks = tasks.load(loaded, tokenizer, data.group_column)
     base_and_recipes = [Recipe.identity(n_layers), *recipes]
-    budget = memory_bytes(memory_budget)
-    scores = score_recipes(loaded, base_and_recipes, corpus, objective=data.objective(), memory_budget=budget)
+    scores = score_recipes(loaded, base_and_recipes, corpus, objective=objective, memory_budget=budget)
     base = scores[0]
     result: dict[str, Any] = {
         "model": model.model,
@@ -124,6 +138,11 @@ def compare(
     for recipe in recipes:
         check_recipe_options(recipe, None)
     tasks.check()
+    budget = memory_bytes(memory_budget)
+    preview = preview_base(model, loading.load_options())
+    for recipe in recipes:
+        preview_recipe(preview, recipe)
+    corpora = _corpora_to_compare(sources or [data.data], data, tasks, preview)
 
     from david.analysis.compare import compare as compare_recipes
     from david.analysis.compare import comparison_text
@@ -133,14 +152,17 @@ def compare(
     loaded, tokenizer, own_recipe = load_with_recipe(model, loading.load_options())
     compared = [parse_recipe(recipe, None, base_depth(loaded), loaded) for recipe in recipes]
     compared = compared if own_recipe is None else [own_recipe, *compared]
-    corpora = _corpora_to_compare(sources or [data.data], data, tasks, loaded, tokenizer)
+    loaded_tasks = tasks.load(loaded, tokenizer, data.group_column)
+    if loaded_tasks is not None:
+        for name, documents in loaded_tasks.each.items():
+            _add_corpus(corpora, name, (loaded_tasks, documents))
     table = compare_recipes(
         loaded,
         compared,
         corpora,
         decode=decode,
         rounds=rounds,
-        memory_budget=memory_bytes(memory_budget),
+        memory_budget=budget,
         progress=True,
     )
     rows = table.to_dict("records")
@@ -158,22 +180,18 @@ def compare(
 
 
 def _corpora_to_compare(
-    sources: "Sequence[str]", data: DataOptions, tasks: TaskOptions, loaded: Any, tokenizer: Any
+    sources: "Sequence[str]", data: DataOptions, tasks: TaskOptions, preview: "Preview"
 ) -> dict[str, Any]:
-    """Return pairs of an objective and its corpus, by name: of each source, then of each task."""
+    """Return pairs of an objective and its corpus, by the name of each source."""
     from david.scoring.sources import is_text
 
     corpora: dict[str, Any] = {}
     has_table = not all(map(is_text, sources))
     for source in sources:
         options = data.without_columns() if has_table and is_text(source) else data
-        corpus = _for_source(options, source, tasks).first_windows(tokenizer, source)
+        corpus = preview_corpus(preview, _for_source(options, source, tasks), source)
         options = data if corpus.choices else data.without_columns()
         _add_corpus(corpora, corpus.source, (options.objective(), corpus))
-    loaded_tasks = tasks.load(loaded, tokenizer, data.group_column)
-    if loaded_tasks is not None:
-        for name, documents in loaded_tasks.each.items():
-            _add_corpus(corpora, name, (loaded_tasks, documents))
     return corpora
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from david.cli.inputs import check_recipe_options, memory_bytes
+from david.cli.inputs import check_recipe_options, memory_bytes, preview_corpus, preview_parts
 from david.cli.option_groups import Omit
 from david.cli.options import (
     OUTPUT,
@@ -49,23 +49,29 @@ def search(
     search_space = space.make()
     check_recipe_options(proposals.start, None)
     tasks.check(data.changed(_SEARCH_DATA))
+    evaluation.check(judging.top)
+    proposals.check()
 
-    loaded, tokenizer = model.load()
-    objective = tasks.load(loaded, tokenizer, data.group_column)
-    if objective is None:
-        objective, parts = data.objective(), data.hold_out(tokenizer, judging.held_out)
-    else:
-        parts = objective.corpus.hold_out(data.windows, judging.held_out)
+    preview = model.preview()
     settings = {
         "space": search_space,
-        "objective": objective,
+        "objective": data.objective(),
         "also": dict.fromkeys(map(str, proposals.also or ()), len),
         "n_trials": proposals.trials,
-        "queue": proposals.first_recipes(loaded),
-        "strategy": proposals.strategy_for(space, loaded),
+        "queue": proposals.first_recipes(preview.model),
+        "strategy": proposals.strategy_for(space, preview),
         "sampler": proposals.sampler,
         "seed": proposals.seed,
     }
+    if tasks.tasks is None:
+        parts = preview_parts(preview, data, judging.held_out, settings)
+    storage.check()
+
+    loaded, tokenizer = model.load()
+    proposals.note_other_weights(loaded)
+    if tasks.tasks is not None:
+        settings["objective"] = tasks.load(loaded, tokenizer, data.group_column)
+        parts = settings["objective"].corpus.hold_out(data.windows, judging.held_out)
     run_study(loaded, parts, settings, evaluation, judging, storage, n_workers)
 
 
@@ -91,22 +97,11 @@ def scan(
     from david.recipe.recipe import Recipe
 
     n_workers = storage.count_workers(model)
-
-    from david.sling.in_place import base_depth
-
-    loaded, tokenizer = model.load()
-    parts = data.hold_out(tokenizer, judging.held_out)
-    objective = data.objective()
-    n_layers = base_depth(loaded)
+    evaluation.check(judging.top)
+    objective, preview = data.objective(), model.preview()
+    n_layers = preview.depth
     longest = longest_block(max_length, n_layers)
     recipes = all_blocks(n_layers, longest)
-    if dry_run:
-        from david.engine.engine import Engine
-
-        engine = Engine(loaded, parts[0], objective=objective, memory_budget=evaluation.memory_bytes, keeps=True)
-        cost = engine.estimate([Recipe.identity(n_layers), *recipes])
-        print_result(cost.to_dict(), str(cost), as_json)
-        return
     settings = {
         "space": Block(max_length=longest),
         "objective": objective,
@@ -114,6 +109,18 @@ def scan(
         "queue": recipes,
         "sampler": "random",
     }
+    parts = preview_parts(preview, data, judging.held_out, settings)
+    if not dry_run:
+        storage.check()
+
+    loaded, _ = model.load()
+    if dry_run:
+        from david.engine.engine import Engine
+
+        engine = Engine(loaded, parts[0], objective=objective, memory_budget=evaluation.memory_bytes, keeps=True)
+        cost = engine.estimate([Recipe.identity(n_layers), *recipes])
+        print_result(cost.to_dict(), str(cost), as_json)
+        return
     run_study(loaded, parts, settings, evaluation, judging, storage, n_workers, as_json)
 
 
@@ -187,9 +194,10 @@ def profile(
 
     from david.analysis.profile import profile as run_profile
 
-    loaded, tokenizer = model.load()
-    corpus = data.first_windows(tokenizer)
-    measured = run_profile(loaded, corpus, memory_budget=memory_bytes(memory_budget), progress=True)
+    budget = memory_bytes(memory_budget)
+    corpus = preview_corpus(model.preview(), data)
+    loaded, _ = model.load()
+    measured = run_profile(loaded, corpus, memory_budget=budget, progress=True)
     files = write_profile(measured.layers, measured.distances, out)
     text = measured.layers.to_string(index=False, float_format="{:+.4f}".format)
     text += f"\n\n{out}: {', '.join(sorted(path.name for path in files))}"

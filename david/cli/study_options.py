@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from david.candidates.spaces import Space
     from david.candidates.strategies import Strategy
+    from david.models.without_weights import Preview
     from david.recipe.recipe import Recipe
 
 
@@ -94,21 +95,31 @@ class ProposalOptions:
         bool, typer.Option("--warm-start", help="First score each layer repeated, and each layer removed.")
     ] = False
 
-    def strategy_for(self, space: SpaceOptions, loaded: Any) -> "Strategy | None":
-        """Return the strategy for a loaded model, or None if the sampler proposes recipes.
+    def check(self) -> None:
+        """Check the sampler before a model is loaded; `SearchError` if there is none of this name."""
+        from david.study.create import check_sampler
+
+        check_sampler(self.sampler, 1 + len(self.also or ()))
+
+    def strategy_for(self, space: SpaceOptions, preview: "Preview") -> "Strategy | None":
+        """Return the strategy for a model, or None if the sampler proposes recipes.
 
         Raises:
             RecipeError: `--start` is given without `--strategy`, or does not fit the model.
         """
         from david.candidates.strategies import strategy_named
-        from david.sling.in_place import base_depth
 
         if self.strategy is None:
             if self.start is not None:
                 raise RecipeError("--start requires a strategy that refines: add --strategy refine")
             return None
-        start = None if self.start is None else inputs.parse_recipe(self.start, None, base_depth(loaded), loaded)
+        start = None if self.start is None else inputs.preview_recipe(preview, self.start)
         return strategy_named(self.strategy, max_length=space.max_length, max_visits=space.max_visits, start=start)
+
+    def note_other_weights(self, loaded: Any) -> None:
+        """Print a note if `--start` was made on other weights than those of the loaded model."""
+        if self.start is not None:
+            inputs.parse_recipe(self.start, None, None, loaded)
 
     def first_recipes(self, loaded: Any) -> "list[Recipe]":
         """Return the recipes that `--warm-start` scores first, of those that the model can run."""
@@ -136,6 +147,14 @@ class EvaluationOptions:
         typer.Option(min=1, metavar="N", help="Recipes proposed and scored together. Default: set by the search."),
     ] = None
     memory_budget: MemoryBudget = None
+
+    def check(self, finalists: int) -> None:
+        """Check the pruner and the memory budget before a model is loaded; `DavidError` if one cannot be used."""
+        from david.study.create import pruner_named
+
+        inputs.memory_bytes(self.memory_budget)
+        if self.pruner is not None:
+            pruner_named(self.pruner, 1 + finalists)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -193,6 +212,13 @@ class StorageOptions:
         check_folder(self.out)
         check_own_files(self.out, self.study)
         return local_workers.count_workers(self.workers, model.device, model.device_map)
+
+    def check(self) -> None:
+        """Open and close the storage of `--storage` before a model is loaded; `StorageError` if it does not answer."""
+        if self.storage is not None:
+            from david.storage.backend import open_storage
+
+            open_storage(self.storage).remove_session()
 
     def start_workers(self, n_workers: int) -> "AbstractContextManager[None]":
         """Run the command in `n_workers` processes, this one included, within a `with` block."""

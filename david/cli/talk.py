@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from david.cli.chat_repl import Session, print_now, read_lines, read_text, show_pieces
-from david.cli.inputs import check_recipe_options, parse_recipe
+from david.cli.inputs import check_recipe_options, parse_recipe, preview_recipe
 from david.cli.options import SAMPLING, Json, ModelOptions, Ratios, RecipesOption, Seed
 from david.cli.output import print_result
 from david.errors import DavidError
@@ -15,6 +15,7 @@ from david.support.text import plain, printable
 
 if TYPE_CHECKING:
     from david.chat.generation import Sampling, TextGenerator
+    from david.models.without_weights import Preview
     from david.recipe.recipe import Recipe
 
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message, before the conversation.")]
@@ -69,14 +70,17 @@ def generate(
     from david.sling.in_place import base_depth
 
     draw = sampling.make()
+    preview = model.preview()
+    _preview_recipes(preview, recipe, ratios)
+    prompt = encodable(prompt)
+    if as_chat and not preview.tokenizer.chat_template:
+        raise DavidError(f"{model.model} has no chat template: leave --chat out")
+
     loaded, tokenizer, own_recipe = model.load_with_recipe()
     n_layers = base_depth(loaded)
     named = _named_recipes(loaded, model.model, own_recipe, recipe)
     if ratios is not None:
         named.append((f"ratios {ratios}", parse_recipe(None, ratios, n_layers)))
-    prompt = encodable(prompt)
-    if as_chat and not tokenizer.chat_template:
-        raise DavidError(f"{model.model} has no chat template: leave --chat out")
     messages = [{"role": "user", "content": prompt}]
     tokens = template_tokens(tokenizer, messages, system=system) if as_chat else tokenizer(prompt).input_ids
     generators = [TextGenerator(name, one, loaded) for name, one in named or [(BASE, Recipe.identity(n_layers))]]
@@ -110,6 +114,8 @@ def chat(
     from david.chat.conversation import Chat
 
     draw = sampling.make()
+    _preview_recipes(model.preview(), recipe)
+
     loaded, tokenizer, own_recipe = model.load_with_recipe()
     conversation = Chat(loaded, tokenizer, system=system, sampling=draw)
     for name, one in _named_recipes(loaded, model.model, own_recipe, recipe):
@@ -137,6 +143,17 @@ def _check_recipes(recipes: list[str] | None) -> None:
     for recipe in recipes or ():
         if recipe != "base":
             check_recipe_options(recipe, None)
+
+
+def _preview_recipes(preview: "Preview", recipes: list[str] | None, ratios: str | None = None) -> None:
+    """Check recipes with a model that has no weights yet."""
+    from david.chat.conversation import BASE
+
+    for recipe in recipes or ():
+        if recipe != BASE:
+            preview_recipe(preview, recipe)
+    if ratios is not None:
+        preview_recipe(preview, None, ratios)
 
 
 def _named_recipes(

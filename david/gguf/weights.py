@@ -167,9 +167,15 @@ def _check_kind(kind: gguf.GGMLQuantizationType) -> None:
         raise ModelError(f"it holds tensors of type {kind.name}, which the package gguf cannot dequantise") from None
 
 
+def gguf_tokenizer(path: Path, config: PreTrainedConfig) -> Any:
+    """Return the tokenizer that a GGUF file holds."""
+    kind = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
+    return kind.from_pretrained(path.parent, gguf_file=path.name)
+
+
 def load_gguf(
     path: Path, config: PreTrainedConfig, *, in_blocks: bool = False, **arguments: Any
-) -> tuple[PreTrainedModel, dict[str, Any], Any]:
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load a model from a GGUF file.
 
     Args:
@@ -179,7 +185,7 @@ def load_gguf(
         arguments: Further arguments of `from_pretrained`.
 
     Returns:
-        The model, what `from_pretrained` says about its weights, and the tokenizer.
+        The model, and what `from_pretrained` says about its weights.
 
     Raises:
         ModelError: The file is not whole, or holds what transformers' model does not compute.
@@ -191,8 +197,6 @@ def load_gguf(
     with torch.device("meta"):
         skeleton = kind(config)
     weights = gguf_weights(read_gguf(path), skeleton)
-    tokenizer_kind = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
-    tokenizer = tokenizer_kind.from_pretrained(path.parent, gguf_file=path.name)
     loading_kind = _keeping_blocks(kind, skeleton, weights) if in_blocks else kind
     try:
         model, loading_info = loading_kind.from_pretrained(
@@ -203,7 +207,7 @@ def load_gguf(
             raise ModelError("blocks cannot lie on disk: allow more memory, or leave --quantize stored out") from None
         raise
     model.__class__ = kind
-    return model, loading_info, tokenizer
+    return model, loading_info
 
 
 def _keeping_blocks(kind: Any, skeleton: PreTrainedModel, weights: dict[str, Weight]) -> Any:

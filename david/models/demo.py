@@ -16,7 +16,7 @@ import torch
 from david.errors import ModelError
 from david.gguf.configuration import gguf_config
 from david.gguf.file import read_gguf
-from david.gguf.weights import load_gguf
+from david.gguf.weights import gguf_tokenizer, load_gguf
 from david.support.console import say
 from david.support.text import one_line
 
@@ -75,7 +75,9 @@ def _download_demo(scratch: Path) -> Path:
     gguf = scratch / _DEMO_GGUF
     say("reading and dequantising it: a few seconds")
     try:
-        model, _, tokenizer = load_gguf(gguf, gguf_config(read_gguf(gguf)), dtype=torch.float32)
+        config = gguf_config(read_gguf(gguf))
+        tokenizer = gguf_tokenizer(gguf, config)
+        model, _ = load_gguf(gguf, config, dtype=torch.float32)
     except Exception as error:  # transformers has its own types
         raise ModelError(f"the demo model cannot be read: {one_line(error)}") from error
     complete = scratch / "whole"

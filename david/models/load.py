@@ -12,14 +12,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForMultimodalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForMultimodalLM, PreTrainedModel
 
 from david.errors import ModelError
 from david.gguf.weights import load_gguf
 from david.models import file_stamps
 from david.models.fingerprints import fingerprint
 from david.models.load_options import STORED, LoadOptions
-from david.models.sources import automatic_class, failure_reason, read_config, recipe_at, resolve_source
+from david.models.sources import (
+    automatic_class,
+    check_weight_files,
+    failure_reason,
+    read_config,
+    read_tokenizer,
+    recipe_at,
+    resolve_source,
+)
 from david.models.stored_weights import describe_unused
 from david.recipe.base_model import DEMO, named_base
 from david.recipe.recipe import Recipe
@@ -180,18 +188,20 @@ def load_weights(
     try:
         config = read_config(name, place)
         arguments = options.arguments(config, is_gguf="gguf_file" in place)
+        if not {"subfolder", "variant"} & further.keys() and "gguf_file" not in place:
+            check_weight_files(Path(name))
+        tokenizer = read_tokenizer(name, place, config)
         automatic = automatic_class(config)
         if "gguf_file" in place:
             in_blocks = options.quantize == STORED
             if not in_blocks:
                 say(f"reading and dequantising {source}: a second or two for each 100 M weights")
             path = Path(name, place["gguf_file"])
-            model, loading_info, tokenizer = load_gguf(path, config, in_blocks=in_blocks, **arguments)
+            model, loading_info = load_gguf(path, config, in_blocks=in_blocks, **arguments)
         else:
             model, loading_info = automatic.from_pretrained(
                 name, **place, **arguments, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(name, **place, trust_remote_code=False)
         model = model.eval()
         locate.unpack_weights(model)
         if automatic is AutoModelForMultimodalLM:

@@ -22,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -29,6 +30,7 @@ from transformers import (
 from david.errors import ModelError
 from david.gguf.configuration import gguf_config
 from david.gguf.file import read_gguf
+from david.gguf.weights import gguf_tokenizer
 from david.models import file_stamps
 from david.models.demo import demo_folder
 from david.recipe.base_model import DEMO, is_hub_id, named_base
@@ -38,6 +40,7 @@ from david.support.memory import lacks_memory
 from david.support.text import brief, one_line
 
 RECIPE_FILE = "recipe.json"
+_TOKENIZER_FILES = ("token", "vocab", "merges", "spiece", "spm", "sentencepiece", "bpe", "tekken", ".model")
 
 
 def recipe_at(source: str | os.PathLike[str]) -> Recipe | None:
@@ -178,6 +181,83 @@ def automatic_class(config: PreTrainedConfig) -> Any:
     raise ModelError(f"transformers has no causal language model of its type, {config.model_type!r}")
 
 
+def read_tokenizer(name: str, options: Mapping[str, Any], config: PreTrainedConfig) -> Any:
+    """Return a model's tokenizer.
+
+    Args:
+        name: A folder or Hub id, from `resolve_source`.
+        options: What `resolve_source` returns beside it.
+        config: The model's configuration.
+
+    Raises:
+        ModelError: There is none, it cannot be read, or it has more tokens than the model.
+    """
+    if "gguf_file" in options:
+        tokenizer = gguf_tokenizer(Path(name, options["gguf_file"]), config)
+    else:
+        _check_tokenizer_files(Path(name))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **options, trust_remote_code=False)
+        except Exception as error:  # tokenizers raises Exception itself
+            if "trust_remote_code" in str(error):
+                raise
+            raise ModelError(f"its tokenizer cannot be read: {one_line(error)}") from error
+    size = getattr(tokenizer, "vocab_size", 0)
+    rows = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if rows is not None and size > rows:
+        raise ModelError(f"its tokenizer has {size:,} tokens, its model {rows:,}: fetch or copy it again")
+    return tokenizer
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Raise `ModelError` if a folder has no tokenizer, or its `tokenizer.json` is no JSON."""
+    if not folder.is_dir():
+        return
+    if not any(word in path.name for path in folder.iterdir() for word in _TOKENIZER_FILES):
+        raise ModelError("it has no tokenizer: expected tokenizer.json in it, as save_pretrained writes")
+    _check_json(folder / "tokenizer.json")
+
+
+def check_weight_files(folder: Path) -> None:
+    """Check, without opening weights, that a folder has files of weights that are read here.
+
+    Args:
+        folder: The folder of a model; what is no folder is not checked.
+
+    Raises:
+        ModelError: Its weights are pickled, it has none, or its index is broken or names files that are not there.
+    """
+    if not folder.is_dir() or (folder / "model.safetensors").is_file():
+        return
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = _check_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+            raise ModelError(f"{index.name} has no weight_map, which says where weights are: fetch or copy it again")
+        missing = sorted({file for file in shards.values() if not (folder / file).is_file()})
+        if missing:
+            files = len(set(shards.values()))
+            raise ModelError(f"it lacks {len(missing)} of its {files} files of weights, such as {missing[0]}")
+    elif not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+        if pickles:
+            raise ModelError(
+                f"its weights are a pickle ({pickles[0]}), which is not opened here: save them as safetensors first"
+            )
+        raise ModelError("it has no weights: expected model.safetensors in it, as save_pretrained writes")
+
+
+def _check_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, if there is one; `ModelError` if the file holds something else."""
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path.name} is not valid JSON ({one_line(error)}): fetch or copy it again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name} must hold a JSON object; got {type(content).__name__}: fetch or copy it again")
+    return content
+
+
 def local_folder(name: str, revision: str | None) -> Path | None:
     """Return the folder in which the files of a loaded model lie.
 
@@ -200,6 +280,8 @@ def local_folder(name: str, revision: str | None) -> Path | None:
 
 def failure_reason(error: Exception, before: file_stamps.Stamps | None = None) -> str:
     """Return why a model cannot be loaded; name the file that is truncated, or needs custom code or a pickle."""
+    if isinstance(error, ModelError):
+        return one_line(error)
     if "trust_remote_code" in str(error):
         return "it needs custom code that comes with it (auto_map in its config.json), which is never run here"
     if lacks_memory(error):

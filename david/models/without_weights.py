@@ -1,10 +1,13 @@
 """What is known of a model without reading its weights: its configuration, its costs, and its files on disk.
 
-`read_base` and `read_costs` describe a model, and `note_other_stored_weights` compares a recipe with weights on disk.
+A command checks its options with `preview_model`. `read_base` and `read_costs` describe a model, and
+`note_other_stored_weights` compares a recipe with weights on disk.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -14,9 +17,11 @@ from david.models.fingerprints import folder_fingerprint
 from david.models.sources import (
     base_source,
     build_without_weights,
+    check_weight_files,
     failure_reason,
     local_folder,
     read_config,
+    read_tokenizer,
     resolve_source,
 )
 from david.models.stored_weights import describe_unused, tensor_files
@@ -24,8 +29,52 @@ from david.recipe.base_model import Base
 from david.recipe.explain import Costs
 from david.recipe.recipe import Recipe
 from david.sling import locate, remap
+from david.sling.architectures import PROVED_HERE
 from david.sling.in_place import base_depth
 from david.support.console import say
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is known of a model before its weights are read or fetched.
+
+    Attributes:
+        model: The model on the `meta` device: its layers and configuration, no values.
+        tokenizer: Its tokenizer.
+        recipe: The recipe that its source is; None for other sources.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    recipe: Recipe | None = None
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return base_depth(self.model)
+
+
+def preview_model(source: str, revision: str | None = None) -> Preview:
+    """Read the configuration and the tokenizer of a source that is no recipe, and check that its weights are there.
+
+    Args:
+        source: As for `load_model`, without recipes.
+        revision: The revision of a Hub id.
+
+    Raises:
+        ModelError: The model does not exist, or cannot be loaded for a reason that shows without its weights.
+    """
+    name, options = resolve_source(source, revision)
+    try:
+        config = read_config(name, options)
+        if "gguf_file" not in options:
+            check_weight_files(Path(name))
+        tokenizer = read_tokenizer(name, options, config)
+        model = build_without_weights(config).eval()
+    except Exception as error:
+        raise ModelError(f"{source} cannot be loaded: {failure_reason(error)}") from error
+    setattr(model, PROVED_HERE, True)  # a type that was not proved is proved when it is loaded
+    return Preview(model, tokenizer)
 
 
 def note_other_stored_weights(recipe: Recipe, source: str | os.PathLike[str]) -> None:

@@ -277,6 +277,48 @@ def _check_options(options: _Options) -> None:
         params_of(options.space, recipe, n_layers)  # raises for a space that does not fit the model
 
 
+def check_search(
+    model: nn.Module,
+    corpus: Corpus,
+    held_out: Corpus,
+    *,
+    space: Space,
+    n_trials: int,
+    objective: Objective = perplexity,
+    also: Mapping[str, ExtraObjective] | None = None,
+    queue: Sequence[Recipe] = (),
+    strategy: Strategy | None = None,
+) -> None:
+    """Check arguments of `search`, which has them all, with a model that may have no weights yet.
+
+    Raises:
+        SearchError: As `search` raises it.
+        SlingError: The model, or a recipe on it, is refused.
+        ScoreError: The windows do not fit the model.
+    """
+    options = _Options(
+        model=model,
+        corpus=corpus,
+        held_out=held_out,
+        space=space,
+        strategy=strategy,
+        objective=objective,
+        also=dict(also or {}),
+        queue=queue,
+        sampler="tpe",
+        seed=0,
+        pruner=None,
+        n_trials=n_trials,
+        batch=None,
+        memory_budget=None,
+        top=1,
+        baseline=0,
+        out=None,
+        progress=False,
+    )
+    _check_options(options)
+
+
 def _check_data(model: nn.Module, corpus: Corpus, held_out: Corpus | None) -> None:
     """Raise `ScoreError` if windows do not fit the model, `SearchError` if both parts share tokens or copies."""
     check_fits(model, corpus)

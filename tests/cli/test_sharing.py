@@ -28,6 +28,7 @@ from david.models.describe import fingerprint
 from david.models.load import load_base
 from david.models.load_options import LoadOptions
 from david.models.sources import recipe_at
+from david.models.without_weights import Preview
 from david.recipe.base_model import Base
 from david.recipe.schema import Convention, Data, Measurement, Origin
 from david.sling.in_place import reset
@@ -478,9 +479,14 @@ def test_what_a_recipe_is_exported_from_is_the_revision_that_it_names(
         asked.append((name, options["revision"]))
         raise ModelError("not here")
 
+    def preview_model(name: str, revision: str | None) -> Preview:
+        asked.append((name, revision))
+        return Preview(tiny_model("llama"), None)
+
     monkeypatch.setattr("david.models.load.load_weights", load_weights)
+    monkeypatch.setattr("david.models.without_weights.preview_model", preview_model)
     assert run(f"export {tmp_path / 'pinned.json'} stacked")[0] == 1
-    assert asked == [("someone/base", "f" * 40)]
+    assert asked == [("someone/base", "f" * 40)] * 2  # before the weights, and the weights
 
 
 def test_a_recipes_base_is_loaded_by_itself(of_demo: Path) -> None:
