@@ -165,6 +165,7 @@ def test_scan_scores_every_block_up_to_a_length_as_a_heatmap(run: Run, place: Pa
         assert row.nll_difference == pytest.approx(nll - base_nll)
 
 
+@pytest.mark.slow
 def test_search_by_a_strategy_takes_its_start_and_its_warm_start(run: Run, place: Path) -> None:
     line = SEARCH.replace("--out run", "--out refined")
     code, _, err = run(f"{line} --strategy refine --trials 5 --start", "0:6, 5")
@@ -213,6 +214,7 @@ def test_a_dry_run_says_what_a_scan_would_cost_and_scores_nothing(run: Run, plac
     assert not (place / "dry").exists()
 
 
+@pytest.mark.slow
 def test_a_scan_in_batches_within_a_budget_that_races_has_the_same_best(run: Run, place: Path) -> None:
     line = f"scan {ON_DATA} --windows 8 --held-out 2 --max-length 2"
     boards = []

@@ -212,6 +212,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_repository_of_the_hub_that_holds_a_recipe_alone_is_run_on_the_base_that_it_names(
     hub: tuple[str, Path, list[str]], place: Path, weights: str, tmp_path: Path
 ) -> None:

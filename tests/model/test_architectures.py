@@ -17,10 +17,10 @@ from tests import tiny_models
 TABLE = Path(__file__).parents[2] / "experiments" / "architectures" / "results.csv"
 # One or two for each mechanism.
 SAMPLE = (  # every second type is compared in a slow test, and all of them by the script of the experiment
-    *("llama", "gpt2", "bert"),  # homes, depths and indices
+    *("llama", "gpt2"),  # homes, depths and indices
     *("gemma3_text", "deepseek_v3"),  # kinds of a layer, dense and sparse
-    *("jamba", "qwen3_next", "rwkv"),  # hybrids, states and caches of their own
-    *("gemma3n_text", "mllama"),  # shared, packed
+    *("jamba", "rwkv"),  # hybrids, states and caches of their own
+    "mllama",  # shared, packed
     *("hrm_text", "rwkv-rescaled"),  # refused, and a base that fails
 )
 
@@ -86,21 +86,31 @@ _MAPPED = remap._mapped
         pytest.param("llama", "_mapped", kept_depth, id="depth"),
         pytest.param("gemma3_text", "_has_each", without("layer_types"), id="kinds of attention"),
         pytest.param("granite_swa", "_has_each", without("layer_rope_theta"), id="rope of a layer"),
-        pytest.param("nemotron_h", "_has_each", without("layers_block_type"), id="kinds of mixer, and the depth"),
-        pytest.param("jamba", "_with_lists", own_class, id="computed kinds"),
-        pytest.param("gemma3n_text", "_with_lists", own_class, id="computed sharing"),
-        pytest.param("prophetnet", "CACHE_DEPTHS", (), id="length of a cache"),
-        pytest.param("longcat_flash", "SLOTS", {}, id="two places in the cache a layer"),
+        pytest.param(
+            "nemotron_h",
+            "_has_each",
+            without("layers_block_type"),
+            id="kinds of mixer, and the depth",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("jamba", "_with_lists", own_class, id="computed kinds", marks=pytest.mark.slow),
+        pytest.param("gemma3n_text", "_with_lists", own_class, id="computed sharing", marks=pytest.mark.slow),
+        pytest.param("prophetnet", "CACHE_DEPTHS", (), id="length of a cache", marks=pytest.mark.slow),
+        pytest.param("longcat_flash", "SLOTS", {}, id="two places in the cache a layer", marks=pytest.mark.slow),
         pytest.param("llama", "INDICES", (), id="place in the cache"),
-        pytest.param("mamba", "INDICES", (), id="place in a cache of states"),
-        pytest.param("gpt_neo", "INDICES", ("layer_idx",), id="place in the cache by another name"),
-        pytest.param("rwkv", "KEPT_INDICES", (), id="a number for arithmetic"),
-        pytest.param("mllama", "LAYER_NUMBER_LISTS", (), id="numbers of layers"),
-        pytest.param("gemma3n_text", "PACKED", (), id="embeddings of a layer"),
-        pytest.param("gemma4_text", "SHARED_END", "-", id="where sharing ends"),
+        pytest.param("mamba", "INDICES", (), id="place in a cache of states", marks=pytest.mark.slow),
+        pytest.param(
+            "gpt_neo", "INDICES", ("layer_idx",), id="place in the cache by another name", marks=pytest.mark.slow
+        ),
+        pytest.param("rwkv", "KEPT_INDICES", (), id="a number for arithmetic", marks=pytest.mark.slow),
+        pytest.param("mllama", "LAYER_NUMBER_LISTS", (), id="numbers of layers", marks=pytest.mark.slow),
+        pytest.param("gemma3n_text", "PACKED", (), id="embeddings of a layer", marks=pytest.mark.slow),
+        pytest.param("gemma4_text", "SHARED_END", "-", id="where sharing ends", marks=pytest.mark.slow),
         pytest.param("llama", "damp", lambda *_: None, id="the hook of a scale"),
-        pytest.param("gemma3n_text", "_sources", lambda *_: {}, id="the order of sharing"),
-        pytest.param("recurrent_gemma", "visit_view", lambda layer, *_: layer, id="a view of its own"),
+        pytest.param("gemma3n_text", "_sources", lambda *_: {}, id="the order of sharing", marks=pytest.mark.slow),
+        pytest.param(
+            "recurrent_gemma", "visit_view", lambda layer, *_: layer, id="a view of its own", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_sweep_sees_a_mechanism_that_is_taken_away(

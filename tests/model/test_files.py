@@ -58,7 +58,7 @@ def test_a_model_that_changes_while_it_is_loaded_is_refused(
     place: Path, bad: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(place / "model", bad)
-    read = "david.models.load.AutoTokenizer.from_pretrained"
-    monkeypatch.setattr(read, lambda *_args, **_options: os.utime(bad / "model.safetensors", (1, 1)))
+    read = "david.models.load.read_tokenizer"
+    monkeypatch.setattr(read, lambda *_args: os.utime(bad / "model.safetensors", (1, 1)))
     with pytest.raises(ModelError, match=r"changed while it was loaded, model\.safetensors was written again: load it"):
         load_model(bad, device="cpu")

@@ -102,7 +102,9 @@ def test_a_quantised_checkpoint_loads_as_it_is_stored(way: str, folder: Path, tm
     assert check_model(model).passed
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme", [pytest.param(name, marks=[] if name == "W4A16" else [pytest.mark.slow]) for name in SCHEMES]
+)
 def test_weights_that_unpack_when_they_first_run_are_shared_by_all_visits(scheme: str, tmp_path: Path) -> None:
     stored = save_tokenizer(save_compressed(tiny_model("llama"), scheme, tmp_path / scheme))
     right = AutoModelForCausalLM.from_pretrained(stored, device_map="cpu").eval()

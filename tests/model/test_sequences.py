@@ -13,7 +13,7 @@ from experiments.sequences.sequences import STEPS, TYPES, sequence
 pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
 pytest.importorskip("torchao", reason="torchao is not installed: pip install torchao")
 
-QUICK = ("llama", "gemma4_text", "jamba")
+QUICK = ("llama", "gemma4_text")
 
 
 @pytest.fixture(autouse=True)

@@ -69,6 +69,7 @@ def test_slung_generates_what_the_stacked_copy_does_and_reset_is_the_base(
     assert model.config.to_dict() == before
 
 
+@pytest.mark.slow
 def test_two_views_and_the_base_answer_in_turn_each_its_own(demo: tuple[Any, Any], prompt: torch.Tensor) -> None:
     model = demo[0]
     recipes = [Recipe.parse(MAPS[name]) for name in ("repeats", "skips")]

@@ -280,7 +280,13 @@ def one_by_one(model: Any, recipe: str) -> list[list[int]]:
     return [row.tolist() for row in rows]
 
 
-@pytest.mark.parametrize("handle", [lambda model: model, lambda model: model.model], ids=["outer", "inner"])
+@pytest.mark.parametrize(
+    "handle",
+    [
+        pytest.param(lambda model: model, id="outer", marks=pytest.mark.slow),
+        pytest.param(lambda model: model.model, id="inner"),
+    ],
+)
 def test_batches_of_a_persistent_manager_follow_a_sling_and_a_view(handle: Any) -> None:
     model = tiny_model("llama")
     base, deeper = one_by_one(model, "0:6"), one_by_one(model, MAPS[0])

@@ -83,7 +83,13 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("mutate", "way"), [pytest.param(m, w, id=f"{m.__name__}-{w}") for m, w in MUTATIONS])
+CHEAP = ("dynamic cache", "SDPA", "save_pretrained")
+
+
+@pytest.mark.parametrize(
+    ("mutate", "way"),
+    [pytest.param(m, w, id=f"{m.__name__}-{w}", marks=[] if w in CHEAP else [pytest.mark.slow]) for m, w in MUTATIONS],
+)
 def test_a_mechanism_taken_away_is_seen(mutate: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(BY_NAME[way], QUICK, maker(QUICK)).outcome != "WRONG"
     mutate(monkeypatch)

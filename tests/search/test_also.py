@@ -247,6 +247,7 @@ def test_what_cannot_be_minimised_beside_is_refused_and_nothing_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_search_by_multiple_choice_tells_accuracy(model: Any, tmp_path: Path) -> None:
     questions = choice_corpus(tmp_path, [row | {"q": f"{n} {row['q']}"} for n in range(12) for row in QUESTIONS])
     seen, unseen = questions.hold_out(12, 18)

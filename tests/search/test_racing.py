@@ -126,6 +126,7 @@ def test_a_study_that_maximises_is_refused() -> None:
         RacingPruner(level=5)
 
 
+@pytest.mark.slow
 def test_the_raced_winner_of_the_recorded_landscape_is_the_true_one(tiny: Any) -> None:
     land = experiment.Landscape.read()
     assert land.nll.shape == (466, 32)  # the base, and the 465 blocks of 30 layers

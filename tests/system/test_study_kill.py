@@ -109,9 +109,8 @@ def check_whole(folder: Path, seen: Finished, n_trials: int) -> list[FrozenTrial
     return counted
 
 
-@pytest.mark.parametrize(
-    "with_queue", [pytest.param(False, id="drawn"), pytest.param(True, id="queued", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("with_queue", [False, True], ids=["drawn", "queued"])
 def test_a_search_that_is_killed_goes_on_with_every_finished_trial(with_queue: bool, tmp_path: Path) -> None:
     n_trials = 9
     processes = context()
