@@ -115,15 +115,15 @@ def test_the_examples_run_on_a_tiny_model(
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_help_run_as_pasted_on_the_demo_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_examples_of_the_help_run_as_pasted_on_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(tmp_path)
     monkeypatch.chdir(tmp_path)
     code, said = pasted("david search demo --trials 3 --windows 2 --held-out 2 --window 32 --out run")
     assert code == 0, said
-    long = ("david search", "david scan demo --max-length")  # minutes each: above, they run on the tiny model
-    assert failures([line for line in of_help() if not line.startswith(long)], pasted) == []
+    kinds = ("david convert", "david explain", "david generate", "david report", "david score")  # the rest: above
+    lines = [line for line in of_help() if line.startswith(kinds)]
+    assert len(lines) >= len(kinds)
+    assert failures(lines, pasted) == []
 
 
 @pytest.mark.slow
