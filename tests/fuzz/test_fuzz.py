@@ -1,4 +1,4 @@
-"""What strangers write, by the million: the committed corpus, what a fuzzer makes of it, and files made to hurt."""
+"""What strangers write, by the hundred thousand: the committed corpus, a fuzzer on it, and files made to hurt."""
 
 import importlib.util
 import json
@@ -16,8 +16,8 @@ from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent
 SEEDS = sorted(path for name in TARGETS for path in (CORPUS / name).iterdir())
-SECONDS = {"recipe": 50, "notation": 40, "languages": 40, "options": 30}
-CASES = 1_000_000
+SECONDS = {"recipe": 25, "notation": 20, "languages": 20, "options": 15}
+CASES = 300_000
 MEGABYTES = 200
 
 
@@ -28,7 +28,7 @@ def test_a_case_of_the_corpus_lets_no_foreign_exception_out(seed: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris has no wheel for this Python here")
-def test_a_million_cases_let_no_foreign_exception_out_and_none_is_slow_or_large(tmp_path: Path) -> None:
+def test_hundreds_of_thousands_of_cases_let_no_foreign_exception_out_and_none_is_slow_or_large(tmp_path: Path) -> None:
     done = {name: fuzzed(name, seconds, tmp_path) for name, seconds in SECONDS.items()}
     print(done)  # -s shows it
     assert sum(cases for cases, _ in done.values()) >= CASES, done

@@ -103,7 +103,7 @@ def test_whoever_ends_the_first_worker_ends_all_of_them_gently(number: int, tmp_
     assert process.returncode == 128 + number
     name = signal.Signals(number).name
     for said in (told, log.read_text()):
-        assert said.count(f"{name}: ending after the windows in hand") == 1
+        assert said.count(f"{name}: stopping after the windows in progress") == 1
         assert "recipes scored; repeat the same call to resume" in said
         assert "Traceback" not in said
     study = optuna.load_study(study_name="david", storage=f"sqlite:///{database}")

@@ -154,7 +154,7 @@ def test_the_command_exits_as_the_signal_tells_it_to(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert "SIGTERM: ending after the windows in hand" in told
+    assert "SIGTERM: stopping after the windows in progress" in told
     assert "recipes scored; repeat the same call to resume" in told
     assert "Traceback" not in told
     assert (folder / "leaderboard.csv").is_file()

@@ -136,8 +136,8 @@ def test_a_search_that_is_killed_goes_on_with_every_finished_trial(with_queue: b
 
 
 @pytest.mark.slow
-def test_the_command_that_is_killed_ten_times_goes_on_with_every_finished_trial(tmp_path: Path) -> None:
-    n_trials, folder = 60, tmp_path / "run"
+def test_the_command_that_is_killed_five_times_goes_on_with_every_finished_trial(tmp_path: Path) -> None:
+    n_trials, folder = 40, tmp_path / "run"
     command = command_in(tmp_path, n_trials)
 
     def start() -> Any:
@@ -147,7 +147,7 @@ def test_the_command_that_is_killed_ten_times_goes_on_with_every_finished_trial(
         process.kill()
         assert process.wait() == -signal.SIGKILL
 
-    seen = kill_and_go_on(start, kill, folder, kills=10)
+    seen = kill_and_go_on(start, kill, folder, kills=5)
     last = subprocess.run(command, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     check_whole(folder, seen, n_trials)
