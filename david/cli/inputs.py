@@ -35,18 +35,15 @@ def preview_base(model: "str | Recipe", options: "LoadOptions", instead: str = _
     Raises:
         DavidError: The model cannot be loaded, for a reason that shows without its weights.
     """
-    from david.models.sources import recipe_at
+    from david.models.sources import recipe_at, recipe_base
     from david.models.without_weights import preview_model
-    from david.recipe.base_model import DEMO, named_base
     from david.sling.in_place import check_recipe
 
     _prepare_libraries(options)
     recipe = recipe_at(model) if isinstance(model, str) else model
     if recipe is None:
         return preview_model(str(model))
-    source = named_base(recipe.base, instead)
-    revision = None if recipe.base is None or source == DEMO else recipe.base.revision
-    preview = replace(preview_model(source, revision), recipe=recipe)
+    preview = replace(preview_model(*recipe_base(recipe, instead)), recipe=recipe)
     check_recipe(preview.model, recipe)
     return preview
 

@@ -104,6 +104,11 @@ _EXPERTS = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_weights_norm": "norm_topk_prob",
 }
+_LOCAL_EXPERTS = {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "intermediate_size",
+}
 _SLIDING = {"attention.sliding_window": "sliding_window"}
 _GEMMA = partial(Architecture, biases=_ATTENTION_BIAS, undo=_norms_plus_one)
 _SSM = {
@@ -137,12 +142,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma3": _GEMMA("gemma3_text", keys=_SLIDING | _CAPS),
     "gpt-oss": Architecture(
         "gpt_oss",
-        keys=_SLIDING
-        | {
-            "expert_count": "num_local_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "intermediate_size",
-        },
+        keys=_SLIDING | _LOCAL_EXPERTS,
     ),
     "gpt2": Architecture(
         "gpt2",
@@ -176,11 +176,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "minimax-m2": Architecture(
         "minimax_m2",
-        keys={
-            "expert_count": "num_local_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "intermediate_size",
-        },
+        keys=_LOCAL_EXPERTS,
         expected={"expert_gating_func": (2,)},
         rotates="part",
     ),

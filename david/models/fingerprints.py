@@ -139,10 +139,16 @@ def _hash(
     return f"sha256:{digest.hexdigest()}"
 
 
+def _layer_prefix(model: nn.Module) -> str:
+    """Return the name of the list of layers within a model."""
+    layers = locate.find(model).layers
+    prefix: str = next(name for name, module in model.named_modules() if module is layers)
+    return prefix
+
+
 def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor | BlockWeight]]:
     """Yield the names and tensors of all weights, with the layers of the base even while the model is slung."""
-    layers = locate.find(model).layers
-    prefix = next(name for name, module in model.named_modules() if module is layers)
+    prefix = _layer_prefix(model)
     for name, weight in named_weights(model):
         if not name.startswith(f"{prefix}."):
             yield name, weight
@@ -152,8 +158,7 @@ def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor | BlockWeight]
 
 def _unpacked_shapes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the names of all weights; those that may be packed as tensors without values, in their unpacked shape."""
-    layers = locate.find(model).layers
-    prefix = next(name for name, module in model.named_modules() if module is layers)
+    prefix = _layer_prefix(model)
     outside = ((name, part) for name, part in model.named_modules() if not f"{name}.".startswith(f"{prefix}."))
     inside = ((f"{prefix}.{name}", part) for name, part in base_layers(model).named_modules() if name)
     for name, part in (*outside, *inside):

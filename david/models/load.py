@@ -26,10 +26,11 @@ from david.models.sources import (
     read_config,
     read_tokenizer,
     recipe_at,
+    recipe_base,
     resolve_source,
 )
 from david.models.stored_weights import describe_unused
-from david.recipe.base_model import DEMO, named_base
+from david.recipe.base_model import DEMO
 from david.recipe.recipe import Recipe
 from david.recipe.verdict import note_verdict
 from david.sling import locate
@@ -139,8 +140,7 @@ def load_base(
         ModelError: The base does not exist, cannot be read, or changed while it was loaded.
         RecipeError: The recipe names no base that is accepted.
     """
-    source = named_base(recipe.base, instead) if base is None else os.fspath(base)
-    revision = recipe.base.revision if base is None and recipe.base is not None and source != DEMO else None
+    source, revision = recipe_base(recipe, instead) if base is None else (os.fspath(base), None)
     model, tokenizer = load_weights(source, revision=revision, options=options)
     note_other_weights(recipe, model)
     return model, tokenizer

@@ -26,7 +26,6 @@ _OWN_ARGUMENTS = {
     "gguf_file": "give the path of the .gguf file as the source",
     "output_loading_info": "load_model tells which tensors are missing or not used",
     "pretrained_model_name_or_path": "give it as the source",
-    "quantization_config": "",
     "state_dict": "save the weights to a folder",
     "torch_dtype": "give dtype=",
     "trust_remote_code": "code that comes with a model is never run",
@@ -39,7 +38,6 @@ class Quantization:
     """A way to quantise weights while they are loaded: the package it needs, and the configuration that asks for it."""
 
     package: str
-    summary: str
     config: Callable[[torch.dtype], Any]  # from the data type in which products are computed
 
 
@@ -65,9 +63,9 @@ def _int8_weights(_dtype: torch.dtype) -> Any:
 
 
 QUANTIZATIONS = {
-    "4bit": Quantization("bitsandbytes", "bitsandbytes NF4, with doubly quantised constants", _nf4),
-    "8bit": Quantization("bitsandbytes", "bitsandbytes LLM.int8()", _llm_int8),
-    "int8": Quantization("torchao", "torchao int8, weights only", _int8_weights),
+    "4bit": Quantization("bitsandbytes", _nf4),
+    "8bit": Quantization("bitsandbytes", _llm_int8),
+    "int8": Quantization("torchao", _int8_weights),
 }
 STORED = "stored"  # for GGUF files: the blocks are kept as they are stored, and unpacked while they run
 
@@ -107,7 +105,7 @@ class LoadOptions:
         self._check_quantize()
         self._check_device_map()
         for name, instead in _OWN_ARGUMENTS.items():
-            if name in self.further and instead:
+            if name in self.further:
                 raise ModelError(f"{name}= is no argument of load_model: {instead}")
         if "quantization_config" in self.further and self.quantize is not None:
             raise ModelError("give quantize= or quantization_config=, not both")

@@ -93,7 +93,21 @@ def base_source(source: str | os.PathLike[str]) -> tuple[str, str | None]:
     recipe = recipe_at(source)
     if recipe is None:
         return os.fspath(source), None
-    return named_base(recipe.base, "--model"), None if recipe.base is None else recipe.base.revision
+    return recipe_base(recipe, "--model")
+
+
+def recipe_base(recipe: Recipe, instead: str) -> tuple[str, str | None]:
+    """Return the name and revision of the model that a recipe names as its base.
+
+    Args:
+        recipe: The recipe.
+        instead: How an error tells the user to name another base.
+
+    Raises:
+        RecipeError: It names none that is accepted.
+    """
+    name = named_base(recipe.base, instead)
+    return name, None if recipe.base is None or name == DEMO else recipe.base.revision
 
 
 def resolve_source(source: str, revision: str | None) -> tuple[str, dict[str, Any]]:

@@ -1,11 +1,10 @@
 """Each way to hold a model's weights, through each thing that David does with one: exact, or refused with the reason.
 
-    python experiments/loading/ways_of_loading.py [--out FOLDER] [--models llama …] [WAY ...]
+    python experiments/loading/ways_of_loading.py [WAY ...] [--out FOLDER] [--models llama …]
 
 Prints a line for each way and model as it is done; with --out the table as results.csv.
 """
 
-import argparse
 import csv
 import logging
 import sys
@@ -35,6 +34,7 @@ from david.sling.in_place import base_depth
 from david.sling.stacked_copy import stacked
 from david.sling.verify import check_model
 from david.storage.trial_attributes import RECIPE
+from experiments.ways.ways import far, parsed_options
 from tests.helpers.compressed import save_compressed
 from tests.helpers.word_tokenizer import save_tokenizer
 from tests.tiny_models import tiny_named
@@ -97,13 +97,6 @@ def recipe_for(n_layers: int) -> Recipe:
     return Recipe(layers, [1.0] * (half + 1) + [0.5] + [1.0] * (len(layers) - half - 2))
 
 
-def far(one: Tensor, other: Tensor) -> float:
-    """The largest difference, in standard deviations of what is right; infinite where the shapes differ."""
-    if one.shape != other.shape:
-        return float("inf")
-    return 0.0 if torch.equal(one, other) else float((one.double() - other.double()).abs().max() / other.double().std())
-
-
 def check(model: Any, *_: Any) -> float:
     certificate = check_model(model, recipe=recipe_for(base_depth(model)))
     wrong = [finding for finding in certificate.findings if finding.passed is False]
@@ -139,7 +132,7 @@ def generate(model: Any, copied: Any, corpus: Corpus, *_: Any) -> float:
 
     def logits(of: Any) -> Tensor:
         out = of.generate(input_ids=tokens, **GREEDY, output_logits=True, return_dict_in_generate=True)
-        return torch.stack(out.logits)
+        return torch.stack(out.logits).double()
 
     with David.slung(model, recipe_for(base_depth(model))):
         return far(logits(model), logits(copied))
@@ -256,11 +249,7 @@ def table(models: list[str], ways: list[str]) -> Iterator[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ways", nargs="*", help="left out, all")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), help="demo, or names of tiny models")
-    parser.add_argument("--out", type=Path, help="folder for results.csv")
-    options = parser.parse_args()
+    options = parsed_options(__doc__ or "", MODELS)
     quiet()
     start, rows = time.monotonic(), []
     for row in table(options.models, options.ways):

@@ -1,6 +1,6 @@
 """Every way in which people run a model, on slung models, against copies with their layers really stacked.
 
-    python experiments/ways/ways.py [--out FOLDER] [--models llama …] [WAY ...]
+    python experiments/ways/ways.py [WAY ...] [--out FOLDER] [--models llama …]
 
 Prints a line for each way and model as it is done; with --out the table as results.csv.
 """
@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -469,12 +469,17 @@ def table(names: list[str], ways: list[str]) -> Iterator[Row]:
                 yield run(way, name, make)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed_options(description: str, models: Iterable[str]) -> argparse.Namespace:
+    """The options of a script that prints a table of ways and models."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ways", nargs="*", help="left out, all")
-    parser.add_argument("--models", nargs="*", default=list(MODELS), help="demo, or names of tiny models")
+    parser.add_argument("--models", nargs="*", default=list(models), help="demo, or names of tiny models")
     parser.add_argument("--out", type=Path, help="folder for results.csv")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed_options(__doc__ or "", MODELS)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     start, rows = time.monotonic(), []

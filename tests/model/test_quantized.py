@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from david import David, load_model
+from david.cli.options import ModelOptions
 from david.errors import ModelError, SlingError
 from david.models import load_options
 from david.models.describe import weight_type
 from david.models.fingerprints import fingerprint
-from david.models.load_options import LoadOptions, parse_max_memory
+from david.models.load_options import QUANTIZATIONS, STORED, LoadOptions, parse_max_memory
 from david.sling.verify import check_model
 from tests.helpers.compressed import save_compressed
 from tests.helpers.word_tokenizer import save_tokenizer
@@ -199,6 +200,11 @@ def test_wrong_options_are_told_before_anything_is_read(options: dict[str, Any],
     with pytest.raises(ModelError) as caught:
         LoadOptions(**options).check()
     assert said in str(caught.value)
+
+
+def test_the_help_names_every_way_to_quantise() -> None:
+    option = get_type_hints(ModelOptions, include_extras=True)["quantize"].__metadata__[0]
+    assert all(name in option.help for name in (*QUANTIZATIONS, STORED))
 
 
 def test_a_package_that_is_missing_is_named_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
