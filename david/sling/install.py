@@ -264,7 +264,8 @@ def _noting_manager(method: Callable[..., Any]) -> Callable[..., Any]:
     return noting
 
 
-GenerationMixin.init_continuous_batching = _noting_manager(GenerationMixin.init_continuous_batching)
+if hasattr(GenerationMixin, "init_continuous_batching"):  # older versions of transformers have none
+    GenerationMixin.init_continuous_batching = _noting_manager(GenerationMixin.init_continuous_batching)
 
 
 def _refusing_visits(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -148,7 +148,8 @@ def _find_owner(model: PreTrainedModel, config: PreTrainedConfig) -> tuple[nn.Mo
             f"layers, found {places}"
         )
     owner, name = candidates[0]
-    if any(getattr(part, "quantization_status", None) == "compressed" for part in candidates[0][0].modules()):
+    is_quantized = getattr(model.config, "quantization_config", None) is not None
+    if is_quantized and any(getattr(part, "quantization_status", None) == "compressed" for part in owner.modules()):
         raise SlingError(
             "its weights are packed until the model that was loaded first runs, and this is a part of that model: "
             "sling the model itself, or run it once before"
